@@ -1,0 +1,34 @@
+# Each target makes .venv and installs what it needs first.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: install train test lint format clean
+
+install: .venv/installed  ## .venv with all that the scripts need
+
+# torch comes first and pinned: any other request for it may fetch gigabytes of CUDA packages.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(INSTALL) torch
+	$(INSTALL) --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(INSTALL) --editable '.[dev]'
+	touch $@
+
+train: install  ## the seed model on the embedded Persian digits, in minutes, into runs/synthetic
+	$(BIN)/accelerate launch scripts/train.py --config configs/quick.yaml
+
+test: .venv/installed-dev  ## every test
+	$(BIN)/python -m pytest -n auto
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+clean:
+	rm -rf .venv runs .pytest_cache .ruff_cache

@@ -1,0 +1,141 @@
+"""Configuration of the Image GPT for binary images, and its presets."""
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+
+# Shapes only: everything else is shared. The last three are the paper's (Chen et al. 2020, section 3.4).
+PRESETS: dict[str, dict[str, int]] = {
+    "xxs": {"hidden_size": 16, "num_hidden_layers": 8, "num_attention_heads": 2},
+    "xs": {"hidden_size": 64, "num_hidden_layers": 8, "num_attention_heads": 4},
+    "s": {"hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 8},
+    "igpt-s": {"hidden_size": 512, "num_hidden_layers": 24, "num_attention_heads": 8},
+    "igpt-m": {"hidden_size": 1024, "num_hidden_layers": 36, "num_attention_heads": 8},
+    "igpt-l": {"hidden_size": 1536, "num_hidden_layers": 48, "num_attention_heads": 16},
+}
+
+
+@strict
+class IGPTConfig(PreTrainedConfig):
+    """Configuration of an Image GPT (Chen et al. 2020, "Generative Pretraining from Pixels") for binary images.
+
+    The defaults are the reference model: `IGPTConfig.from_preset("xxs")`. The vocabulary is not a setting: it follows
+    from the size of the block of pixels that a token stands for.
+
+    Args:
+        image_size: Height and width of the images in pixels, a multiple of `patch_size`.
+        patch_size: Height and width of a token's block of pixels; 2 gives the vocabulary of 2**(2*2) = 16.
+        hidden_size: Width of the residual stream (the paper's d).
+        num_hidden_layers: Number of blocks (the paper's L).
+        num_attention_heads: Number of attention heads.
+        intermediate_size: Width of the MLP's hidden layer; None stands for `4 * hidden_size`.
+        hidden_act: Activation of the MLP.
+        neighborhood_radius: The input at each position embeds the known tokens within this many rows and columns of
+            the token that is predicted; 0 leaves only the token before it (the paper's model).
+        class_dropout_prob: In training, the share of images whose class prompt is replaced by the start token.
+        attention_dropout: Dropout of the attention weights.
+        rms_norm_eps: Added to the mean square in RMSNorm.
+        initializer_range: Standard deviation of the initial embeddings. Matrices start at fan_in**-0.5.
+        use_cache: Whether `generate` keeps keys and values.
+        num_labels: Number of classes (or give `id2label`); 10 unless said otherwise.
+
+    Raises:
+        ValueError: Sizes that do not fit together (a `StrictDataclass...Error`, which names the field).
+
+    Example:
+        >>> config = IGPTConfig(image_size=28, patch_size=2)
+        >>> config.vocab_size, config.num_image_tokens, config.start_token_id
+        (16, 196, 26)
+    """
+
+    model_type = "igpt"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    image_size: int = 28
+    patch_size: int = 2
+    hidden_size: int = 16
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 2
+    intermediate_size: int | None = None
+    hidden_act: str = "quick_gelu"
+    neighborhood_radius: int = 2
+    class_dropout_prob: float | int = 0.1
+    attention_dropout: float | int = 0.0
+    rms_norm_eps: float = 1e-5
+    initializer_range: float = 0.1
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        if self.id2label is None:
+            kwargs.setdefault("num_labels", 10)
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> "IGPTConfig":
+        """Make the configuration of a preset ("xxs", "xs", "s", "igpt-s", "igpt-m", "igpt-l"), with changes if given.
+
+        Raises:
+            ValueError: An unknown preset; the message lists the known ones.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; known presets: {', '.join(PRESETS)}.")
+        return cls(**{**PRESETS[name], **overrides})
+
+    def validate_architecture(self):
+        """Check that the sizes fit together; called at construction."""
+        if self.patch_size not in (1, 2, 3, 4):
+            raise ValueError(f"patch_size must be 1, 2, 3 or 4, got {self.patch_size}.")
+        if self.image_size <= 0 or self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size must be a positive multiple of patch_size={self.patch_size}, got {self.image_size}."
+            )
+        if self.num_attention_heads <= 0 or self.hidden_size <= 0 or self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be a positive multiple of "
+                f"num_attention_heads={self.num_attention_heads}."
+            )
+        if self.num_hidden_layers <= 0 or self.intermediate_size <= 0:
+            raise ValueError("num_hidden_layers and intermediate_size must be positive.")
+        if not 0 <= self.neighborhood_radius < self.grid_size:
+            raise ValueError(
+                f"neighborhood_radius must lie between 0 and {self.grid_size - 1}, got {self.neighborhood_radius}."
+            )
+        for name in ("class_dropout_prob", "attention_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a probability, got {getattr(self, name)}.")
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of image tokens: one for each block of pixels, and the width of the head."""
+        return 2 ** (self.patch_size**2)
+
+    @property
+    def start_token_id(self) -> int:
+        """Prompt id that asks for an image of any class; `vocab_size + label` asks for one class."""
+        return self.vocab_size + self.num_labels
+
+    @property
+    def grid_size(self) -> int:
+        """Tokens per row and per column."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Tokens per image."""
+        return self.grid_size**2
+
+    @property
+    def num_pixels(self) -> int:
+        """Pixels per image."""
+        return self.image_size**2
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Length of a whole sequence: the prompt and the image."""
+        return 1 + self.num_image_tokens
+
+
+__all__ = ["PRESETS", "IGPTConfig"]

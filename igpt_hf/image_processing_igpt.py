@@ -1,0 +1,343 @@
+"""Images to tokens and back: a token is a lossless block of binary pixels.
+
+With `patch_size=2` a block has four pixels, so there are 2**4 = 16 tokens and a 28x28 image is 196 of them. Bit k of a
+token, least significant first, is pixel k of its block in raster order; blocks follow in raster order too:
+
+    pixels of a block    bits      token
+         1 0             1 + 4*0
+         1 1             ...       1*1 + 0*2 + 1*4 + 1*8 = 13
+
+Because the blocks partition the image and every block has its own token, nothing is lost: `decode` is the exact inverse
+of `tokenize`, and a likelihood over tokens is a likelihood over pixels.
+"""
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+
+
+# A picture that says of itself that its foreground is white is never inverted (PNG text chunk; `Image.info` in memory).
+WHITE_FOREGROUND = {"foreground": "white"}
+
+
+def pixels_to_tokens(pixels: np.ndarray, patch_size: int) -> np.ndarray:
+    """Pack binary images into tokens: (n, height, width) of 0/1 -> (n, height * width / patch_size**2)."""
+    n, height, width = pixels.shape
+    p = patch_size
+    blocks = pixels.reshape(n, height // p, p, width // p, p).transpose(0, 1, 3, 2, 4)  # (n, rows, columns, p, p)
+    bits = blocks.reshape(n, -1, p * p)
+    weights = 1 << np.arange(p * p)
+    dtype = np.uint8 if p * p <= 8 else np.uint16
+    return (bits.astype(np.int64) @ weights).astype(dtype)
+
+
+def tokens_to_pixels(tokens: np.ndarray, patch_size: int, image_size: int) -> np.ndarray:
+    """Unpack tokens into binary images: (n, tokens) -> (n, image_size, image_size) of 0/1, uint8."""
+    p, grid = patch_size, image_size // patch_size
+    bits = (tokens[..., None].astype(np.int64) >> np.arange(p * p)) & 1  # (n, tokens, p * p)
+    blocks = bits.reshape(-1, grid, grid, p, p).transpose(0, 1, 3, 2, 4)  # (n, rows, p, columns, p)
+    return blocks.reshape(-1, image_size, image_size).astype(np.uint8)
+
+
+class IGPTImageProcessor(BaseImageProcessor):
+    """Turn images of any size and mode into binary tokens with their prompt, and tokens back into images.
+
+    Args:
+        image_size: Height and width of the binary images, in pixels; a multiple of `patch_size`.
+        patch_size: Height and width of the block of pixels that one token stands for (1 to 4).
+        num_labels: Number of classes. Prompt id `vocab_size + label` asks for a class, `vocab_size + num_labels` for
+            any class (the start token).
+        threshold: A pixel is foreground where its grey level, in [0, 1], is at least this.
+        invert: "auto" turns a picture with a light border to white on black, "never" and "always" speak for themselves.
+            Boolean arrays, arrays of zeros and ones, and pictures made by this package are white on black already.
+        binarize: "threshold", or "stochastic": each pixel is 1 with probability equal to its grey level (the
+            protocol of dynamically binarised MNIST).
+
+    Raises:
+        ValueError: A size, threshold or mode out of its range.
+
+    Example:
+        >>> processor = IGPTImageProcessor()
+        >>> tokens = processor.tokenize(image)                           # (1, 196), uint8
+        >>> processor.decode(tokens)[0]                                  # the binary image again
+        >>> processor(image, class_labels=[3])["input_ids"].shape        # (1, 1 + 196)
+    """
+
+    model_input_names = ["input_ids"]
+
+    def __init__(
+        self,
+        image_size: int = 28,
+        patch_size: int = 2,
+        num_labels: int = 10,
+        threshold: float = 0.5,
+        invert: str = "auto",
+        binarize: str = "threshold",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if patch_size not in (1, 2, 3, 4):
+            raise ValueError(f"patch_size must be 1, 2, 3 or 4 (a vocabulary of 2**(patch_size**2)), got {patch_size}.")
+        if image_size <= 0 or image_size % patch_size:
+            raise ValueError(
+                f"image_size must be a positive multiple of patch_size={patch_size}, got {image_size}. "
+                f"Use {max(1, image_size // patch_size) * patch_size}, or another patch_size."
+            )
+        if not 0 < threshold <= 1:
+            raise ValueError(f"threshold is a grey level in (0, 1], got {threshold}.")
+        if invert not in ("auto", "never", "always"):
+            raise ValueError(f"invert must be 'auto', 'never' or 'always', got {invert!r}.")
+        if binarize not in ("threshold", "stochastic"):
+            raise ValueError(f"binarize must be 'threshold' or 'stochastic', got {binarize!r}.")
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.num_labels = num_labels
+        self.threshold = threshold
+        self.invert = invert
+        self.binarize = binarize
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of image tokens."""
+        return 2 ** (self.patch_size**2)
+
+    @property
+    def start_token_id(self) -> int:
+        """Prompt id that asks for an image of any class."""
+        return self.vocab_size + self.num_labels
+
+    @property
+    def grid_size(self) -> int:
+        """Tokens per row and per column."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Tokens per image."""
+        return self.grid_size**2
+
+    # --- images -> grey -> binary -> tokens -------------------------------------------------------------------------
+
+    def to_grey(self, images) -> np.ndarray:
+        """Fit images to `image_size`, white on black: anything image-like -> (n, image_size, image_size), uint8 grey.
+
+        Grey and colour become grey, alpha is laid over black, light borders are inverted (see `invert`), larger images
+        shrink to fit with an antialiasing filter and keep their aspect ratio, smaller ones are centred.
+
+        Args:
+            images: A PIL image, a path, an array or tensor (height, width) or (n, height, width), or a list of these.
+                Booleans and zeros and ones are binary (1 = white foreground), other integers are grey levels from 0
+                to 255, floats are grey levels from 0 to 1.
+
+        Raises:
+            ValueError: Something that is no image; the message names its position.
+        """
+        return np.stack([self._fit(*_read_image(image, index)) for index, image in enumerate(_as_list(images))])
+
+    def _fit(self, grey: Image.Image, is_white_on_black: bool) -> np.ndarray:
+        """One grey picture -> (image_size, image_size), uint8, white on black."""
+        if self.invert == "always" or (self.invert == "auto" and not is_white_on_black and _has_light_border(grey)):
+            grey = grey.point(lambda level: 255 - level)
+        scale = self.image_size / max(grey.size)
+        if scale < 1:
+            width, height = (max(1, round(side * scale)) for side in grey.size)
+            grey = grey.resize((width, height), Image.Resampling.BILINEAR)
+        canvas = np.zeros((self.image_size, self.image_size), np.uint8)
+        top, left = (self.image_size - grey.height) // 2, (self.image_size - grey.width) // 2
+        canvas[top : top + grey.height, left : left + grey.width] = np.asarray(grey)
+        return canvas
+
+    def binarize_grey(self, grey: np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
+        """Binarise grey levels 0..255 by threshold or, with `binarize="stochastic"`, by chance: same shape, 0/1."""
+        if self.binarize == "stochastic":
+            generator = generator or np.random.default_rng()
+            return (generator.random(grey.shape, dtype=np.float32) * 255 < grey).astype(np.uint8)
+        return (grey >= self.threshold * 255).astype(np.uint8)
+
+    def tokenize(self, images, generator: np.random.Generator | None = None) -> np.ndarray:
+        """Turn images into tokens: anything that `to_grey` takes -> (n, num_image_tokens), unsigned integers.
+
+        `generator` draws the pixels where `binarize="stochastic"`.
+        """
+        return pixels_to_tokens(self.binarize_grey(self.to_grey(images), generator), self.patch_size)
+
+    def __call__(self, images, class_labels=None, return_tensors: str | None = "pt") -> BatchFeature:
+        """Turn images into the model's training input: `input_ids` and `labels`, both (n, 1 + num_image_tokens).
+
+        Args:
+            images: Anything that `to_grey` takes.
+            class_labels: One class index per image, or None for the start token. The prompt's label is -100: it is
+                given, not predicted.
+            return_tensors: "pt", "np" or None.
+        """
+        tokens = torch.from_numpy(self.tokenize(images).astype(np.int64))
+        prompt = self._prompt_ids(class_labels, len(tokens))
+        data = {
+            "input_ids": torch.cat([prompt, tokens], dim=1),
+            "labels": torch.cat([torch.full_like(prompt, -100), tokens], dim=1),
+        }
+        return BatchFeature({key: value.numpy() for key, value in data.items()}, tensor_type=return_tensors)
+
+    # --- prompts ----------------------------------------------------------------------------------------------------
+
+    def prompt(
+        self, class_labels=None, images=None, keep_rows: int | None = None, return_tensors: str | None = "pt"
+    ) -> BatchFeature:
+        """Make the prompt of `model.generate`: `input_ids` (n, 1), or (n, 1 + given tokens) to complete images.
+
+        Args:
+            class_labels: Class indices, one per image wanted; None asks for any class.
+            images: Pictures whose upper part is given. One picture serves all labels, one label all pictures.
+            keep_rows: How many rows of pixels, from the top, are given; a multiple of `patch_size`.
+
+        Raises:
+            ValueError: A label or a number of rows out of range, or lists of different lengths.
+        """
+        if images is None:
+            if keep_rows is not None:
+                raise ValueError(f"keep_rows={keep_rows} says how much of `images` is given: pass images too.")
+            count = 1 if class_labels is None else len(_label_list(class_labels))
+            ids = self._prompt_ids(class_labels, count)
+        else:
+            given = self._given_tokens(images, keep_rows)
+            count = max(len(given), 1 if class_labels is None else len(_label_list(class_labels)))
+            if len(given) not in (1, count):
+                raise ValueError(f"{len(given)} images and {count} class labels: give as many, or one of either.")
+            ids = torch.cat([self._prompt_ids(class_labels, count), given.expand(count, -1)], dim=1)
+        return BatchFeature({"input_ids": ids.numpy()}, tensor_type=return_tensors)
+
+    def _given_tokens(self, images, keep_rows: int | None) -> torch.Tensor:
+        if keep_rows is None or keep_rows % self.patch_size or not 0 < keep_rows < self.image_size:
+            raise ValueError(
+                f"keep_rows must be a multiple of patch_size={self.patch_size} between {self.patch_size} and "
+                f"{self.image_size - self.patch_size}, got {keep_rows}."
+            )
+        given = self.tokenize(images)[:, : keep_rows // self.patch_size * self.grid_size]
+        return torch.from_numpy(given.astype(np.int64))
+
+    def _prompt_ids(self, class_labels, count: int) -> torch.Tensor:
+        """Class indices -> prompt ids (count, 1); None -> start tokens."""
+        if class_labels is None:
+            return torch.full((count, 1), self.start_token_id)
+        labels = _label_list(class_labels)
+        for label in labels:
+            if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < self.num_labels:
+                raise ValueError(f"class label {label!r} is not one of the {self.num_labels} classes, "
+                                 f"0 to {self.num_labels - 1}; None asks for any class.")  # fmt: skip
+        if len(labels) not in (1, count):
+            raise ValueError(f"{len(labels)} class labels for {count} images: give as many, or one for all.")
+        return (torch.tensor(labels) + self.vocab_size)[:, None].expand(count, 1)
+
+    # --- tokens -> images -------------------------------------------------------------------------------------------
+
+    def decode(self, ids) -> list[Image.Image]:
+        """Turn tokens back into pictures, exactly: ids -> list of PIL images (mode "L", 0 and 255).
+
+        Args:
+            ids: (n, 1 + num_image_tokens) as `generate` returns them, or (n, num_image_tokens) without the prompt.
+
+        Raises:
+            ValueError: A wrong number of tokens per image, or an id that is no image token.
+        """
+        return [_as_picture(pixels * 255) for pixels in self.decode_pixels(ids)]
+
+    def decode_pixels(self, ids) -> np.ndarray:
+        """Turn tokens back into binary pixels, exactly: ids as in `decode` -> (n, image_size, image_size), 0/1."""
+        ids = np.atleast_2d(ids.cpu().numpy() if isinstance(ids, torch.Tensor) else np.asarray(ids))
+        if ids.ndim != 2 or ids.shape[1] not in (self.num_image_tokens, self.num_image_tokens + 1):
+            raise ValueError(
+                f"ids must have shape (n, {self.num_image_tokens}), or (n, {self.num_image_tokens + 1}) with the "
+                f"prompt, for {self.image_size}x{self.image_size} images; got {ids.shape}."
+            )
+        tokens = ids[:, -self.num_image_tokens :]
+        outside = np.argwhere((tokens < 0) | (tokens >= self.vocab_size))
+        if len(outside):
+            row, column = outside[0]
+            raise ValueError(
+                f"id {tokens[row, column]} at token {column} of image {row} is no image token: they run from 0 to "
+                f"{self.vocab_size - 1}. Is the prompt in the wrong place, or patch_size={self.patch_size} another?"
+            )
+        return tokens_to_pixels(tokens, self.patch_size, self.image_size)
+
+
+def _as_list(images) -> list:
+    """One image or many -> a list of images."""
+    if isinstance(images, (Image.Image, str)) or hasattr(images, "__fspath__"):
+        return [images]
+    if isinstance(images, (np.ndarray, torch.Tensor)):
+        if images.ndim == 2:
+            return [images]
+        if images.ndim != 3:
+            raise ValueError(f"an array of images has shape (height, width) or (n, height, width), got {images.shape}.")
+    images = list(images)
+    if not images:
+        raise ValueError("no images were given: the list is empty.")
+    return images
+
+
+def _label_list(class_labels) -> list:
+    if isinstance(class_labels, (np.ndarray, torch.Tensor)):
+        class_labels = class_labels.tolist()
+    return [class_labels] if isinstance(class_labels, int) else [int(x) if hasattr(x, "item") else x for x in class_labels]
+
+
+def _as_picture(pixels: np.ndarray) -> Image.Image:
+    """(height, width), uint8, white on black -> a PIL image that says so of itself."""
+    picture = Image.fromarray(pixels)
+    picture.info.update(WHITE_FOREGROUND)
+    return picture
+
+
+def _read_image(image, index: int) -> tuple[Image.Image, bool]:
+    """Anything image-like -> (grey picture, whether it is known to be white on black)."""
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu().numpy()
+    if isinstance(image, str) or hasattr(image, "__fspath__"):
+        image = Image.open(image)
+    if isinstance(image, Image.Image):
+        if image.width == 0 or image.height == 0:
+            raise ValueError(f"image {index} is empty: {image.width}x{image.height} pixels.")
+        is_white = image.info.get("foreground") == WHITE_FOREGROUND["foreground"]
+        return _picture_to_grey(image), is_white
+    array = np.asarray(image)
+    if array.ndim != 2 or array.dtype == object or array.size == 0:
+        raise ValueError(
+            f"image {index} must be a PIL image, a path or a (height, width) array, got {type(image).__name__}"
+            f" of shape {array.shape}."
+        )
+    return _array_to_grey(array, index)
+
+
+def _array_to_grey(array: np.ndarray, index: int) -> tuple[Image.Image, bool]:
+    low, high = array.min(), array.max()
+    top = 1 if array.dtype == bool or np.issubdtype(array.dtype, np.floating) else 255
+    if not (0 <= low and high <= top):  # also true for NaN
+        raise ValueError(f"image {index} has values from {low} to {high}; {array.dtype} pixels lie in [0, {top}].")
+    is_binary = bool(np.isin(array, (0, 1)).all())
+    if is_binary or top == 1:
+        array = np.rint(array.astype(np.float32) * 255)
+    return Image.fromarray(array.astype(np.uint8)), is_binary
+
+
+def _picture_to_grey(picture: Image.Image) -> Image.Image:
+    """A PIL image of any mode -> mode "L"; alpha is laid over black, 16-bit levels are scaled, not clipped."""
+    if picture.mode == "L" and "transparency" not in picture.info:
+        return picture
+    if picture.mode.startswith("I") or picture.mode == "F":
+        levels = np.asarray(picture, dtype=np.float64)
+        top = 65535 if picture.mode.startswith("I") and levels.max() > 255 else 1 if levels.max() <= 1 else 255
+        return Image.fromarray(np.rint(levels.clip(0, top) / top * 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("L")
+    return picture.convert("L")
+
+
+def _has_light_border(grey: Image.Image) -> bool:
+    pixels = np.asarray(grey)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return bool(np.median(border) >= 128)
+
+
+__all__ = ["IGPTImageProcessor", "pixels_to_tokens", "tokens_to_pixels"]

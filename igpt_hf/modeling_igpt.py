@@ -1,0 +1,528 @@
+"""Image GPT for binary images, after Chen et al. 2020, "Generative Pretraining from Pixels".
+
+A decoder-only transformer reads `[prompt] + image tokens` and predicts the image tokens, one after the other in raster
+order. Position t (counted from 0, the prompt) predicts image token t. What differs from the paper's model:
+
+* a token is a block of pixels, so that the vocabulary is small and the sequence short, and nothing is lost;
+* the prompt asks for a class or, as the start token, for any class;
+* the input at position t embeds all known tokens around token t, not only the one before it, and the prompt once more
+  (`context_ids`): a causal convolution on the grid of tokens;
+* attention adds a weighted sum of the values at the same neighbours (`IGPTLocalMixing`).
+
+Shapes: B images, T positions, H heads, D head size, C = H * D hidden size, K neighbours, V vocabulary.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .attention_igpt import causal_attention, is_kernel_usable
+from .configuration_igpt import IGPTConfig
+
+
+def neighborhood_offsets(radius: int) -> list[tuple[int, int]]:
+    """(row, column) offsets of the tokens known before a token is predicted, within `radius`; nearest, (0, -1), last.
+
+    With radius 0 only the token before, which is the paper's model.
+    """
+    if radius == 0:
+        return [(0, -1)]
+    square = [(row, column) for row in range(-radius, 1) for column in range(-radius, radius + 1)]
+    return [(row, column) for row, column in square if row < 0 or column < 0]
+
+
+def neighbor_index(position_ids: torch.Tensor, config: IGPTConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find where in the sequence the known tokens around the token lie that each position predicts.
+
+    Args:
+        position_ids: (T,); position t predicts image token t, which stands at t + 1 in the sequence.
+
+    Returns:
+        The neighbours' places in the sequence, (T, K), never after t: causal; and whether they are inside the image.
+    """
+    grid = config.grid_size
+    offsets = torch.tensor(neighborhood_offsets(config.neighborhood_radius), device=position_ids.device)  # (K, 2)
+    rows = position_ids[:, None] // grid + offsets[:, 0]  # (T, K)
+    columns = position_ids[:, None] % grid + offsets[:, 1]
+    is_inside = (rows >= 0) & (columns >= 0) & (columns < grid)
+    return torch.where(is_inside, 1 + rows * grid + columns, 0), is_inside
+
+
+def context_ids(input_ids: torch.Tensor, position_ids: torch.Tensor, config: IGPTConfig) -> torch.Tensor:
+    """Gather what each position is told: its known neighbours and the prompt: (B, S), (T,) -> (B, T, K + 1).
+
+    Args:
+        input_ids: The whole sequence so far, prompt first.
+        position_ids: The positions asked for; all smaller than S.
+
+    Returns:
+        K token ids, `vocab_size` where a neighbour is outside the image, and the prompt's id.
+    """
+    index, is_inside = neighbor_index(position_ids, config)
+    neighbors = torch.where(is_inside, input_ids[:, index], config.vocab_size)  # (B, T, K)
+    prompt = input_ids[:, :1, None].expand(-1, len(position_ids), -1)  # (B, T, 1)
+    return torch.cat([neighbors, prompt], dim=2)
+
+
+class IGPTEmbeddings(nn.Module):
+    """Sum of one embedding for each neighbour, one for the prompt, and one for the position."""
+
+    def __init__(self, config: IGPTConfig):
+        super().__init__()
+        num_neighbors = len(neighborhood_offsets(config.neighborhood_radius))
+        rows = config.vocab_size + 1  # of a neighbour's table: the tokens and "outside"
+        # One table holds all: the K neighbours' tables, then the prompt's. `first_rows` is where each begins.
+        self.context = nn.Embedding(num_neighbors * rows + config.num_labels + 1, config.hidden_size)
+        self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.first_rows = [k * rows for k in range(num_neighbors)] + [num_neighbors * rows - config.vocab_size]
+
+    def forward(self, context: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """(B, T, K + 1) ids, (T,) positions -> (B, T, C)."""
+        rows = context + torch.tensor(self.first_rows, device=context.device)
+        hidden = nn.functional.embedding_bag(rows.flatten(0, 1), self.context.weight, mode="sum")  # (B * T, C)
+        return hidden.view(*context.shape[:2], -1) + self.position(position_ids)
+
+
+class IGPTLocalMixing(nn.Module):
+    """Weighted sum of the values at the neighbours, each channel for itself: a causal depthwise convolution.
+
+    It is the "locally enhanced positional encoding" of CSWin (Dong et al. 2022, section 3.3) made causal, and spares
+    the few heads of a small model the work of looking at the neighbours one by one. All that it reads is the values,
+    which the cache of attention holds anyway.
+    """
+
+    def __init__(self, config: IGPTConfig):
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.zeros(config.hidden_size, len(neighborhood_offsets(config.neighborhood_radius))))
+
+    def forward(self, value: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """Values of the sequence so far (B, H, S, D), positions (T,) -> (B, T, H, D)."""
+        if len(position_ids) == value.shape[2]:  # all positions at once: training, likelihood, prompts
+            return self._convolve(value)
+        index, is_inside = neighbor_index(position_ids, self.config)  # (T, K)
+        neighbors = value[:, :, index] * is_inside[..., None]  # (B, H, T, K, D)
+        weight = self.weight.view(value.shape[1], -1, self.weight.shape[1])  # (H, D, K)
+        return torch.einsum("bhtkd,hdk->bthd", neighbors, weight)
+
+    def _convolve(self, value: torch.Tensor) -> torch.Tensor:
+        batch, heads, length, size = value.shape
+        grid, radius = self.config.grid_size, self.config.neighborhood_radius
+        tokens = value.transpose(1, 2).reshape(batch, length, -1)[:, 1:]  # without the prompt: (B, T - 1, C)
+        # A row more than the image has, since the last position predicts the token after it.
+        tokens = nn.functional.pad(tokens, (0, 0, 0, (grid + 1) * grid - tokens.shape[1]))
+        image = tokens.view(batch, grid + 1, grid, -1).permute(0, 3, 1, 2)  # (B, C, rows, columns)
+        # In raster order the neighbours come first in the kernel; the token itself and what follows have no weight.
+        kernel = nn.functional.pad(self.weight, (0, radius + 1)).view(-1, 1, radius + 1, 2 * radius + 1)
+        image = nn.functional.pad(image, (radius, radius, radius, 0))
+        mixed = nn.functional.conv2d(image, kernel, groups=kernel.shape[0])  # (B, C, rows, columns)
+        return mixed.permute(0, 2, 3, 1).reshape(batch, -1, heads, size)[:, :length]
+
+
+class IGPTRMSNorm(nn.Module):
+    """Root-mean-square norm, as in the paper's code: x / rms(x) * weight."""
+
+    def __init__(self, hidden_size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Plain attention, softmax(q k^T * scaling + mask) v: (B, H, T, D) each -> (B, T, H, D), and the weights."""
+    weights = query @ key.transpose(2, 3) * scaling  # (B, H, T, S)
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class IGPTAttention(nn.Module):
+    """Causal multi-head self-attention, with the values of the neighbours mixed in."""
+
+    def __init__(self, config: IGPTConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = True  # read, as is the next, by the library's attention functions
+        self.num_key_value_groups = 1
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj.is_residual_projection = True
+        self.local_mixing = IGPTLocalMixing(config) if config.neighborhood_radius > 0 else None
+
+    def forward(self, hidden_states, position_ids, attention_mask=None, past_key_values=None, **kwargs):
+        batch, length, _ = hidden_states.shape
+        qkv = self.qkv_proj(hidden_states).view(batch, length, 3, -1, self.head_dim)  # (B, T, C) -> (B, T, 3, H, D)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        implementation = self.config._attn_implementation
+        dropout = self.attention_dropout if self.training else 0.0
+        if implementation == "sdpa" and attention_mask is None and not dropout and is_kernel_usable(query, key):
+            mixed, weights = causal_attention(query, key, value), None
+        else:
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+            mixed, weights = attend(
+                self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+            )
+        if self.local_mixing is not None:
+            mixed = mixed + self.local_mixing(value, position_ids)
+        return self.out_proj(mixed.reshape(batch, length, -1)), weights
+
+
+class IGPTMLP(nn.Module):
+    """Two linear maps with an activation between them."""
+
+    def __init__(self, config: IGPTConfig):
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.down_proj.is_residual_projection = True
+        self.act = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act(self.up_proj(hidden_states)))
+
+
+class IGPTBlock(GradientCheckpointingLayer):
+    """Pre-norm block (section 3.2): n = norm(h); a = h + attention(n); h' = a + mlp(norm(a))."""
+
+    def __init__(self, config: IGPTConfig, layer_idx: int):
+        super().__init__()
+        self.attention_norm = IGPTRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention = IGPTAttention(config, layer_idx)
+        self.mlp_norm = IGPTRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = IGPTMLP(config)
+
+    def forward(self, hidden_states, position_ids, attention_mask=None, past_key_values=None, **kwargs):
+        normed = self.attention_norm(hidden_states)
+        mixed, _ = self.attention(normed, position_ids, attention_mask, past_key_values, **kwargs)
+        hidden_states = hidden_states + mixed
+        return hidden_states + self.mlp(self.mlp_norm(hidden_states))
+
+
+class IGPTPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and what the library needs to know about the architecture."""
+
+    config_class = IGPTConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image",)
+    output_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["IGPTBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": IGPTBlock, "attentions": IGPTAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Matrices keep the variance of their input, N(0, 1 / fan_in); those that write into the residual stream
+        start smaller by sqrt(2 * layers) (Radford et al. 2019, section 2.3); the head starts at zero, as in the paper's
+        code, so that the first loss is exactly ln(vocab_size) nats per token."""
+        if isinstance(module, nn.Linear):
+            std = module.in_features**-0.5
+            if getattr(module, "is_residual_projection", False):
+                std /= math.sqrt(2 * self.config.num_hidden_layers)
+            if getattr(module, "starts_at_zero", False):
+                std = 0.0
+            init.normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, IGPTLocalMixing):
+            init.zeros_(module.weight)
+        else:
+            super()._init_weights(module)
+
+
+class IGPTModel(IGPTPreTrainedModel):
+    """The transformer without a head: ids -> hidden states."""
+
+    def __init__(self, config: IGPTConfig):
+        super().__init__(config)
+        self.embeddings = IGPTEmbeddings(config)
+        self.layers = nn.ModuleList([IGPTBlock(config, index) for index in range(config.num_hidden_layers)])
+        self.norm = IGPTRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        context: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        """Compute hidden states: (B, T) ids -> `last_hidden_state` (B, T, C).
+
+        Args:
+            input_ids: `[prompt] + image tokens` or, with a cache, the newest of them.
+            past_key_values: Keys and values of the positions before.
+            context: What `context_ids` finds for these positions; needed only with a cache that is not empty, since
+                then `input_ids` no longer holds the neighbours.
+
+        Raises:
+            ValueError: A cache without `context`, or a sequence longer than one image.
+        """
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None] + past_length
+        position_ids_1d = position_ids[0]  # all images have the same length: there is no padding
+        if context is None:
+            if past_length > 0:
+                raise ValueError("With a cache, pass `context` too: the neighbours are not in input_ids any more.")
+            if input_ids.shape[1] > self.config.max_position_embeddings:
+                raise ValueError(
+                    f"A sequence has at most {self.config.max_position_embeddings} ids (the prompt and "
+                    f"{self.config.num_image_tokens} image tokens), got {input_ids.shape[1]}."
+                )
+            context = context_ids(input_ids, position_ids_1d, self.config)
+
+        hidden_states = self.embeddings(context, position_ids_1d)
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, position_ids_1d, mask, past_key_values, **kwargs)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+
+class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
+    """Image GPT with a head that predicts the next image token: exact likelihoods and samples.
+
+    Example:
+        >>> model = IGPTForCausalImageModeling(IGPTConfig.from_preset("xxs"))
+        >>> ids = model.generate()                          # one image: (1, 1 + 196)
+        >>> nats = -model.log_likelihood(ids)               # (1,)
+    """
+
+    def __init__(self, config: IGPTConfig):
+        super().__init__(config)
+        self.model = IGPTModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head.starts_at_zero = True
+        self.loss_type = "ForCausalLM"  # cross-entropy of the next token; the library cannot tell from the class name
+        self.post_init()
+        self.generation_config = GenerationConfig(
+            bos_token_id=config.start_token_id, max_length=config.max_position_embeddings, do_sample=True, top_k=0
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        context: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast:
+        """Predict image tokens: (B, T) ids -> `logits` (B, T, V); `logits[:, t]` speaks of `input_ids[:, t + 1]`.
+
+        Args:
+            labels: The ids again, -100 where they are given, not predicted (the prompt). Not shifted: that is done here.
+                With labels, `loss` is the mean of nats per token.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            context=context,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, keep])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    # --- likelihood -------------------------------------------------------------------------------------------------
+
+    def token_log_likelihoods(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        """Log-probability of each image token given those before it and the prompt: (B, 1 + N) -> (B, N), in nats.
+
+        Raises:
+            ValueError: Ids that are not one prompt and the tokens of one image.
+        """
+        self._check_whole_images(input_ids)
+        logits = self(input_ids=input_ids[:, :-1], use_cache=False).logits
+        log_probs = logits.float().log_softmax(-1)  # (B, N, V)
+        return log_probs.gather(-1, input_ids[:, 1:, None]).squeeze(-1)
+
+    @torch.no_grad()
+    def log_likelihood(self, input_ids: torch.LongTensor, batch_size: int = 128) -> torch.Tensor:
+        """Exact log-likelihood of whole images given their prompt: (n, 1 + N) -> (n,), natural log, float64.
+
+        The chain rule: ln p(x | prompt) = sum over tokens of ln p(token | tokens before, prompt) (equation 1). Nats per
+        image are the negative of this; bits per pixel divide them by `num_pixels * ln 2`.
+        """
+        device = self.device
+        sums = [self.token_log_likelihoods(chunk.to(device)).double().sum(-1) for chunk in input_ids.split(batch_size)]
+        return torch.cat(sums)
+
+    @torch.no_grad()
+    def class_log_likelihoods(self, input_ids: torch.LongTensor, batch_size: int = 128) -> torch.Tensor:
+        """Exact log-likelihood of each image under each class prompt: (n, 1 + N) -> (n, num_labels), float64.
+
+        The prompt that `input_ids` comes with does not matter.
+        """
+        columns = []
+        for label in range(self.config.num_labels):
+            prompt = torch.full_like(input_ids[:, :1], self.config.vocab_size + label)
+            columns.append(self.log_likelihood(torch.cat([prompt, input_ids[:, 1:]], dim=1), batch_size))
+        return torch.stack(columns, dim=1)
+
+    def class_posterior(self, input_ids: torch.LongTensor, prior=None, batch_size: int = 128) -> torch.Tensor:
+        """Probability of each class given the image, by Bayes' rule: (n, 1 + N) -> (n, num_labels), float64.
+
+        p(y | x) = p(x | y) p(y) / sum over classes of the same.
+
+        Args:
+            prior: p(y), (num_labels,); uniform by default.
+
+        Raises:
+            ValueError: A prior of another length, or one that is not a distribution.
+        """
+        log_joint = self.class_log_likelihoods(input_ids, batch_size)
+        if prior is not None:
+            prior = torch.as_tensor(prior, dtype=torch.float64, device=log_joint.device)
+            if prior.shape != (self.config.num_labels,) or (prior < 0).any() or abs(prior.sum() - 1) > 1e-6:
+                raise ValueError(f"prior must be {self.config.num_labels} probabilities that sum to 1, got {prior}.")
+            log_joint = log_joint + prior.log()
+        return log_joint.softmax(dim=1)
+
+    def _check_whole_images(self, input_ids: torch.Tensor):
+        length = self.config.max_position_embeddings
+        if input_ids.ndim != 2 or input_ids.shape[1] != length:
+            raise ValueError(
+                f"input_ids must have shape (n, {length}): a prompt and the {length - 1} tokens of a whole image; "
+                f"got {tuple(input_ids.shape)}."
+            )
+
+    # --- sampling ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(self, inputs=None, generation_config=None, logits_processor=None, **kwargs):
+        """Sample images; everything that `transformers.GenerationMixin.generate` takes, with its meaning.
+
+        Without arguments one image is sampled: (1, 1 + N). Prompts come from `IGPTImageProcessor.prompt`. A sequence
+        always has the length of one prompt and one image.
+
+        Args:
+            guidance_scale: Classifier-free guidance (Ho & Salimans 2022): each step samples from
+                p(any) * (p(class) / p(any))**scale, normalised. 1 is no guidance, more is more typical of the class.
+
+        Raises:
+            ValueError: A prompt id or token out of range, or a prompt that is a whole image already.
+        """
+        config = generation_config if generation_config is not None else self.generation_config
+        scale = kwargs.pop("guidance_scale", None)
+        if scale is None:
+            scale = config.guidance_scale
+        kwargs["guidance_scale"] = 1.0  # the library's own guidance would not start from the start token
+        if kwargs.get("negative_prompt_ids") is not None:
+            raise ValueError("negative_prompt_ids is not supported: guidance is away from the start token.")
+        ids = inputs if inputs is not None else kwargs.get("input_ids")
+        if ids is not None:
+            self._check_prompt(ids)
+        if scale is not None and scale != 1:
+            logits_processor = LogitsProcessorList(logits_processor or [])
+            logits_processor.append(IGPTGuidanceLogitsProcessor(self, scale))
+        return super().generate(inputs, generation_config, logits_processor, **kwargs)
+
+    def _check_prompt(self, ids: torch.Tensor):
+        first, last = self.config.vocab_size, self.config.start_token_id
+        if ids.ndim != 2 or ids.shape[1] == 0 or ids.shape[1] > self.config.num_image_tokens:
+            raise ValueError(
+                f"a prompt has shape (n, 1) or (n, 1 + given tokens), with at most {self.config.num_image_tokens - 1} "
+                f"given tokens; got {tuple(ids.shape)}."
+            )
+        for name, part, low, high in (("prompt id", ids[:, :1], first, last), ("token", ids[:, 1:], 0, first - 1)):
+            wrong = part[(part < low) | (part > high)]
+            if len(wrong):
+                raise ValueError(f"{name} {wrong[0].item()} is out of range: {low} to {high}.")
+
+    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, past_key_values=None, **kwargs):
+        """Look up the context while the whole sequence is at hand; the library then slices what is new."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, next_sequence_length=next_sequence_length, past_key_values=past_key_values, **kwargs
+        )
+        new = inputs["input_ids"].shape[1]
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if past + new != input_ids.shape[1]:
+            raise ValueError("generate needs the whole sequence at each step: prefill_chunk_size is not supported.")
+        positions = torch.arange(input_ids.shape[1] - new, input_ids.shape[1], device=input_ids.device)
+        inputs["context"] = context_ids(input_ids, positions, self.config)
+        return inputs
+
+
+class IGPTGuidanceLogitsProcessor(LogitsProcessor):
+    """Classifier-free guidance: scores -> uncond + scale * (cond - uncond), in log-probabilities (B, V).
+
+    The unconditional branch is the same model with the start token as prompt; it keeps its own cache.
+    """
+
+    def __init__(self, model: IGPTForCausalImageModeling, scale: float):
+        self.model, self.scale = model, scale
+        self.cache = DynamicCache(config=model.config)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        past = self.cache.get_seq_length()
+        start = torch.full_like(input_ids[:, :1], self.model.config.start_token_id)
+        ids = torch.cat([start, input_ids[:, 1:]], dim=1)
+        positions = torch.arange(past, ids.shape[1], device=ids.device)
+        context = context_ids(ids, positions, self.model.config)
+        outputs = self.model(
+            input_ids=ids[:, past:], past_key_values=self.cache, context=context, use_cache=True, logits_to_keep=1
+        )
+        unconditional = outputs.logits[:, -1].float().log_softmax(-1)
+        return unconditional + self.scale * (scores.log_softmax(-1) - unconditional)
+
+
+__all__ = ["IGPTForCausalImageModeling", "IGPTModel", "IGPTPreTrainedModel", "context_ids", "neighborhood_offsets"]

@@ -1,0 +1,430 @@
+"""What the Hugging Face Trainer needs to train an Image GPT on binary images.
+
+The Trainer does the work. What is ours: a data set that hands out whole batches of tokens, the exact likelihood per image
+as the metric that selects the best model, a refusal to overwrite another run, and the pictures of a run.
+"""
+
+import dataclasses
+import logging
+import math
+import os
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from transformers import EarlyStoppingCallback, HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .configuration_igpt import PRESETS, IGPTConfig
+from .errors import DataError
+from .optimization import MuonAdamW
+
+
+logger = logging.getLogger(__name__)
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+class TokenDataset(torch.utils.data.Dataset):
+    """A split as tensors, read a batch at a time.
+
+    With `class_dropout_prob` the class prompt of an image is now and then the start token, so that one model learns to be
+    conditional and unconditional (classifier-free guidance, Ho & Salimans 2022, algorithm 1). Which images, depends on
+    the seed and the epoch alone: a resumed run, or one on more processes, draws the same.
+
+    Args:
+        split: Rows with `tokens` and `label`, as `igpt_hf.data.tokenize` makes them.
+        config: The model's configuration.
+        class_dropout_prob: Share of images per epoch whose class is not told.
+        seed: Of the class dropout.
+    """
+
+    def __init__(self, split, config, class_dropout_prob: float = 0.0, seed: int = 0):
+        columns = split.with_format("numpy")
+        self.tokens = torch.from_numpy(np.asarray(columns["tokens"][:]).astype(np.uint16).astype(np.int16))
+        self.prompts = torch.from_numpy(np.asarray(columns["label"][:])).long() + config.vocab_size
+        self.start_token_id = config.start_token_id
+        self.class_dropout_prob = class_dropout_prob
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int):
+        """Draw the images whose class is not told in this epoch."""
+        drawn = np.random.default_rng([self.seed, epoch]).random(len(self.prompts))
+        self.is_untold = torch.from_numpy(drawn < self.class_dropout_prob)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {key: value[0] for key, value in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        """A batch: `input_ids` and `labels`, both (B, 1 + N); the prompt's label is -100."""
+        index = torch.as_tensor(indices)
+        tokens = self.tokens[index].long()
+        prompts = self.prompts[index].where(~self.is_untold[index], self.start_token_id)[:, None]
+        return {
+            "input_ids": torch.cat([prompts, tokens], dim=1),
+            "labels": torch.cat([torch.full_like(prompts, -100), tokens], dim=1),
+        }
+
+
+def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`TokenDataset` hands out whole batches already; no cache is built where nothing is generated."""
+    return {**batch, "use_cache": False}
+
+
+# --- arguments ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class DataArguments:
+    """Where the images come from and how they become binary."""
+
+    data: str = field(
+        default="synthetic",
+        metadata={
+            "help": "synthetic, a folder of one folder per class, .cdb files (comma separated), parquet, a Hub dataset id."
+        },
+    )
+    image_column: str = field(default="image", metadata={"help": "Parquet and Hub: the column of images."})
+    label_column: str = field(default="label", metadata={"help": "Parquet and Hub: the column of classes."})
+    max_images: int | None = field(default=None, metadata={"help": "Use a random part of so many images only."})
+    skip_bad_images: bool = field(default=False, metadata={"help": "Count and leave out images that cannot be read."})
+    threshold: float = field(default=0.5, metadata={"help": "Grey level in (0, 1] from which on a pixel is white."})
+    invert: str = field(default="auto", metadata={"help": "auto (light borders), never or always."})
+    binarize: str = field(default="threshold", metadata={"help": "threshold, or stochastic: anew in each epoch."})
+    num_threads: int | None = field(default=None, metadata={"help": "CPU threads per process; default: all cores."})
+
+
+def _config_arguments() -> type:
+    """A dataclass with a flag for the preset and one for each field of `IGPTConfig`; None leaves the preset's value."""
+    fields = [("preset", str, field(default="xxs", metadata={"help": f"Size of the model: {', '.join(PRESETS)}."}))]
+    taken = {training_field.name for training_field in dataclasses.fields(TrainingArguments)}  # use_cache
+    for config_field in dataclasses.fields(IGPTConfig):
+        if config_field.name in IGPTConfig.__annotations__ and config_field.name not in taken:
+            kind = next(t for t in (bool, float, int, str) if t.__name__ in str(config_field.type))
+            help_text = f"IGPTConfig field, {config_field.default} unless the preset says otherwise."
+            fields.append((config_field.name, kind | None, field(default=None, metadata={"help": help_text})))
+    return dataclasses.make_dataclass("ConfigArguments", fields)
+
+
+ConfigArguments = _config_arguments()
+
+
+def parse_arguments(argv: list[str] | None = None):
+    """Parse the command line of scripts/train.py -> (DataArguments, ConfigArguments, IGPTTrainingArguments).
+
+    `--config FILE.yaml` holds flags without their dashes; flags on the command line win over it.
+
+    Raises:
+        DataError: The YAML file is missing, or is not a flat mapping.
+        SystemExit: An unknown flag, or `--help`.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "--config" in argv:
+        at = argv.index("--config")
+        path = Path(argv[at + 1]) if at + 1 < len(argv) else None
+        if path is None or not path.is_file():
+            raise DataError(f"--config {path}: no such file.")
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict) or any(isinstance(value, dict) for value in settings.values()):
+            raise DataError(f"--config {path} must be lines of `flag: value`, without dashes and nesting.")
+        argv = _as_flags(settings) + argv[:at] + argv[at + 2 :]
+    return HfArgumentParser((DataArguments, ConfigArguments, IGPTTrainingArguments)).parse_args_into_dataclasses(argv)
+
+
+def _as_flags(settings: dict) -> list[str]:
+    flags = []
+    for name, value in settings.items():
+        values = value if isinstance(value, list) else [value]
+        flags += [f"--{name}", *map(str, values)]
+    return flags
+
+
+def use_all_cores(num_threads: int | None = None) -> int:
+    """Share the CPU cores among the processes of this machine; returns the threads that each one uses.
+
+    `accelerate launch` sets OMP_NUM_THREADS=1 unless told otherwise, which leaves a CPU run on one core.
+    """
+    if num_threads is None:
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        num_threads = max(1, len(os.sched_getaffinity(0)) // local_processes)
+    torch.set_num_threads(num_threads)
+    return num_threads
+
+
+@dataclass
+class IGPTTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with defaults for small Image GPTs; every flag of the original works."""
+
+    output_dir: str = field(default="runs/igpt", metadata={"help": "Where the model, its card and pictures go."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Start anew: delete the run in output_dir."})
+    early_stopping_patience: int = field(
+        default=5, metadata={"help": "Stop after this many evaluations in a row without a better validation loss."}
+    )
+    num_train_epochs: float = field(default=20, metadata={"help": "Passes over the training split, at most."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per step and device."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images per evaluation step and device."})
+    use_muon: bool = field(
+        default=True, metadata={"help": "Muon for the blocks' matrices, AdamW for the rest; false: what --optim says."}
+    )
+    learning_rate: float = field(default=8e-3, metadata={"help": "Peak learning rate (of AdamW, with muon)."})
+    muon_learning_rate: float = field(default=2e-2, metadata={"help": "Peak learning rate of Muon."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate's decay."})
+    warmup_steps: float = field(default=0.02, metadata={"help": "Steps, or a share below 1, of linear warm-up."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "As in the paper, section 3.5."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept: the best and the newest."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best model, not the last."})
+    metric_for_best_model: str = field(
+        default="eval_validation_nats_per_image", metadata={"help": "What 'best' means: the exact likelihood."}
+    )
+    greater_is_better: bool | None = field(default=False, metadata={"help": "Nats: smaller is better."})
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "A resumed run remembers the patience that it has used up."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The data set yields what the model takes."})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "All parameters are used."})
+    data_seed: int | None = field(default=None, metadata={"help": "Order of the images; `seed` unless given."})
+
+
+# --- metrics --------------------------------------------------------------------------------------------------------
+
+
+def nats_per_image(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Reduce logits to what is exact per image: (B, T, V), (B, T) -> (B,) nats, float64, wherever the batch ends."""
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1].transpose(1, 2).float(), labels[:, 1:], ignore_index=-100, reduction="none"
+    )
+    return losses.double().sum(dim=1)
+
+
+def likelihood_metrics(num_pixels: int):
+    """Make the Trainer's `compute_metrics`: mean nats per image, its standard error, and bits per pixel."""
+
+    def compute_metrics(prediction) -> dict[str, float]:
+        nats = np.asarray(prediction.predictions, dtype=np.float64)
+        return {
+            "nats_per_image": float(nats.mean()),
+            "nats_per_image_stderr": float(nats.std(ddof=1) / math.sqrt(len(nats))) if len(nats) > 1 else 0.0,
+            "bits_per_pixel": float(nats.mean() / (num_pixels * math.log(2))),
+        }
+
+    return compute_metrics
+
+
+@dataclass
+class LossHistory:
+    """Train and validation nats per image, measured alike (eval mode, told classes) at the same steps."""
+
+    epochs: list[float]
+    train: list[float]
+    validation: list[float]
+
+    @classmethod
+    def from_log(cls, log_history: list[dict]) -> "LossHistory":
+        """Read the Trainer's log: the evaluations of both splits, joined by step."""
+        rows: dict[int, dict[str, float]] = {}
+        for entry in log_history:
+            for split in ("train", "validation"):
+                if f"eval_{split}_nats_per_image" in entry:
+                    row = rows.setdefault(entry["step"], {"epoch": entry["epoch"]})
+                    row[split] = entry[f"eval_{split}_nats_per_image"]
+        complete = [row for _, row in sorted(rows.items()) if "train" in row and "validation" in row]
+        return cls(*([row[key] for row in complete] for key in ("epoch", "train", "validation")))
+
+    @property
+    def best(self) -> int:
+        """Index of the evaluation with the lowest validation loss."""
+        return int(np.argmin(self.validation))
+
+    def is_monotonic(self, split: str) -> bool:
+        """Whether the loss fell at every evaluation up to the best one."""
+        return bool(np.all(np.diff(getattr(self, split)[: self.best + 1]) < 0))
+
+
+# --- callbacks ------------------------------------------------------------------------------------------------------
+
+
+class PatientEarlyStopping(EarlyStoppingCallback):
+    """Early stopping that looks at the validation split's evaluation only; the others do not have its metric."""
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        if args.metric_for_best_model in metrics:
+            super().on_evaluate(args, state, control, metrics, **kwargs)
+
+
+class EpochCallback(TrainerCallback):
+    """Tell the training data which epoch it is."""
+
+    def __init__(self, dataset: TokenDataset):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.dataset.set_epoch(int(state.epoch + 1e-6))  # a resumed epoch has begun already
+
+
+class NotANumberCallback(TrainerCallback):
+    """Stop at a loss that is not finite, and say where the last good checkpoint is."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        loss = (logs or {}).get("loss", 0.0)
+        if not math.isfinite(float(loss)):
+            raise FloatingPointError(
+                f"the training loss is {loss} at step {state.global_step}. Last complete checkpoint: "
+                f"{last_complete_checkpoint(args.output_dir) or 'none'}. Lower --learning_rate and resume or start anew."
+            )
+
+
+class SampleSheetCallback(TrainerCallback):
+    """Draw a sheet of samples after each evaluation: a PNG in output_dir/samples, and a picture in the reports.
+
+    The random state is put back afterwards, so that drawing does not change the training.
+
+    Args:
+        draw: A function from the model to a PIL image.
+    """
+
+    def __init__(self, draw):
+        self.draw = draw
+        self.trainer: Trainer | None = None  # set by `make_trainer`: the way to the reports' writers
+
+    def on_evaluate(self, args, state, control, metrics, model=None, **kwargs):
+        if not state.is_world_process_zero or args.metric_for_best_model not in metrics:
+            return
+        with torch.random.fork_rng():
+            sheet = self.draw(model)
+        folder = Path(args.output_dir) / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        sheet.save(folder / f"step-{state.global_step:06d}.png")
+        self._report(args, sheet, state.global_step)
+
+    def _report(self, args, sheet, step: int):
+        for callback in self.trainer.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+                callback.tb_writer.add_image("samples", np.asarray(sheet), step, dataformats="HW")
+        if "wandb" in args.report_to:
+            import wandb
+
+            wandb.log({"samples": wandb.Image(sheet)}, commit=False)
+        if "trackio" in args.report_to:
+            import trackio
+
+            trackio.log({"samples": trackio.Image(sheet)})
+
+
+# --- trainer --------------------------------------------------------------------------------------------------------
+
+
+class IGPTTrainer(Trainer):
+    """The Trainer, with Muon where `--use_muon` asks for it."""
+
+    def create_optimizer(self, model=None):
+        args = self.args
+        if self.optimizer is None and args.use_muon:
+            self.optimizer = MuonAdamW(
+                *(self.model if model is None else model, args.learning_rate, args.muon_learning_rate),
+                betas=(args.adam_beta1, args.adam_beta2),
+                eps=args.adam_epsilon,
+                weight_decay=args.weight_decay,
+            )
+        return super().create_optimizer(model)
+
+
+def make_trainer(model, args: IGPTTrainingArguments, splits, processor, callbacks=()) -> Trainer:
+    """Wire a Trainer: tokenised splits in, exact nats per image of train and validation at each evaluation.
+
+    The training loss is measured like the validation loss, on a fixed part of the training split of the same size, in
+    eval mode, so that the two curves can be compared.
+    """
+    config = model.config
+    train = TokenDataset(splits["train"], config, config.class_dropout_prob, seed=args.data_seed or args.seed)
+    validation = TokenDataset(splits["validation"], config)
+    part_of_train = TokenDataset(splits["train"].select(range(min(len(validation), len(train)))), config)
+    trainer = IGPTTrainer(
+        model,
+        args,
+        data_collator=collate,
+        train_dataset=train,
+        eval_dataset={"train": part_of_train, "validation": validation},
+        processing_class=processor,
+        preprocess_logits_for_metrics=lambda logits, labels: nats_per_image(logits, labels),
+        compute_metrics=likelihood_metrics(config.num_pixels),
+        callbacks=[
+            EpochCallback(train),
+            PatientEarlyStopping(args.early_stopping_patience),
+            NotANumberCallback(),
+            *callbacks,
+        ],
+    )
+    for callback in callbacks:
+        if isinstance(callback, SampleSheetCallback):
+            callback.trainer = trainer
+    return trainer
+
+
+# --- output folder --------------------------------------------------------------------------------------------------
+
+CHECKPOINT_FILES = ("model.safetensors", "config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+RUN_FILES = (
+    *("model.safetensors", "config.json", "generation_config.json", "preprocessor_config.json", "training_args.bin"),
+    *("README.md", "all_results.json", "loss_curve.png", "samples.png", "completions.png", "trainer_state.json"),
+)
+
+
+def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
+    """All checkpoint folders of a run, oldest first."""
+    found = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
+    return sorted(found, key=lambda path: int(path.name.split("-")[-1]))
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint holds all that a resume needs; the Trainer writes trainer_state.json last."""
+    return all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size for name in CHECKPOINT_FILES)
+
+
+def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """Path of the newest complete checkpoint of a run, or None."""
+    complete = [path for path in checkpoints(output_dir) if is_complete(path)]
+    return str(complete[-1]) if complete else None
+
+
+def prepare_output_dir(args: IGPTTrainingArguments) -> str | None:
+    """Refuse to overwrite another run; returns the checkpoint to resume from, if that was asked for.
+
+    Raises:
+        DataError: output_dir is in use and neither `--resume_from_checkpoint` nor `--overwrite_output_dir` was given,
+            or there is no complete checkpoint to resume from.
+    """
+    folder = Path(args.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"--output_dir {folder} is a file. Choose a folder.")
+    resume = args.resume_from_checkpoint
+    if resume and resume.lower() not in ("true", "false"):
+        if not is_complete(Path(resume)):
+            raise DataError(f"--resume_from_checkpoint {resume} is no complete checkpoint.")
+        return resume
+    if resume and resume.lower() == "true":
+        checkpoint = last_complete_checkpoint(folder)
+        if checkpoint is None:
+            raise DataError(f"{folder} holds no complete checkpoint to resume from. Start anew without that flag.")
+        return checkpoint
+    in_use = [folder / name for name in RUN_FILES if (folder / name).exists()] + checkpoints(folder)
+    if args.overwrite_output_dir:
+        for path in [*in_use, folder / "samples"]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    elif in_use:
+        raise DataError(
+            f"{folder} holds a run already ({in_use[0].name}). Go on with it: --resume_from_checkpoint true. Start anew "
+            "and delete it: --overwrite_output_dir true. Or choose another --output_dir."
+        )
+    return None
