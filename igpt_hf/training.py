@@ -18,6 +18,7 @@ import torch
 import yaml
 from transformers import EarlyStoppingCallback, HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .configuration_igpt import PRESETS, IGPTConfig
@@ -195,6 +196,10 @@ class IGPTTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "The data set yields what the model takes."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "All parameters are used."})
     data_seed: int | None = field(default=None, metadata={"help": "Order of the images; `seed` unless given."})
+    logging_steps: float = field(default=50, metadata={"help": "Log the running training loss every so many steps."})
+    dataloader_pin_memory: bool = field(default=False, metadata={"help": "The batches are small."})
+    # The Trainer writes this into the config that it saves; while training, `collate` switches the cache off.
+    use_cache: bool = field(default=True, metadata={"help": "Saved with the model: generate with a cache."})
 
 
 # --- metrics --------------------------------------------------------------------------------------------------------
@@ -285,6 +290,19 @@ class NotANumberCallback(TrainerCallback):
             )
 
 
+class OneLineProgress(ProgressCallback):
+    """The Trainer's progress bars, with one line for each evaluation instead of the whole log."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is None or "eval_validation_nats_per_image" not in (logs or {}):
+            return
+        train = next(e["eval_train_nats_per_image"] for e in state.log_history[::-1] if "eval_train_loss" in e)
+        validation = logs["eval_validation_nats_per_image"]
+        self.training_bar.write(
+            f"epoch {state.epoch:5.2f}  train {train:7.2f}  validation {validation:7.2f} nats/image", file=sys.stderr
+        )
+
+
 class SampleSheetCallback(TrainerCallback):
     """Draw a sheet of samples after each evaluation: a PNG in output_dir/samples, and a picture in the reports.
 
@@ -369,6 +387,8 @@ def make_trainer(model, args: IGPTTrainingArguments, splits, processor, callback
     for callback in callbacks:
         if isinstance(callback, SampleSheetCallback):
             callback.trainer = trainer
+    if trainer.pop_callback(ProgressCallback) is not None:  # None with --disable_tqdm
+        trainer.add_callback(OneLineProgress)
     return trainer
 
 

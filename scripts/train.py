@@ -39,7 +39,9 @@ logger = logging.getLogger("train")
 
 def main():
     data_args, config_args, args = parse_arguments()
-    logging.basicConfig(level=logging.INFO if args.should_log else logging.ERROR, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    for name in ("igpt_hf", "train"):
+        logging.getLogger(name).setLevel(logging.INFO if args.should_log else logging.ERROR)
     transformers_logging.disable_progress_bar()  # one bar for the training, none for each file that is saved
     checkpoint = prepare_output_dir(args)
     logger.info(
@@ -143,7 +145,7 @@ def main():
             "num_evaluations": len(history.epochs),
             "optimizer": f"Muon ({args.muon_learning_rate}) and AdamW" if args.use_muon else args.optim,
             "learning_rate": args.learning_rate,
-            "scheduler": args.lr_scheduler_type,
+            "scheduler": args.lr_scheduler_type.value,
             "batch_size": images // steps,
             "train_minutes": round(results["train_runtime"] / 60, 1),
             "images_per_second": round(results["train_images_per_second"]),

@@ -1,0 +1,101 @@
+"""Draw images from a trained Image GPT.
+
+    python scripts/sample.py runs/synthetic                                         # ten images of any class
+    python scripts/sample.py runs/synthetic --labels 0 0 7 --guidance_scale 1.5     # of these classes
+    python scripts/sample.py runs/synthetic --complete drawing.png --keep_rows 14   # the lower half anew, ten times
+    python scripts/sample.py runs/synthetic --num 1000 --npz samples.npz            # arrays for further work
+
+Writes a picture of all samples and, with --npz, the arrays `images` (n, height, width; 0 and 1), `labels` (n; -1 for any
+class), `ids` (n, 1 + tokens) and `nats` (n; -ln p of the whole image given its prompt).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from tqdm.auto import tqdm
+from transformers import set_seed
+from transformers.utils import logging as transformers_logging
+
+from igpt_hf import DataError, IGPTForCausalImageModeling, IGPTImageProcessor
+from igpt_hf.plots import image_grid
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder of a trained model, or its id on the Hub")
+    parser.add_argument("--labels", nargs="+", help="class names or indices, one image each; any class if left out")
+    parser.add_argument("--num", type=int, help="how many images in all; labels are taken in turn (default 10)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="below 1: more typical images")
+    parser.add_argument("--top_p", type=float, default=1.0, help="sample from the likeliest tokens of this mass only")
+    parser.add_argument("--guidance_scale", type=float, default=1.0, help="above 1: more typical of their class")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--complete", metavar="IMAGE", help="keep the upper part of this picture")
+    parser.add_argument("--keep_rows", type=int, help="rows of pixels to keep (default: half the image)")
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--output", default="samples.png", help="the picture of all samples")
+    parser.add_argument("--npz", help="the samples as arrays")
+    return parser.parse_args()
+
+
+def class_indices(names: list[str], config) -> list[int]:
+    """Class names, or indices where no class has that name -> class indices."""
+    known = {str(name): index for index, name in config.id2label.items()}
+    indices = [known.get(name, int(name) if name.isdigit() else -1) for name in names]
+    for name, index in zip(names, indices, strict=True):
+        if not 0 <= index < config.num_labels:
+            raise DataError(f"--labels {name} is no class of this model: {', '.join(known)}.")
+    return indices
+
+
+def main():
+    args = parse_arguments()
+    transformers_logging.disable_progress_bar()
+    for path in (args.output, args.npz):
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise DataError(f"the folder of {path} does not exist.")
+    model = IGPTForCausalImageModeling.from_pretrained(args.model)
+    processor = IGPTImageProcessor.from_pretrained(args.model)
+    labels = None if args.labels is None else class_indices(args.labels, model.config)
+    num = args.num if args.num is not None else len(labels or [0] * 10)
+    if num < 1:
+        raise DataError(f"--num must be at least 1, got {num}.")
+    given = {}
+    if args.complete is not None:
+        keep_rows = args.keep_rows or processor.grid_size // 2 * processor.patch_size
+        given = {"images": Image.open(args.complete), "keep_rows": keep_rows}
+    labels = None if labels is None else np.resize(labels, num).tolist()  # in turn
+
+    set_seed(args.seed)
+    batches = []
+    for start in tqdm(range(0, num, args.batch_size), desc="Sampling", delay=2):
+        count = min(args.batch_size, num - start)
+        prompt = processor.prompt(class_labels=None if labels is None else labels[start : start + count], **given)
+        prompt["input_ids"] = prompt["input_ids"].expand(count, -1)  # one start token serves all
+        batches.append(
+            model.generate(
+                **prompt, temperature=args.temperature, top_p=args.top_p, guidance_scale=args.guidance_scale
+            )
+        )
+    ids = torch.cat(batches)
+
+    pictures = processor.decode(ids)
+    image_grid([pictures[i : i + 10] for i in range(0, num, 10)], scale=3).save(args.output)
+    print(f"{num} images -> {args.output}")
+    if args.npz is not None:
+        nats = -model.log_likelihood(ids)
+        shown = np.full(num, -1) if labels is None else np.array(labels)
+        np.savez_compressed(
+            args.npz, images=processor.decode_pixels(ids), labels=shown, ids=ids.numpy(), nats=nats.numpy()
+        )
+        print(f"arrays -> {args.npz}; {nats.mean():.2f} nats/image")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (DataError, ValueError, OSError, UnidentifiedImageError) as error:
+        sys.exit(f"error: {error}")
