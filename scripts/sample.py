@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from igpt_hf import DataError, IGPTForCausalImageModeling, IGPTImageProcessor
+from igpt_hf import DataError
+from igpt_hf.loading import load_pretrained
 from igpt_hf.plots import image_grid
 
 
@@ -57,8 +58,7 @@ def main():
     for path in (args.output, args.npz):
         if path is not None and not Path(path).absolute().parent.is_dir():
             raise DataError(f"the folder of {path} does not exist.")
-    model = IGPTForCausalImageModeling.from_pretrained(args.model)
-    processor = IGPTImageProcessor.from_pretrained(args.model)
+    model, processor = load_pretrained(args.model)
     labels = None if args.labels is None else class_indices(args.labels, model.config)
     num = args.num if args.num is not None else len(labels or [0] * 10)
     if num < 1:
