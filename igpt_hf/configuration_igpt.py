@@ -57,7 +57,7 @@ class IGPTConfig(PreTrainedConfig):
     num_hidden_layers: int = 8
     num_attention_heads: int = 2
     intermediate_size: int | None = None
-    hidden_act: str = "quick_gelu"
+    hidden_act: str = "silu"
     neighborhood_radius: int = 2
     class_dropout_prob: float | int = 0.1
     attention_dropout: float | int = 0.0

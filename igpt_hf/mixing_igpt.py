@@ -1,4 +1,4 @@
-"""Causal depthwise convolution over the grid of tokens on the CPU, forward and backward, compiled by numba.
+"""Attention with the values of the neighbours mixed in, on the CPU: a causal depthwise convolution compiled by numba.
 
 Position t (row r, column c of the grid) receives  out[t, d] = sum_k weight[d, k] value[row r + rows[k], column c +
 columns[k], d]  from the K tokens known before it. torch's general convolution spends most of its time on layouts.
@@ -15,54 +15,57 @@ import functools
 import numpy as np
 import torch
 
-from .attention_igpt import is_kernel_usable, numba, run_tasks
+from .attention_igpt import compile_kernel, inlined, make_kernels, numba, run_tasks
 
 
 float32 = np.float32
 
 
+@inlined
+def lay_out(values, border, radius, grid):
+    """values[1:] (T, D), the image tokens in raster order -> border, with zeros around them; values[0] is the prompt."""
+    channels = values.shape[1]
+    border[:] = float32(0)
+    for t in range(1, len(values)):
+        row, column = (t - 1) // grid, (t - 1) % grid
+        for d in range(channels):
+            border[radius + row, (radius + column) * channels + d] = values[t, d]
+
+
 @functools.cache
-def make_kernels():
-    """Compile (forward, backward)."""
+def make_mixing_kernels():
+    """Compile (forward, backward); both add to what is there: to `out`, and to `dvalue`."""
 
-    def lay_out(values, border, radius, grid, channels):
-        """values[1:] (T, D), the image tokens in raster order -> border, with zeros around them."""
-        border[:] = float32(0)
-        for t in range(1, len(values)):
-            row, column = (t - 1) // grid, (t - 1) % grid
-            for d in range(channels):
-                border[radius + row, (radius + column) * channels + d] = values[t, d]
-
-    if numba is not None:
-        lay_out = numba.njit(inline="always")(lay_out)
-
-    def forward(value, weight, offsets, radius, grid, out, first, last):
+    def forward(value, weight, offsets, out, first, last):
         length, channels = value.shape[1:]
-        rows, width = (length + grid - 1) // grid, grid * channels
+        width = weight.shape[1]  # grid * D
+        radius, grid = -offsets[0, 0], width // channels
+        rows = (length + grid - 1) // grid
         border = np.empty((radius + rows + 1, width + 2 * radius * channels), float32)
         total = np.empty(width, float32)
         for image in range(first, last):
-            lay_out(value[image], border, radius, grid, channels)
+            lay_out(value[image], border, radius, grid)
             for row in range(rows):
                 total[:] = float32(0)
                 for k in range(len(offsets)):
                     start = (radius + offsets[k, 1]) * channels
-                    source = border[radius + row + offsets[k, 0], start : start + width]
-                    factor = weight[k]
+                    source, factor = border[radius + row + offsets[k, 0], start : start + width], weight[k]
                     for i in range(width):
                         total[i] += factor[i] * source[i]
                 for column in range(min(grid, length - row * grid)):
                     for d in range(channels):
-                        out[image, row * grid + column, d] = total[column * channels + d]
+                        out[image, row * grid + column, d] += total[column * channels + d]
 
-    def backward(value, weight, offsets, radius, grid, grad, dvalue, dweight, first, last):
+    def backward(value, weight, offsets, grad, dvalue, dweight, first, last):
         length, channels = value.shape[1:]
-        rows, width = (length + grid - 1) // grid, grid * channels
+        width = weight.shape[1]
+        radius, grid = -offsets[0, 0], width // channels
+        rows = (length + grid - 1) // grid
         border = np.empty((radius + rows + 1, width + 2 * radius * channels), float32)
         dborder = np.empty_like(border)
         gradient = np.empty(width, float32)
         for image in range(first, last):
-            lay_out(value[image], border, radius, grid, channels)
+            lay_out(value[image], border, radius, grid)
             dborder[:] = float32(0)
             dweight[image] = float32(0)
             for row in range(rows):
@@ -78,54 +81,58 @@ def make_kernels():
                         dsource[i] += factor[i] * gradient[i]
                     for i in range(width):
                         dfactor[i] += source[i] * gradient[i]
-            dvalue[image, 0] = float32(0)  # the prompt is nobody's neighbour
             for t in range(1, length):
                 row, column = (t - 1) // grid, (t - 1) % grid
                 for d in range(channels):
-                    dvalue[image, t, d] = dborder[radius + row, (radius + column) * channels + d]
+                    dvalue[image, t, d] += dborder[radius + row, (radius + column) * channels + d]
 
-    options = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy", "cache": True}
     strided, plain, table = numba.float32[:, :, :], numba.float32[:, :, ::1], numba.float32[:, ::1]
-    offsets, integer = numba.int64[:, ::1], numba.int64
-    geometry = (strided, table, offsets, integer, integer)
+    geometry, number = (strided, table, numba.int64[:, ::1]), numba.int64
     return (
-        numba.njit((*geometry, plain, integer, integer), **options)(forward),
-        numba.njit((*geometry, plain, plain, plain, integer, integer), **options)(backward),
+        compile_kernel(forward, (*geometry, plain, number, number)),
+        compile_kernel(backward, (*geometry, plain, strided, plain, number, number)),
     )
 
 
-class MixNeighbors(torch.autograd.Function):
+class AttendAndMix(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, value, weight, offsets, grid):
-        value = value.detach()
-        repeated = weight.detach().T.repeat(1, grid)  # (K, grid * D)
-        places = np.array(offsets, dtype=np.int64)  # (K, 2)
-        geometry = (value.numpy(), repeated.numpy(), places, int(-places.min()), grid)
-        out = value.new_empty(value.shape)
-        run_tasks(make_kernels()[0], (*geometry, out.numpy()), len(value))
-        ctx.save_for_backward(value, repeated)
-        ctx.places, ctx.grid = places, grid
+    def forward(ctx, qkv, weight, offsets, grid):
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        batch, heads, length, size = query.shape
+        attended, lse = qkv.new_empty(batch, length, heads, size), qkv.new_empty(batch, heads, length)
+        run_tasks(make_kernels(size)[0], (query, key, value, attended, lse), batch * heads)
+        repeated = weight.T.repeat(1, grid)  # (C, K) -> (K, grid * C)
+        out = attended.flatten(2).clone()  # (B, T, C)
+        run_tasks(make_mixing_kernels()[0], (qkv[:, :, 2].flatten(2), repeated, offsets, out), batch)
+        ctx.save_for_backward(qkv, repeated, offsets, attended, lse)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        value, repeated = ctx.saved_tensors
-        geometry = (value.numpy(), repeated.numpy(), ctx.places, int(-ctx.places.min()), ctx.grid)
-        dvalue = value.new_empty(value.shape)
-        drepeated = value.new_empty(len(value), *repeated.shape)  # (B, K, grid * D)
-        arrays = (*geometry, grad.contiguous().numpy(), dvalue.numpy(), drepeated.numpy())
-        run_tasks(make_kernels()[1], arrays, len(value))
-        dweight = drepeated.view(len(value), len(repeated), ctx.grid, -1).sum((0, 2))  # (K, D)
-        return dvalue, dweight.T, None, None
+        qkv, repeated, offsets, attended, lse = ctx.saved_tensors
+        batch, _, _, heads, size = qkv.shape
+        grad = grad.contiguous()
+        dqkv = torch.empty_like(qkv)
+        tensors = (*qkv.permute(2, 0, 3, 1, 4), attended, lse, grad.view(attended.shape), *dqkv.unbind(2))
+        run_tasks(make_kernels(size)[1], tensors, batch * heads)
+        drepeated = qkv.new_empty(batch, *repeated.shape)
+        tensors = (qkv[:, :, 2].flatten(2), repeated, offsets, grad, dqkv[:, :, 2].flatten(2), drepeated)
+        run_tasks(make_mixing_kernels()[1], tensors, batch)
+        dweight = drepeated.view(batch, len(repeated), -1, heads * size).sum((0, 2))  # (K, C)
+        return dqkv, dweight.T, None, None
 
 
-def mix_neighbors(value: torch.Tensor, weight: torch.Tensor, offsets: list[tuple[int, int]], grid: int) -> torch.Tensor:
-    """Mix the values of neighbours, each channel for itself: (B, T, D), (D, K), K offsets -> (B, T, D).
+def attend_and_mix(qkv: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor, grid: int) -> torch.Tensor:
+    """Causal attention plus the weighted values of the neighbours: float32 (B, T, 3, H, D) -> (B, T, H * D).
 
-    `offsets` are (row, column) steps to tokens known before, within a radius; `grid` is the number of tokens in a row.
+    Args:
+        qkv: Query, key and value, contiguous.
+        weight: Of each channel and neighbour, (H * D, K).
+        offsets: (row, column) steps to the neighbours in raster order, int64 (K, 2).
+        grid: Tokens in a row.
     """
-    return MixNeighbors.apply(value, weight, offsets, grid)
+    return AttendAndMix.apply(qkv, weight, offsets, grid)
 
 
-__all__ = ["is_kernel_usable", "mix_neighbors"]
+__all__ = ["attend_and_mix"]

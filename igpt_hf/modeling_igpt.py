@@ -31,6 +31,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention_igpt import causal_attention, is_kernel_usable
 from .configuration_igpt import IGPTConfig
+from .mixing_igpt import attend_and_mix
 
 
 def neighborhood_offsets(radius: int) -> list[tuple[int, int]]:
@@ -180,15 +181,21 @@ class IGPTAttention(nn.Module):
 
         implementation = self.config._attn_implementation
         dropout = self.attention_dropout if self.training else 0.0
+        weights = None
         if implementation == "sdpa" and attention_mask is None and not dropout and is_kernel_usable(query, key):
-            mixed, weights = causal_attention(query, key, value), None
+            # The same on the CPU, several times faster: from the first position on, nothing masked, nothing dropped.
+            if self.local_mixing is None:
+                mixed = causal_attention(query, key, value)
+            else:
+                offsets = torch.tensor(neighborhood_offsets(self.config.neighborhood_radius))
+                mixed = attend_and_mix(qkv, self.local_mixing.weight, offsets, self.config.grid_size)
         else:
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
             mixed, weights = attend(
                 self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
             )
-        if self.local_mixing is not None:
-            mixed = mixed + self.local_mixing(value, position_ids)
+            if self.local_mixing is not None:
+                mixed = mixed + self.local_mixing(value, position_ids)
         return self.out_proj(mixed.reshape(batch, length, -1)), weights
 
 

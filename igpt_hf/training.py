@@ -171,14 +171,14 @@ class IGPTTrainingArguments(TrainingArguments):
     early_stopping_patience: int = field(
         default=5, metadata={"help": "Stop after this many evaluations in a row without a better validation loss."}
     )
-    num_train_epochs: float = field(default=20, metadata={"help": "Passes over the training split, at most."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per step and device."})
+    num_train_epochs: float = field(default=30, metadata={"help": "Passes over the training split, at most."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Images per step and device."})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images per evaluation step and device."})
     use_muon: bool = field(
         default=True, metadata={"help": "Muon for the blocks' matrices, AdamW for the rest; false: what --optim says."}
     )
-    learning_rate: float = field(default=8e-3, metadata={"help": "Peak learning rate (of AdamW, with muon)."})
-    muon_learning_rate: float = field(default=2e-2, metadata={"help": "Peak learning rate of Muon."})
+    learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate (of AdamW, with muon)."})
+    muon_learning_rate: float = field(default=3e-2, metadata={"help": "Peak learning rate of Muon."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate's decay."})
     warmup_steps: float = field(default=0.02, metadata={"help": "Steps, or a share below 1, of linear warm-up."})
     adam_beta2: float = field(default=0.95, metadata={"help": "As in the paper, section 3.5."})

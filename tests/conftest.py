@@ -1,0 +1,61 @@
+"""What all tests share: no network, a cache of our own, one thread, and a tiny model in which every part counts."""
+
+import os
+import tempfile
+
+
+_home = tempfile.TemporaryDirectory(prefix="igpt_hf-tests-")  # removed when the process ends
+os.environ.update(  # before the libraries read them; scripts inherit them
+    HF_HUB_OFFLINE="1",
+    HF_HOME=_home.name,
+    HF_DATASETS_CACHE=os.path.join(_home.name, "datasets"),
+    OMP_NUM_THREADS="1",
+)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor  # noqa: E402
+
+
+# 8x8 pixels are 16 tokens; the head size of 8 is the one that the reference model has.
+TINY = {"image_size": 8, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 3}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums in one order: results are the same each time, whatever a script has set."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """Make a model with random weights everywhere, also in the head and the local mixing, which start at zero."""
+
+    def make(seed: int = 0, **overrides) -> IGPTForCausalImageModeling:
+        model = IGPTForCausalImageModeling(IGPTConfig(**TINY | overrides)).eval()
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_processor() -> IGPTImageProcessor:
+    return IGPTImageProcessor(image_size=TINY["image_size"], num_labels=TINY["num_labels"])
+
+
+@pytest.fixture(scope="session")
+def random_ids():
+    """Make whole sequences: a class prompt and the tokens of an image, all random; (n, 1 + tokens)."""
+
+    def make(config: IGPTConfig, n: int = 3, seed: int = 0) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        prompt = config.vocab_size + torch.randint(config.num_labels, (n, 1), generator=generator)
+        return torch.cat(
+            [prompt, torch.randint(config.vocab_size, (n, config.num_image_tokens), generator=generator)], 1
+        )
+
+    return make

@@ -1,0 +1,248 @@
+"""Sampling: one whole image per prompt, repeatable, from exactly the distribution that the likelihood tells."""
+
+import itertools
+
+import pytest
+import torch
+from transformers import GenerationConfig, set_seed
+
+from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
+
+
+# The library's own loop, with each kind of cache; `generate` may be faster where nothing is asked for.
+CACHES = {
+    "dynamic cache": {"cache_implementation": "dynamic"},
+    "static cache": {"cache_implementation": "static"},
+    "no cache": {"use_cache": False},
+}
+any_cache = pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return tiny_model()
+
+
+def sampled(model, seed=0, **arguments) -> torch.Tensor:
+    set_seed(seed)
+    return model.generate(**arguments)
+
+
+@torch.no_grad()
+def log_probs(model, ids) -> torch.Tensor:
+    """What the model says of the next token at each position: (n, 1 + tokens) -> (n, tokens, V)."""
+    return model(input_ids=ids[:, :-1], use_cache=False).logits.log_softmax(-1)
+
+
+def greedy(model, prompt) -> torch.Tensor:
+    """The likeliest token, one after the other, from whole forward passes."""
+    ids = prompt
+    while ids.shape[1] <= model.config.num_image_tokens:
+        with torch.no_grad():
+            ids = torch.cat([ids, model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
+    return ids
+
+
+def test_without_arguments_one_image_of_any_class_is_sampled():
+    model = IGPTForCausalImageModeling(IGPTConfig(num_hidden_layers=1))
+    ids = model.generate()
+    assert ids.shape == (1, 197)
+    assert ids[0, 0] == model.config.start_token_id
+    assert len(IGPTImageProcessor().decode(ids)) == 1
+
+
+def test_class_prompts_give_one_image_each_that_can_be_decoded(model, tiny_processor):
+    prompt = tiny_processor.prompt(class_labels=[0, 0, 2])
+    ids = sampled(model, **prompt)
+    assert ids.shape == (3, 17)
+    assert ids[:, 0].tolist() == [16, 16, 18]
+    assert ids[:, 1:].max() < 16
+    assert [picture.size for picture in tiny_processor.decode(ids)] == [(8, 8)] * 3
+    assert not torch.equal(ids[0], ids[1])  # two images of a class are two images
+
+
+@pytest.mark.parametrize("arguments", [{}, *CACHES.values()], ids=["default", *CACHES])
+def test_the_seed_decides_the_samples(model, arguments):
+    prompt = torch.tensor([[16], [17], [18]])
+    first = sampled(model, inputs=prompt, **arguments)
+    assert torch.equal(sampled(model, inputs=prompt, **arguments), first)
+    assert not torch.equal(sampled(model, seed=1, inputs=prompt, **arguments), first)
+
+
+@pytest.mark.parametrize("given", [0, 6])
+def test_samples_are_the_same_with_every_cache(model, random_ids, given):
+    prompt = random_ids(model.config, n=5)[:, : 1 + given]
+    samples = [sampled(model, inputs=prompt, **cache) for cache in CACHES.values()]
+    assert samples[0].shape == (5, 17)
+    assert torch.equal(samples[0], samples[1])
+    assert torch.equal(samples[0], samples[2])
+
+
+def test_another_number_of_images_can_follow_without_a_trace_of_the_first(model):
+    prompt = torch.tensor([[16], [17]])
+    first = sampled(model, inputs=prompt, cache_implementation="static")
+    sampled(model, inputs=prompt[:1].expand(5, -1), cache_implementation="static")
+    assert torch.equal(sampled(model, inputs=prompt, cache_implementation="static"), first)
+
+
+@pytest.mark.parametrize("keep_rows", [2, 4, 6])
+def test_a_completion_keeps_the_given_rows_to_the_pixel(model, tiny_processor, random_ids, keep_rows):
+    images = tiny_processor.decode_pixels(random_ids(model.config, n=3))
+    prompt = tiny_processor.prompt(class_labels=[0, 1, 2], images=images, keep_rows=keep_rows)
+    answers = tiny_processor.decode_pixels(sampled(model, **prompt, num_return_sequences=4))
+    assert answers.shape == (12, 8, 8)
+    assert (answers[:, :keep_rows] == images.repeat(4, axis=0)[:, :keep_rows]).all()
+    assert len({answer.tobytes() for answer in answers}) > 3  # the rest is not the same each time
+
+
+def test_num_return_sequences_keeps_the_order_of_the_prompts(model):
+    ids = sampled(model, inputs=torch.tensor([[16], [18]]), num_return_sequences=3)
+    assert ids[:, 0].tolist() == [16, 16, 16, 18, 18, 18]
+    assert sampled(model, num_return_sequences=3)[:, 0].tolist() == [19, 19, 19]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"do_sample": False},
+        {"generation_config": GenerationConfig(do_sample=False)},
+        {"temperature": 1e-4},
+        {"top_p": 1e-4},
+        {"top_k": 1},
+        *({"do_sample": False, **cache} for cache in CACHES.values()),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("given", [0, 5])
+def test_the_likeliest_tokens_are_taken_where_nothing_is_left_to_chance(model, random_ids, arguments, given):
+    prompt = random_ids(model.config, n=4)[:, : 1 + given]
+    assert torch.equal(sampled(model, inputs=prompt, **arguments), greedy(model, prompt))
+
+
+@pytest.fixture(scope="module")
+def all_pictures(tiny_model):
+    """A model of 4x4 images, the ids of all 65,536 of them from the start token, and their probabilities."""
+    model = tiny_model(image_size=4, num_hidden_layers=1, neighborhood_radius=1)
+    tokens = torch.cartesian_prod(*[torch.arange(16)] * 4)
+    ids = torch.cat([torch.full((len(tokens), 1), model.config.start_token_id), tokens], dim=1)
+    return model, ids, model.log_likelihood(ids, batch_size=8192)
+
+
+@pytest.mark.parametrize("arguments", [{}, CACHES["dynamic cache"]], ids=["default", "dynamic cache"])
+def test_pictures_are_sampled_as_often_as_they_are_likely(all_pictures, arguments):
+    model, pictures, log_p = all_pictures
+    n = 4000
+    ids = sampled(model, num_return_sequences=n, **arguments)
+    # The mean of ln p over samples is minus the entropy, up to chance.
+    mean = (log_p.exp() * log_p).sum()
+    deviation = ((log_p.exp() * log_p**2).sum() - mean**2).sqrt() / n**0.5
+    assert abs(model.log_likelihood(ids, batch_size=n).mean() - mean) < 4 * deviation
+    # So are the frequencies of each token at each place, by a chi-squared test each (15 degrees of freedom).
+    for place in range(1, 5):
+        expected = torch.zeros(16, dtype=torch.float64).index_add(0, pictures[:, place], log_p.exp()) * n
+        counts = torch.bincount(ids[:, place], minlength=16)
+        assert ((counts - expected) ** 2 / expected).sum() < 45  # p = 1e-4
+
+
+def test_temperature_and_top_p_shape_the_distribution_of_the_first_token(all_pictures):
+    model, pictures, log_p = all_pictures
+    n = 4000
+    p = torch.zeros(16, dtype=torch.float64).index_add(0, pictures[:, 1], log_p.exp())
+    cold = sampled(model, num_return_sequences=n, temperature=0.5)[:, 1]
+    expected = n * p**2 / (p**2).sum()
+    assert ((torch.bincount(cold, minlength=16) - expected) ** 2 / expected).sum() < 45
+    order = p.argsort(descending=True)
+    kept = order[: int((p[order].cumsum(0) < 0.5).sum()) + 1]  # the fewest tokens that hold half of the mass
+    nucleus = sampled(model, num_return_sequences=n, top_p=0.5)[:, 1]
+    assert set(nucleus.tolist()) == set(kept.tolist())
+
+
+@any_cache
+def test_the_scores_of_the_samples_are_their_likelihood(model, cache):
+    prompt = torch.tensor([[16], [17], [19]])
+    outputs = sampled(model, inputs=prompt, return_dict_in_generate=True, output_scores=True, **cache)
+    scores = model.compute_transition_scores(outputs.sequences, outputs.scores, normalize_logits=True)
+    assert torch.allclose(scores.sum(dim=1).double(), model.log_likelihood(outputs.sequences), atol=1e-4)
+
+
+# --- guidance -------------------------------------------------------------------------------------------------------
+
+
+@any_cache
+@pytest.mark.parametrize("scale", [0, 0.5, 3.0])
+def test_guidance_follows_its_formula_at_every_step(model, random_ids, cache, scale):
+    prompt = random_ids(model.config, n=3)[:, :4]
+    outputs = sampled(
+        model, inputs=prompt, guidance_scale=scale, temperature=0.7, return_dict_in_generate=True, output_scores=True,
+        **cache,
+    )  # fmt: skip
+    ids = outputs.sequences
+    told, untold = log_probs(model, ids), log_probs(model, torch.cat([torch.full((3, 1), 19), ids[:, 1:]], dim=1))
+    expected = (untold + scale * (told - untold)) / 0.7
+    scores = torch.stack(outputs.scores, dim=1)
+    assert (scores - expected[:, 3:]).abs().max() < 1e-4
+    assert torch.equal(ids[:, :4], prompt)
+
+
+def test_guided_samples_are_the_same_with_every_cache(model):
+    samples = [sampled(model, inputs=torch.tensor([[16], [18]]), guidance_scale=2.0, **c) for c in CACHES.values()]
+    assert all(torch.equal(first, second) for first, second in itertools.pairwise(samples))
+
+
+@pytest.mark.parametrize("arguments", [{}, *CACHES.values()], ids=["default", *CACHES])
+def test_a_guidance_scale_of_one_is_no_guidance(model, arguments):
+    prompt = torch.tensor([[16], [18]])
+    plain = sampled(model, inputs=prompt, **arguments)
+    assert torch.equal(sampled(model, inputs=prompt, guidance_scale=1.0, **arguments), plain)
+    assert not torch.equal(sampled(model, inputs=prompt, guidance_scale=5.0, **arguments), plain)
+
+
+def test_guidance_may_come_with_the_generation_config(model):
+    prompt = torch.tensor([[16], [18]])
+    config = GenerationConfig(guidance_scale=3.0, do_sample=True, top_k=0)
+    by_config = sampled(model, inputs=prompt, generation_config=config)
+    assert torch.equal(by_config, sampled(model, inputs=prompt, guidance_scale=3.0))
+    assert config.guidance_scale == 3.0
+
+
+def test_guidance_from_the_start_token_changes_nothing(model):
+    plain = sampled(model, num_return_sequences=3, **CACHES["dynamic cache"])
+    assert torch.equal(sampled(model, num_return_sequences=3, guidance_scale=3.0, **CACHES["dynamic cache"]), plain)
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ([[20]], "prompt id 20 is out of range: 16 to 19"),
+        ([[3]], "prompt id 3 is out of range: 16 to 19"),
+        ([[-1]], "prompt id -1 is out of range: 16 to 19"),
+        ([[16], [3]], "prompt id 3 is out of range: 16 to 19"),
+        ([[16, 0, 16]], "token 16 is out of range: 0 to 15"),
+        ([[16, -1]], "token -1 is out of range: 0 to 15"),
+        ([16], r"shape \(n, 1\)"),
+        ([[]], r"shape \(n, 1\)"),
+        ([[16] + [0] * 16], r"at most 15 given tokens; got \(1, 17\)"),
+    ],
+)
+@pytest.mark.parametrize("name", ["inputs", "input_ids"])
+def test_a_bad_prompt_is_refused(model, prompt, words, name):
+    with pytest.raises(ValueError, match=words):
+        model.generate(**{name: torch.tensor(prompt)})
+
+
+def test_what_would_silently_give_other_images_is_refused(model):
+    prompt = torch.tensor([[16, 1, 2, 3, 4]])
+    with pytest.raises(ValueError, match="negative_prompt_ids is not supported"):
+        model.generate(prompt, guidance_scale=2.0, negative_prompt_ids=prompt)
+    with pytest.raises(ValueError, match="prefill_chunk_size is not supported"):
+        model.generate(prompt, prefill_chunk_size=2)
+
+
+def test_the_settings_of_sampling_are_saved_with_the_model(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    loaded = IGPTForCausalImageModeling.from_pretrained(tmp_path)
+    assert torch.equal(sampled(loaded), sampled(model))
+    assert loaded.generate(num_return_sequences=2).shape == (2, 17)
