@@ -18,8 +18,8 @@ Why it is fast: an AVX-512 register holds LANES = 16 numbers, so 16 queries are 
 and nothing is ever summed across lanes. Their vectors are the columns of a (D, LANES) array. They meet the keys in
 tiles of TILE = 4 rows (TILE, D): `dots` gives the scores (TILE, LANES), `accumulate` adds the rows, weighted, to a
 (D, LANES) sum; both are fully unrolled. Tiles above the diagonal are skipped. For dkey and dvalue keys and queries
-swap roles. Scores are kept in base 2 (log2(e) is a factor of the query), since 2**x is cheap: the integer part of x
-goes into the exponent bits of a float.
+swap roles. Scores and lse are kept in base 2 (the columns of a score carry the factor log2(e) / sqrt(D)), since 2**x
+is cheap: the integer part of x goes into the exponent bits of a float.
 
 One (image, head) is one task with a fixed order of operations: results do not depend on the number of threads. The
 kernels release Python's lock, so that ordinary Python threads share the tasks, and several callers may call at once.
@@ -34,13 +34,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+
 try:
     import numba
 except ImportError:  # then is_kernel_usable() is False, and the caller takes torch's attention
     numba = None
 
 LANES, TILE = 16, 4
-MAX_HEAD_SIZE = 64
+HEAD_SIZES = range(4, 33, 4)  # where it is faster than torch
 float32 = np.float32
 MINUS_INFINITY = float32(-np.inf)
 
@@ -249,8 +250,8 @@ def thread_pool(process, threads):
 def run_tasks(kernel, tensors, tasks):
     """Run all tasks on torch's number of threads, this one among them."""
     arrays = [x.detach().numpy() for x in tensors]
-    threads = max(1, min(torch.get_num_threads(), tasks))
-    share = max(1, tasks // (4 * threads))  # small enough that a thread that is held up takes fewer shares
+    threads = max(1, min(torch.get_num_threads(), tasks // 8))  # waking a thread costs about as much as 4 tasks
+    share = max(1, tasks // (4 * threads))  # several shares per thread: one that is held up takes fewer of them
     starts = iter(range(0, tasks, share))  # all threads draw from it
 
     def work():
@@ -260,7 +261,8 @@ def run_tasks(kernel, tensors, tasks):
     helpers = [thread_pool(os.getpid(), threads).submit(work) for _ in range(threads - 1)]
     work()
     for helper in helpers:
-        helper.result()
+        if not helper.cancel():  # it has begun
+            helper.result()
 
 
 class CausalAttention(torch.autograd.Function):
@@ -285,10 +287,8 @@ def is_kernel_usable(*tensors: Tensor) -> bool:
     """Whether numba is here and, of given tensors (query, key, ...), whether `causal_attention` takes them."""
     if numba is None or numba.config.DISABLE_JIT or torch.compiler.is_compiling():
         return False
-    shape = tensors[0].shape if tensors else None
-    return all(x.device.type == "cpu" and x.dtype == torch.float32 and x.shape == shape for x in tensors) and (
-        shape is None or shape[-1] <= MAX_HEAD_SIZE
-    )
+    same = all(x.shape == tensors[0].shape and x.shape[-1] in HEAD_SIZES for x in tensors)
+    return same and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

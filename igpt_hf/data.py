@@ -93,47 +93,64 @@ def load_splits(
 
 
 def tokenize(splits: DatasetDict, processor: Any) -> DatasetDict:
-    """Turn the pictures into tokens, once: columns `tokens` (a list of fixed length) and `label`.
+    """Turn the pictures into what the model reads, once: columns `tokens` (a list of fixed length) and `label`.
 
-    The result is held in memory (a byte per token), never taken from a cache of an earlier run, which could not
-    know that the processor's code has changed.
+    With `processor.binarize == "stochastic"` the tokens are drawn anew in each epoch, so that the column is `grey`
+    instead: the fitted picture, a byte per pixel. The result is held in memory, never taken from a cache of an earlier
+    run, which could not know that the processor's code has changed.
 
     Args:
         splits: as `load_splits` returns them.
-        processor: its `tokenize(images)` turns a list of n PIL images into an array (n, num_tokens).
+        processor: its `tokenize(images)` turns a list of n PIL images into an array (n, num_tokens), its `to_grey` into
+            (n, image_size, image_size).
 
     Raises:
         DataError: if the processor refuses an image; the message gives its split and index.
     """
+    column = "grey" if processor.binarize == "stochastic" else "tokens"
     tokenized = DatasetDict()
     for name, split in splits.items():
-        first = _tokenize_batch(split[:1], [0], name, processor)["tokens"]  # (1, num_tokens)
+        first = _tokenize_batch(split[:1], [0], name, processor, column)[column]  # (1, length)
         tokenized[name] = split.map(
             _tokenize_batch,
             batched=True,
             batch_size=100,  # decoded pictures in memory at a time: photographs are large
             with_indices=True,
-            fn_kwargs={"split_name": name, "processor": processor},
+            fn_kwargs={"split_name": name, "processor": processor, "column": column},
             remove_columns=["image"],
-            features=Features(
-                label=split.features["label"], tokens=List(Value(first.dtype.name), length=first.shape[1])
-            ),
+            features=Features({"label": split.features["label"], column: List(Value(first.dtype.name), length=first.shape[1])}),
             keep_in_memory=True,
             desc=f"Tokenizing {name}",
         )
+        if column == "tokens":
+            _warn_of_empty_images(tokenized[name], name)
     return tokenized
 
 
-def _tokenize_batch(batch: dict[str, list], indices: list[int], split_name: str, processor: Any) -> dict[str, Any]:
+def _tokenize_batch(
+    batch: dict[str, list], indices: list[int], split_name: str, processor: Any, column: str
+) -> dict[str, Any]:
+    def prepare(images):
+        return processor.tokenize(images) if column == "tokens" else processor.to_grey(images).reshape(len(images), -1)
+
     try:
-        return {"tokens": processor.tokenize(batch["image"])}
+        return {column: prepare(batch["image"])}
     except (ValueError, TypeError):
         for index, image in zip(indices, batch["image"], strict=True):  # which one was it?
             try:
-                processor.tokenize([image])
+                prepare([image])
             except (ValueError, TypeError) as error:
                 raise DataError(f"{split_name} image {index} cannot be tokenized: {error}") from error
         raise
+
+
+def _warn_of_empty_images(split: Dataset, name: str):
+    empty = int((split.with_format("numpy")["tokens"][:].max(axis=1) == 0).sum())
+    if empty:
+        logger.warning(
+            "%d of %d %s images are black after binarisation: lower --threshold if thin strokes vanished, or set --invert",
+            *(empty, len(split), name),
+        )
 
 
 # Sources: each function returns a Dataset with the columns `image` (Image) and `label` (ClassLabel).

@@ -23,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .configuration_igpt import PRESETS, IGPTConfig
 from .errors import DataError
+from .image_processing_igpt import pixels_to_tokens
 from .optimization import MuonAdamW
 
 
@@ -36,32 +37,38 @@ class TokenDataset(torch.utils.data.Dataset):
     """A split as tensors, read a batch at a time.
 
     With `class_dropout_prob` the class prompt of an image is now and then the start token, so that one model learns to be
-    conditional and unconditional (classifier-free guidance, Ho & Salimans 2022, algorithm 1). Which images, depends on
-    the seed and the epoch alone: a resumed run, or one on more processes, draws the same.
+    conditional and unconditional (classifier-free guidance, Ho & Salimans 2022, algorithm 1). Where the split holds grey
+    pictures, each pixel is white with the probability of its grey level. What is drawn depends on the seed, the epoch and
+    the image's index alone: a resumed run, or one on more processes, draws the same.
 
     Args:
-        split: Rows with `tokens` and `label`, as `igpt_hf.data.tokenize` makes them.
+        split: Rows with `tokens` or `grey`, and `label`, as `igpt_hf.data.tokenize` makes them.
         config: The model's configuration.
         class_dropout_prob: Share of images per epoch whose class is not told.
-        seed: Of the class dropout.
+        seed: Of what is drawn.
     """
 
     def __init__(self, split, config, class_dropout_prob: float = 0.0, seed: int = 0):
         columns = split.with_format("numpy")
-        self.tokens = torch.from_numpy(np.asarray(columns["tokens"][:]).astype(np.uint16).astype(np.int16))
-        self.prompts = torch.from_numpy(np.asarray(columns["label"][:])).long() + config.vocab_size
-        self.start_token_id = config.start_token_id
+        self.grey = columns["grey"][:].astype(np.uint8) if "grey" in split.column_names else None
+        self.tokens = None if self.grey is not None else torch.from_numpy(columns["tokens"][:].astype(np.int32))
+        self.prompts = torch.from_numpy(columns["label"][:]).long() + config.vocab_size
+        self.config = config
         self.class_dropout_prob = class_dropout_prob
         self.seed = seed
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int):
-        """Draw the images whose class is not told in this epoch."""
-        drawn = np.random.default_rng([self.seed, epoch]).random(len(self.prompts))
-        self.is_untold = torch.from_numpy(drawn < self.class_dropout_prob)
+        """Draw the images whose class is not told in this epoch and, from grey pictures, the pixels."""
+        generator = np.random.default_rng([self.seed, epoch])
+        self.is_untold = torch.from_numpy(generator.random(len(self.prompts)) < self.class_dropout_prob)
+        if self.grey is not None:
+            pixels = (generator.random(self.grey.shape, dtype=np.float32) * 255 < self.grey).astype(np.uint8)
+            pixels = pixels.reshape(-1, self.config.image_size, self.config.image_size)
+            self.tokens = torch.from_numpy(pixels_to_tokens(pixels, self.config.patch_size).astype(np.int32))
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.prompts)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {key: value[0] for key, value in self.__getitems__([index]).items()}
@@ -70,7 +77,7 @@ class TokenDataset(torch.utils.data.Dataset):
         """A batch: `input_ids` and `labels`, both (B, 1 + N); the prompt's label is -100."""
         index = torch.as_tensor(indices)
         tokens = self.tokens[index].long()
-        prompts = self.prompts[index].where(~self.is_untold[index], self.start_token_id)[:, None]
+        prompts = self.prompts[index].where(~self.is_untold[index], self.config.start_token_id)[:, None]
         return {
             "input_ids": torch.cat([prompts, tokens], dim=1),
             "labels": torch.cat([torch.full_like(prompts, -100), tokens], dim=1),
@@ -365,9 +372,10 @@ def make_trainer(model, args: IGPTTrainingArguments, splits, processor, callback
     eval mode, so that the two curves can be compared.
     """
     config = model.config
-    train = TokenDataset(splits["train"], config, config.class_dropout_prob, seed=args.data_seed or args.seed)
-    validation = TokenDataset(splits["validation"], config)
-    part_of_train = TokenDataset(splits["train"].select(range(min(len(validation), len(train)))), config)
+    train = TokenDataset(splits["train"], config, config.class_dropout_prob, seed=args.seed)
+    validation = TokenDataset(splits["validation"], config, seed=args.seed)
+    part = splits["train"].select(range(min(len(validation), len(train))))
+    part_of_train = TokenDataset(part, config, seed=args.seed)
     trainer = IGPTTrainer(
         model,
         args,

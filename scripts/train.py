@@ -12,19 +12,22 @@ completions.png into --output_dir. `--help` lists all flags: those of TrainingAr
 
 import json
 import logging
+import os
 import sys
-from pathlib import Path
 
-import torch
+
+# OpenMP's waiting threads should soon sleep: spinning, they keep the attention kernel's threads from the cores (a fifth
+# slower on two cores). Read once, when torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf import DataError, IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
 from igpt_hf.data import load_splits, tokenize
-from igpt_hf.model_card import hardware, make_model_card, versions
-from igpt_hf.plots import completion_sheet, loss_curve, sample_sheet
+from igpt_hf.plots import sample_sheet
+from igpt_hf.reporting import collect_results, write_run
 from igpt_hf.training import (
-    LossHistory,
     SampleSheetCallback,
     TokenDataset,
     make_trainer,
@@ -84,76 +87,17 @@ def main():
 
     # 3. Train, and read the test split once, with the best model.
     trained = trainer.train(resume_from_checkpoint=checkpoint)
-    test = trainer.evaluate(TokenDataset(tokens["test"], config), metric_key_prefix="test")
-    history = LossHistory.from_log(trainer.state.log_history)
+    test_split = TokenDataset(tokens["test"], config, seed=args.seed)
+    test = trainer.evaluate(test_split, metric_key_prefix="test")
     trainer.save_model()
     trainer.save_state()
-    if not trainer.is_world_process_zero():
-        return
 
     # 4. Results, pictures, card.
-    steps = trainer.state.global_step - (int(checkpoint.split("-")[-1]) if checkpoint else 0)
-    images = steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    results = {
-        "train_nats_per_image": history.train[history.best],
-        "validation_nats_per_image": history.validation[history.best],
-        "test_nats_per_image": test["test_nats_per_image"],
-        "test_nats_per_image_stderr": test["test_nats_per_image_stderr"],
-        "test_bits_per_pixel": test["test_bits_per_pixel"],
-        "num_parameters": model.num_parameters(),
-        "epochs": trainer.state.epoch,
-        "best_epoch": history.epochs[history.best],
-        "train_runtime": trained.metrics["train_runtime"],
-        "train_images_per_second": images / trained.metrics["train_runtime"],
-        "data": data_args.data,
-        "seed": args.seed,
-        "monotonic_train_loss": history.is_monotonic("train"),
-        "monotonic_validation_loss": history.is_monotonic("validation"),
-    }
-    output_dir = Path(args.output_dir)
-    (output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    loss_curve(
-        *(history.epochs, history.train, history.validation, output_dir / "loss_curve.png"),
-        best=history.best,
-        test=results["test_nats_per_image"],
-    )
-    set_seed(args.seed)
-    model.eval()
-    sample_sheet(model, processor).save(output_dir / "samples.png")
-    firsts = [splits["test"]["label"].index(label) for label in sorted(set(splits["test"]["label"]))][:10]
-    shown = splits["test"].select(firsts)
-    completion_sheet(model, processor, shown["image"][:], shown["label"][:]).save(output_dir / "completions.png")
-    protocol = f"binarised by {data_args.binarize} ({data_args.threshold}), 85/10/5 split with seed {args.seed}"
-    nats = [results[f"{name}_nats_per_image"] for name in ("train", "validation", "test")]
-    per_bit = config.num_pixels * 0.6931471805599453
-    make_model_card(
-        {
-            **config.to_dict(),
-            **results,
-            "name": output_dir.name,
-            "model_id": str(output_dir),
-            "vocab_size": config.vocab_size,
-            "num_pixels": config.num_pixels,
-            "num_labels": config.num_labels,
-            "sequence_length": config.max_position_embeddings,
-            "class_names": ", ".join(names),
-            "protocol": protocol,
-            "splits": [
-                {"name": name, "num_images": len(splits[name]), "nats": value, "bits": value / per_bit}
-                for name, value in zip(splits, nats, strict=True)
-            ],
-            "num_evaluations": len(history.epochs),
-            "optimizer": f"Muon ({args.muon_learning_rate}) and AdamW" if args.use_muon else args.optim,
-            "learning_rate": args.learning_rate,
-            "scheduler": args.lr_scheduler_type.value,
-            "batch_size": images // steps,
-            "train_minutes": round(results["train_runtime"] / 60, 1),
-            "images_per_second": round(results["train_images_per_second"]),
-            "hardware": hardware(),
-            "versions": versions(),
-        }
-    ).save(output_dir / "README.md")
-    logger.info(json.dumps(results, indent=2))
+    if trainer.is_world_process_zero():
+        first_step = int(checkpoint.split("-")[-1]) if checkpoint else 0
+        results = collect_results(trainer, test, trained.metrics["train_runtime"], first_step, data_args.data)
+        write_run(trainer, processor, splits, results, data_args)
+        logger.info("%s: %s", args.output_dir, json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What all tests share: no network, a cache of our own, one thread, and a tiny model in which every part counts."""
 
+import logging
 import os
 import tempfile
 
@@ -54,8 +55,16 @@ def random_ids():
     def make(config: IGPTConfig, n: int = 3, seed: int = 0) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
         prompt = config.vocab_size + torch.randint(config.num_labels, (n, 1), generator=generator)
-        return torch.cat(
-            [prompt, torch.randint(config.vocab_size, (n, config.num_image_tokens), generator=generator)], 1
-        )
+        tokens = torch.randint(config.vocab_size, (n, config.num_image_tokens), generator=generator)
+        return torch.cat([prompt, tokens], dim=1)
 
     return make
+
+
+@pytest.fixture
+def library_warnings(caplog):
+    """What transformers warns of; its logger does not pass records on by itself."""
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)

@@ -1,24 +1,13 @@
 """The configuration: presets, derived sizes, save and load, and errors that say what is wrong."""
 
-import logging
 import math
 
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
-from transformers.utils import logging as transformers_logging
 
 from igpt_hf import PRESETS, IGPTConfig, IGPTForCausalImageModeling
-
-
-@pytest.fixture
-def library_warnings(caplog):
-    """What the library warns of; its logger does not pass records on by itself."""
-    transformers_logging.enable_propagation()
-    with caplog.at_level(logging.WARNING):
-        yield caplog
-    transformers_logging.disable_propagation()
 
 
 def test_the_reference_model_is_tiny_with_a_vocabulary_of_exactly_16():

@@ -324,6 +324,7 @@ def test_calling_the_processor_gives_the_prompt_the_tokens_and_labels_that_leave
         (np.array(4), [20]),
         (torch.tensor([1, 2], dtype=torch.int32), [17, 18]),
         (torch.tensor(4), [20]),
+        (np.argmax([0, 0, 1]), [18]),
         ([np.int64(5), torch.tensor(6)], [21, 22]),
     ],
 )

@@ -107,12 +107,13 @@ def reference_logits(model, ids: list[int]) -> np.ndarray:
             if config.neighborhood_radius:
                 for k, place in enumerate(neighbors(position)):
                     if place is not None:
-                        mixed[position] += (
-                            weights[f"{at}.attention.local_mixing.weight"][:, k] * value[place].reshape(-1)
+                        mixed[position] += weights[f"{at}.attention.local_mixing.weight"][:, k] * value[place].reshape(
+                            -1
                         )
         hidden = hidden + linear(mixed, f"{at}.attention.out_proj")
         up = linear(norm(hidden, f"{at}.mlp_norm"), f"{at}.mlp.up_proj")
-        hidden = hidden + linear(up / (1 + np.exp(-1.702 * up)), f"{at}.mlp.down_proj")
+        slope = {"silu": 1, "quick_gelu": 1.702}[config.hidden_act]
+        hidden = hidden + linear(up / (1 + np.exp(-slope * up)), f"{at}.mlp.down_proj")
     return norm(hidden, "model.norm") @ weights["lm_head.weight"].T
 
 
@@ -279,6 +280,15 @@ def test_the_likelihood_of_anything_but_whole_images_is_refused(tiny_model, meth
         getattr(tiny_model(), method)(torch.zeros(2, length, dtype=torch.long))
 
 
+@pytest.mark.parametrize(("place", "wrong"), [(0, 2), (0, 20), (5, 16), (5, -1)])
+def test_the_likelihood_of_ids_that_are_no_prompt_or_no_token_is_refused(tiny_model, random_ids, place, wrong):
+    model = tiny_model()
+    ids = random_ids(model.config)
+    ids[1, place] = wrong
+    with pytest.raises(ValueError, match=f"{wrong} is out of range"):
+        model.log_likelihood(ids)
+
+
 def test_a_sequence_longer_than_an_image_is_refused(tiny_model):
     with pytest.raises(ValueError, match="at most 17 ids"):
         tiny_model()(input_ids=torch.zeros(1, 18, dtype=torch.long))
@@ -396,5 +406,3 @@ def test_bfloat16_changes_the_likelihood_by_little(tiny_model, random_ids):
     rounded = model.to(torch.bfloat16).log_likelihood(ids)
     assert rounded.dtype == torch.float64
     assert (rounded / exact - 1).abs().max() < 0.05
-
-

@@ -1,0 +1,52 @@
+"""Where the known tokens lie around the token that is predicted next."""
+
+import torch
+
+from .configuration_igpt import IGPTConfig
+
+
+def neighborhood_offsets(radius: int) -> list[tuple[int, int]]:
+    """(row, column) offsets of the tokens known before a token is predicted, within `radius`; nearest, (0, -1), last.
+
+    With radius 0 only the token before, which is the paper's model.
+    """
+    if radius == 0:
+        return [(0, -1)]
+    square = [(row, column) for row in range(-radius, 1) for column in range(-radius, radius + 1)]
+    return [(row, column) for row, column in square if row < 0 or column < 0]
+
+
+def neighbor_index(position_ids: torch.Tensor, config: IGPTConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find where in the sequence the known tokens around the token lie that each position predicts.
+
+    Args:
+        position_ids: (T,); position t predicts image token t, which stands at t + 1 in the sequence.
+
+    Returns:
+        The neighbours' places in the sequence, (T, K), never after t: causal; and whether they are inside the image.
+    """
+    grid = config.grid_size
+    offsets = torch.tensor(neighborhood_offsets(config.neighborhood_radius), device=position_ids.device)  # (K, 2)
+    rows = position_ids[:, None] // grid + offsets[:, 0]  # (T, K)
+    columns = position_ids[:, None] % grid + offsets[:, 1]
+    is_inside = (rows >= 0) & (columns >= 0) & (columns < grid)
+    return torch.where(is_inside, 1 + rows * grid + columns, 0), is_inside
+
+
+def context_ids(input_ids: torch.Tensor, position_ids: torch.Tensor, config: IGPTConfig) -> torch.Tensor:
+    """Gather what each position is told: its known neighbours and the prompt: (B, S), (T,) -> (B, T, K + 1).
+
+    Args:
+        input_ids: The whole sequence so far, prompt first.
+        position_ids: The positions asked for; all smaller than S.
+
+    Returns:
+        K token ids, `vocab_size` where a neighbour is outside the image, and the prompt's id.
+    """
+    index, is_inside = neighbor_index(position_ids, config)
+    neighbors = torch.where(is_inside, input_ids[:, index], config.vocab_size)  # (B, T, K)
+    prompt = input_ids[:, :1, None].expand(-1, len(position_ids), -1)  # (B, T, 1)
+    return torch.cat([neighbors, prompt], dim=2)
+
+
+__all__ = ["context_ids", "neighbor_index", "neighborhood_offsets"]

@@ -1,0 +1,99 @@
+"""What a finished training run leaves behind: all_results.json, pictures and the model card."""
+
+import json
+import math
+from pathlib import Path
+
+from transformers import set_seed
+
+from .model_card import hardware, make_model_card, versions
+from .plots import completion_sheet, loss_curve, sample_sheet
+from .training import DataArguments, LossHistory
+
+
+def collect_results(trainer, test: dict[str, float], runtime: float, first_step: int, data: str) -> dict:
+    """Gather the numbers of a run for all_results.json; nats are per image, exact, given the class.
+
+    Args:
+        trainer: After training, with the best model loaded.
+        test: Metrics of the test split.
+        runtime: Seconds of training, evaluation included.
+        first_step: Where this process began: 0, or the step of the checkpoint that it resumed from.
+        data: The source, as it was given.
+    """
+    args, history = trainer.args, LossHistory.from_log(trainer.state.log_history)
+    images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return {
+        "train_nats_per_image": history.train[history.best],
+        "validation_nats_per_image": history.validation[history.best],
+        "test_nats_per_image": test["test_nats_per_image"],
+        "test_nats_per_image_stderr": test["test_nats_per_image_stderr"],
+        "test_bits_per_pixel": test["test_bits_per_pixel"],
+        "num_parameters": trainer.model.num_parameters(),
+        "epochs": trainer.state.epoch,
+        "best_epoch": history.epochs[history.best],
+        "train_runtime": runtime,
+        "train_images_per_second": (trainer.state.global_step - first_step) * images_per_step / runtime,
+        "data": data,
+        "seed": args.seed,
+        "monotonic_train_loss": history.is_monotonic("train"),
+        "monotonic_validation_loss": history.is_monotonic("validation"),
+    }
+
+
+def write_run(trainer, processor, splits, results: dict, data_args: DataArguments):
+    """Write all_results.json, loss_curve.png, samples.png, completions.png and README.md into the run's folder.
+
+    Args:
+        trainer: After training, with the best model loaded.
+        processor: Of the same run.
+        splits: The pictures, before they became tokens; the completions show one test image per class.
+        results: From `collect_results`.
+        data_args: For the card's account of the data.
+    """
+    args, model, folder = trainer.args, trainer.model.eval(), Path(trainer.args.output_dir)
+    history = LossHistory.from_log(trainer.state.log_history)
+    (folder / "all_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+    curve = (history.epochs, history.train, history.validation, folder / "loss_curve.png")
+    loss_curve(*curve, best=history.best, test=results["test_nats_per_image"])
+    set_seed(args.seed)
+    sample_sheet(model, processor).save(folder / "samples.png")
+    labels = splits["test"]["label"][:]
+    shown = splits["test"].select([labels.index(label) for label in sorted(set(labels))][:10])
+    completion_sheet(model, processor, shown["image"][:], shown["label"][:]).save(folder / "completions.png")
+
+    make_model_card(_card_facts(trainer, splits, results, data_args, history)).save(folder / "README.md")
+
+
+def _card_facts(trainer, splits, results: dict, data_args: DataArguments, history: LossHistory) -> dict:
+    args, config = trainer.args, trainer.model.config
+    split_facts = []
+    for name, split in splits.items():
+        nats = results[f"{name}_nats_per_image"]
+        bits = nats / (config.num_pixels * math.log(2))
+        split_facts.append({"name": name, "num_images": len(split), "nats": nats, "bits": bits})
+    return {
+        **config.to_dict(),
+        **results,
+        "name": Path(args.output_dir).name,
+        "model_id": args.output_dir,
+        "vocab_size": config.vocab_size,
+        "num_pixels": config.num_pixels,
+        "num_labels": config.num_labels,
+        "sequence_length": config.max_position_embeddings,
+        "class_names": ", ".join(config.id2label.values()),
+        "protocol": f"binarised by {data_args.binarize}"
+        + (f" at {data_args.threshold} of full grey" if data_args.binarize == "threshold" else ""),
+        "splits": split_facts,
+        "num_evaluations": len(history.epochs),
+        "optimizer": f"Muon ({args.muon_learning_rate}) and AdamW" if args.use_muon else str(args.optim),
+        "learning_rate": args.learning_rate,
+        "scheduler": args.lr_scheduler_type.value,
+        "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+
+
+__all__ = ["collect_results", "write_run"]

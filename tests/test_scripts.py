@@ -1,0 +1,411 @@
+"""The scripts, run as a user runs them: what they write, and what they say to bad input."""
+
+import json
+import math
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForCausalLM
+
+import igpt_hf  # noqa: F401  registers the model
+from igpt_hf.data import load_splits, tokenize
+
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", str(SCRIPTS / "train.py")]
+TINY = ["--num_hidden_layers", "1", "--num_train_epochs", "2", "--num_threads", "1"]
+RESULTS = {  # design.md, section 5
+    "train_nats_per_image": float,
+    "validation_nats_per_image": float,
+    "test_nats_per_image": float,
+    "test_bits_per_pixel": float,
+    "num_parameters": int,
+    "epochs": float,
+    "train_runtime": float,
+    "train_images_per_second": float,
+    "data": str,
+    "seed": int,
+    "monotonic_train_loss": bool,
+    "monotonic_validation_loss": bool,
+}
+FILES = {"model.safetensors", "config.json", "generation_config.json", "preprocessor_config.json", "README.md"}
+FILES |= {"all_results.json", "loss_curve.png", "samples.png", "completions.png"}
+
+
+def run(*command, check: bool = True) -> subprocess.CompletedProcess:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=280)
+    assert not check or done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Run a script in this process, which spares the imports; it ends as the command would."""
+
+    def main(name: str, *argv):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
+        runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+
+    return main
+
+
+def refusal(script, name: str, *argv) -> str:
+    """What a script says when it refuses: Python prints it on stderr, and the exit status is 1."""
+    with pytest.raises(SystemExit) as end:
+        script(name, *argv)
+    message = str(end.value.code)
+    assert message.startswith("error: ")
+    return message
+
+
+def draw(kind: str, rng: np.random.Generator) -> Image.Image:
+    """A cat is a disc, a dog a box, an eel a line; of any size and mode."""
+    width, height = rng.integers(10, 40, 2).tolist()
+    picture = Image.new("L", (width, height), 0)
+    draw = ImageDraw.Draw(picture)
+    box = (width // 4, height // 4, 3 * width // 4, 3 * height // 4)
+    {"cat": draw.ellipse, "dog": draw.rectangle, "eel": draw.line}[kind](box, fill=255)
+    return picture.convert(["L", "RGB", "1", "RGBA"][rng.integers(4)])
+
+
+@pytest.fixture(scope="session")
+def animals(tmp_path_factory) -> Path:
+    """A folder of one folder per class, with one file that is no image and one that does not belong."""
+    folder, rng = tmp_path_factory.mktemp("data") / "animals", np.random.default_rng(0)
+    for kind in ("cat", "dog", "eel"):
+        (folder / kind).mkdir(parents=True)
+        for i in range(20):
+            draw(kind, rng).save(folder / kind / f"{i}.png")
+    (folder / "dog" / "broken.png").write_bytes(b"\x89PNG, cut off")
+    (folder / "notes.txt").write_text("mine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def synthetic_run(tmp_path_factory) -> Path:
+    """The main job on the embedded digits, small, with reports to TensorBoard."""
+    folder = tmp_path_factory.mktemp("runs") / "synthetic"
+    small = ["--image_size", "28", "--max_images", "300", "--per_device_train_batch_size", "32"]
+    run(*LAUNCH, "--data", "synthetic", "--output_dir", folder, *TINY, *small, "--report_to", "tensorboard")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def animals_flags(animals) -> list:
+    return ["--data", animals, "--skip_bad_images", *TINY, "--image_size", "12", "--per_device_train_batch_size", "8"]
+
+
+@pytest.fixture(scope="session")
+def animals_run(animals_flags, tmp_path_factory) -> Path:
+    """A model of somebody's own images: 12x12 pixels, three classes; 7 steps in each of two epochs."""
+    folder = tmp_path_factory.mktemp("runs") / "animals"
+    run(*LAUNCH, *animals_flags, "--output_dir", folder)
+    return folder
+
+
+def results_of(folder: Path) -> dict:
+    return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- train.py: what it writes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["synthetic_run", "animals_run"])
+def test_a_run_leaves_every_file_of_the_contract(request, name):
+    folder = request.getfixturevalue(name)
+    assert {path.name for path in folder.iterdir()} >= FILES
+    assert all((folder / file).stat().st_size for file in FILES)
+    assert [path for path in folder.iterdir() if path.name.startswith("checkpoint-")]
+
+
+@pytest.mark.parametrize("name", ["synthetic_run", "animals_run"])
+def test_the_results_have_every_key_and_agree_with_each_other(request, name):
+    folder = request.getfixturevalue(name)
+    results = results_of(folder)
+    assert {key: type(results.get(key)) for key in RESULTS} == RESULTS
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert results["num_parameters"] == model.num_parameters()
+    bits = results["test_nats_per_image"] / (model.config.num_pixels * math.log(2))
+    assert results["test_bits_per_pixel"] == pytest.approx(bits)
+    assert 0 < bits < 1  # better than tossing a coin for each pixel
+    assert results["validation_nats_per_image"] < model.config.num_pixels * math.log(2)
+    assert (results["epochs"], results["seed"]) == (2, 42)
+    assert results["train_runtime"] > 0
+    assert results["train_images_per_second"] > 0
+
+
+def test_the_test_loss_is_the_likelihood_of_the_saved_model_on_the_test_split(animals, animals_run):
+    model = AutoModelForCausalLM.from_pretrained(animals_run)
+    processor = AutoImageProcessor.from_pretrained(animals_run)
+    splits = load_splits(animals, seed=42, skip_bad_images=True)
+    for name in ("validation", "test"):
+        batch = processor(splits[name]["image"][:], class_labels=splits[name]["label"][:])
+        nats = -model.log_likelihood(batch["input_ids"]).mean().item()
+        assert results_of(animals_run)[f"{name}_nats_per_image"] == pytest.approx(nats, rel=1e-5)
+
+
+def test_the_pictures_open_and_have_a_row_per_class(synthetic_run, animals_run):
+    for folder, rows, side in ((synthetic_run, 10, 56), (animals_run, 3, 24)):
+        sizes = {}
+        for name in ("loss_curve", "samples", "completions"):
+            with Image.open(folder / f"{name}.png") as picture:
+                picture.load()
+                assert len(picture.convert("L").getcolors()) > 1
+                sizes[name] = picture.size
+        assert sizes["samples"][1] == rows * (side + 4) + 4
+        assert sizes["completions"][1] == rows * (side + 4) + 4
+        assert sizes["loss_curve"] > (300, 200)
+
+
+def test_there_is_a_sheet_of_samples_for_each_evaluation(animals_run):
+    assert sorted(path.name for path in (animals_run / "samples").iterdir()) == ["step-000007.png", "step-000014.png"]
+
+
+@pytest.mark.parametrize("name", ["synthetic_run", "animals_run"])
+def test_the_card_is_filled_with_the_facts_of_the_run(request, name):
+    folder = request.getfixturevalue(name)
+    results, card = results_of(folder), ModelCard.load(folder / "README.md")
+    assert card.data.to_dict()["library_name"] == "transformers"
+    assert re.findall(r"\{\{|\}\}|\{%|%\}|None|nan", card.text) == []
+    assert f"{results['test_nats_per_image']:.2f}" in card.text
+    assert f"{results['num_parameters']} parameters" in card.text
+    assert re.findall(r"!\[[^\]]*\]\(([^)]+)\)", card.text) == ["samples.png", "loss_curve.png", "completions.png"]
+
+
+def test_the_python_in_the_card_runs(synthetic_run, monkeypatch):
+    shown = []
+    monkeypatch.setattr(Image.Image, "show", lambda picture: shown.append(picture.size))
+    code = re.search(r"```python\n(.*?)```", (synthetic_run / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    names = {}
+    exec(code.group(1), names)
+    assert shown == [(28, 28)]
+    assert names["nats"].shape == (3,)
+
+
+def test_class_names_of_the_folders_are_those_of_the_model(animals_run):
+    model = AutoModelForCausalLM.from_pretrained(animals_run)
+    assert model.config.id2label == {0: "cat", 1: "dog", 2: "eel"}
+    assert model.config.label2id == {"cat": 0, "dog": 1, "eel": 2}
+    assert "cat, dog, eel" in (animals_run / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["synthetic_run", "animals_run"])
+def test_the_saved_model_and_processor_load_and_generate(request, name):
+    folder = request.getfixturevalue(name)
+    model, processor = AutoModelForCausalLM.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+    assert processor.num_labels == model.config.num_labels
+    assert model.config.use_cache
+    ids = model.generate(**processor.prompt(class_labels=[0, 2]))
+    assert ids.shape == (2, 1 + model.config.num_image_tokens)
+    assert len(processor.decode(ids)) == 2
+
+
+def test_tensorboard_gets_scalars_and_a_sheet_of_samples_at_each_evaluation(synthetic_run):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    scalars, sheets = {}, []
+    for path in synthetic_run.rglob("events.out.tfevents.*"):
+        events = accumulator.EventAccumulator(str(path)).Reload()
+        scalars |= {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+        sheets += [event.step for tag in events.Tags()["images"] for event in events.Images(tag)]
+    assert sheets == [8, 16]
+    for split in ("train", "validation"):
+        assert [event.step for event in scalars[f"eval/{split}_nats_per_image"]] == [8, 16]
+    validation = min(event.value for event in scalars["eval/validation_nats_per_image"])
+    assert validation == pytest.approx(results_of(synthetic_run)["validation_nats_per_image"], rel=1e-5)
+
+
+# --- train.py: going on, starting anew, refusing --------------------------------------------------------------------
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights_and_results(animals_flags, animals_run, tmp_path):
+    folder = tmp_path / "animals"
+    shutil.copytree(animals_run / "checkpoint-7", folder / "checkpoint-7")
+    shutil.copytree(animals_run / "checkpoint-14", folder / "checkpoint-14")
+    (folder / "checkpoint-14" / "trainer_state.json").unlink()  # written last: the run broke off here
+    run(*LAUNCH, *animals_flags, "--output_dir", folder, "--resume_from_checkpoint", "true")
+    for name in ("model.safetensors", "checkpoint-14/model.safetensors"):
+        first, second = load_file(animals_run / name), load_file(folder / name)
+        assert [key for key in first if not torch.equal(first[key], second[key])] == []
+    changing = {"train_runtime", "train_images_per_second"}
+    first, second = ({k: v for k, v in results_of(f).items() if k not in changing} for f in (animals_run, folder))
+    assert first == second
+    assert {path.name for path in folder.iterdir()} >= FILES
+
+
+def test_a_finished_run_can_be_resumed_and_stays_as_it_is(script, animals_flags, animals_run, tmp_path):
+    folder = tmp_path / "animals"
+    shutil.copytree(animals_run, folder)
+    script("train.py", *animals_flags, "--output_dir", folder, "--resume_from_checkpoint", "true")
+    assert (folder / "model.safetensors").read_bytes() == (animals_run / "model.safetensors").read_bytes()
+    assert results_of(folder)["test_nats_per_image"] == results_of(animals_run)["test_nats_per_image"]
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(script, animals_flags, animals_run):
+    before = contents(animals_run)
+    message = refusal(script, "train.py", *animals_flags, "--output_dir", animals_run)
+    assert "holds a run already" in message
+    assert "--overwrite_output_dir true" in message
+    assert contents(animals_run) == before
+
+
+def test_bad_data_ends_the_command_with_one_line_and_no_traceback(tmp_path):
+    done = run(*LAUNCH, "--data", "nowhere.cdb", "--output_dir", tmp_path / "run", check=False)
+    assert done.returncode != 0
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == ["error: nowhere.cdb: no such file."]
+    ours = [line for line in lines if re.search(r'File ".*(scripts|igpt_hf)/', line)]
+    assert ours == []  # accelerate adds a traceback of its own
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--data", "nowhere/at/all"], ["nowhere/at/all", "does not exist"]),
+        (["--data", "{animals}"], ["broken.png", "skip_bad_images"]),
+        (["--data", "{animals}/cat"], ["no class folders"]),
+        (["--data", "{animals}", "--skip_bad_images", "--max_images", "5"], ["max_images=5 is too small"]),
+        (["--data", "{animals}", "--skip_bad_images", "--preset", "xxl"], ["unknown preset 'xxl'", "xxs, xs, s"]),
+        (["--data", "{animals}", "--skip_bad_images", "--image_size", "29"], ["multiple of patch_size=2", "29"]),
+        (["--data", "{animals}", "--skip_bad_images", "--threshold", "128"], ["threshold", "128"]),
+        (["--config", "nowhere.yaml"], ["nowhere.yaml: no such file"]),
+        (["--resume_from_checkpoint", "true"], ["no complete checkpoint to resume from"]),
+        (["--colour", "red"], ["--colour"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_bad_input_is_answered_with_an_error(script, animals, tmp_path, flags, words):
+    flags = [flag.replace("{animals}", str(animals)) for flag in flags]
+    message = refusal(script, "train.py", *flags, "--output_dir", tmp_path / "run")
+    assert [word for word in words if word not in message] == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_pixels_drawn_by_chance_are_the_same_in_each_run(animals):
+    splits = load_splits(animals, skip_bad_images=True)
+    processor = igpt_hf.IGPTImageProcessor(image_size=12, num_labels=3, binarize="stochastic")
+    for name in ("validation", "test"):  # else a resumed run would be judged on other pictures
+        part = {name: splits[name]}
+        assert tokenize(part, processor)[name]["tokens"][:] == tokenize(part, processor)[name]["tokens"][:]
+
+
+# --- sample.py ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sample(script, animals_run, tmp_path):
+    """Run scripts/sample.py on the animals; returns the arrays."""
+
+    def main(*argv) -> dict[str, np.ndarray]:
+        script("sample.py", animals_run, "--output", tmp_path / "samples.png", "--npz", tmp_path / "a.npz", *argv)
+        return dict(np.load(tmp_path / "a.npz"))
+
+    return main
+
+
+def test_samples_are_drawn_where_the_user_is(animals_run, tmp_path):
+    command = [sys.executable, SCRIPTS / "sample.py", animals_run, "--labels", "eel", "0"]
+    done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(tmp_path) == ["samples.png"]
+    assert "Traceback" not in done.stderr
+    with Image.open(tmp_path / "samples.png") as picture:
+        assert picture.size == (2 * (36 + 6) + 6, 36 + 2 * 6)  # two images of 12x12, three times as large
+
+
+def test_the_arrays_are_the_images_their_classes_ids_and_exact_nats(sample, animals_run):
+    arrays = sample("--labels", "cat", "2", "cat", "--num", "5")
+    model = AutoModelForCausalLM.from_pretrained(animals_run)
+    processor = AutoImageProcessor.from_pretrained(animals_run)
+    assert {name: array.shape for name, array in arrays.items()} == {
+        "images": (5, 12, 12),
+        "labels": (5,),
+        "ids": (5, 37),
+        "nats": (5,),
+    }
+    assert arrays["labels"].tolist() == [0, 2, 0, 0, 2]  # in turn
+    assert arrays["ids"][:, 0].tolist() == [16, 18, 16, 16, 18]
+    assert set(np.unique(arrays["images"])) == {0, 1}
+    assert np.array_equal(processor.decode_pixels(arrays["ids"]), arrays["images"])
+    nats = -model.log_likelihood(torch.from_numpy(arrays["ids"])).numpy()
+    assert np.allclose(arrays["nats"], nats)
+
+
+def test_ten_images_of_any_class_are_the_default(sample):
+    arrays = sample()
+    assert arrays["labels"].tolist() == [-1] * 10
+    assert arrays["ids"][:, 0].tolist() == [19] * 10
+
+
+@pytest.mark.parametrize("flags", [[], ["--guidance_scale", "2", "--temperature", "0.8", "--top_p", "0.9"]], ids=str)
+def test_the_seed_decides_the_samples(sample, flags):
+    first, again, other = (sample("--labels", "cat", "--num", "6", *flags, "--seed", s)["ids"] for s in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_no_temperature_to_speak_of_gives_the_likeliest_image_each_time(sample):
+    images = sample("--labels", "dog", "--num", "4", "--temperature", "0.0001")["images"]
+    assert (images == images[0]).all()
+
+
+@pytest.mark.parametrize(("flags", "kept"), [(["--keep_rows", "8"], 8), ([], 6)], ids=["8 rows", "half by default"])
+@pytest.mark.parametrize("labels", [["--labels", "cat", "dog"], []], ids=["of classes", "of any class"])
+def test_a_completion_keeps_the_upper_rows_of_the_picture(sample, animals, animals_run, flags, kept, labels):
+    path = animals / "cat" / "0.png"
+    arrays = sample("--complete", path, *flags, *labels, "--num", "3", "--batch_size", "2")
+    processor = AutoImageProcessor.from_pretrained(animals_run)
+    picture = processor.decode_pixels(processor.tokenize(path))
+    assert arrays["images"].shape == (3, 12, 12)
+    assert (arrays["images"][:, :kept] == picture[:, :kept]).all()
+    assert not (arrays["images"][:, kept:] == picture[:, kept:]).all()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--labels", "cow"], ["--labels cow", "cat, dog, eel"]),
+        (["--labels", "cat", "3"], ["--labels 3", "cat, dog, eel"]),
+        (["--labels", "-1"], ["-1"]),
+        (["--num", "0"], ["--num must be at least 1, got 0"]),
+        (["--output", "nowhere/samples.png"], ["nowhere"]),
+        (["--npz", "nowhere/samples.npz"], ["nowhere"]),
+        (["--complete", "nowhere.png"], ["nowhere.png"]),
+        (["--complete", "{animals}/dog/broken.png"], ["broken.png"]),
+        (["--complete", "{animals}/cat/0.png", "--keep_rows", "5"], ["keep_rows", "multiple of patch_size=2", "5"]),
+        (["--complete", "{animals}/cat/0.png", "--keep_rows", "12"], ["keep_rows", "between 2 and 10", "12"]),
+        (["--temperature", "0"], ["temperature"]),
+        (["--top_p", "-1"], ["top_p"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_bad_wish_is_answered_with_an_error_message(
+    script, animals, animals_run, tmp_path, monkeypatch, flags, words
+):
+    monkeypatch.chdir(tmp_path)
+    flags = [flag.replace("{animals}", str(animals)) for flag in flags]
+    message = refusal(script, "sample.py", animals_run, *flags)
+    assert [word for word in words if word not in message] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("model", ["nowhere", "/nowhere", "user/nowhere", "{animals}"])
+def test_a_model_that_is_not_there_is_named(script, animals, tmp_path, monkeypatch, model):
+    monkeypatch.chdir(tmp_path)
+    model = model.replace("{animals}", str(animals))
+    assert model in refusal(script, "sample.py", model)

@@ -1,0 +1,525 @@
+"""Training: exact numbers, the same weights after a resume, and no file of another run lost."""
+
+import math
+import shutil
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback, set_seed
+
+from igpt_hf import DataError, IGPTConfig, IGPTForCausalImageModeling
+from igpt_hf.optimization import MuonAdamW
+from igpt_hf.plots import sample_sheet
+from igpt_hf.training import (
+    CHECKPOINT_FILES,
+    IGPTTrainingArguments,
+    LossHistory,
+    SampleSheetCallback,
+    TokenDataset,
+    collate,
+    last_complete_checkpoint,
+    likelihood_metrics,
+    make_trainer,
+    nats_per_image,
+    parse_arguments,
+    prepare_output_dir,
+    use_all_cores,
+)
+
+
+def random_split(n: int, num_classes: int = 3, num_tokens: int = 16, vocab_size: int = 16, seed: int = 0):
+    """Rows as `igpt_hf.data.tokenize` makes them."""
+    tokens = np.random.default_rng(seed).integers(0, vocab_size, (n, num_tokens))
+    names = [str(label) for label in range(num_classes)]
+    features = datasets.Features(
+        label=datasets.ClassLabel(names=names),
+        tokens=datasets.List(datasets.Value("uint8" if vocab_size <= 256 else "uint16"), length=num_tokens),
+    )
+    rows = {"tokens": tokens.tolist(), "label": [i % num_classes for i in range(n)]}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+@pytest.fixture(scope="module")
+def splits():
+    """48 images are 6 steps of 8; 21 do not fill their last batch."""
+    return {"train": random_split(48), "validation": random_split(21, seed=1), "test": random_split(8, seed=2)}
+
+
+def arguments(folder, **overrides) -> IGPTTrainingArguments:
+    settings = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 8,
+    }
+    return IGPTTrainingArguments(**settings | overrides)
+
+
+def new_trainer(folder, splits, processor, callbacks=(), config=None, **overrides):
+    """A Trainer of a tiny model that starts with the same weights each time."""
+    args = arguments(folder, **overrides)
+    set_seed(args.seed)
+    settings = {"image_size": 8, "num_hidden_layers": 1, "num_labels": 3, **(config or {})}
+    return make_trainer(IGPTForCausalImageModeling(IGPTConfig(**settings)), args, splits, processor, callbacks)
+
+
+def assert_equal_weights(first: dict, second: dict):
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_the_prompts_and_the_tokens_in_the_order_asked_for(splits):
+    config = IGPTConfig(image_size=8, num_labels=3)
+    data = TokenDataset(splits["train"], config)
+    batch = collate(data.__getitems__([5, 0, 5]))
+    assert batch["input_ids"].shape == (3, 17)
+    assert batch["input_ids"][:, 0].tolist() == [16 + 2, 16 + 0, 16 + 2]
+    assert batch["labels"][:, 0].tolist() == [-100] * 3
+    assert batch["input_ids"][1, 1:].tolist() == splits["train"][0]["tokens"]
+    assert torch.equal(batch["labels"][:, 1:], batch["input_ids"][:, 1:])
+    assert batch["use_cache"] is False
+    assert torch.equal(data[5]["input_ids"], batch["input_ids"][0])
+    assert len(data) == 48
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 3, 4])
+def test_tokens_of_every_patch_size_pass_unchanged(patch_size):
+    config = IGPTConfig(image_size=12, patch_size=patch_size, neighborhood_radius=1, num_labels=3)
+    split = random_split(20, num_tokens=config.num_image_tokens, vocab_size=config.vocab_size)
+    batch = TokenDataset(split, config).__getitems__(range(20))
+    assert batch["input_ids"][:, 1:].tolist() == split["tokens"][:]
+
+
+def test_class_dropout_depends_on_seed_epoch_and_index_alone(splits):
+    config = IGPTConfig(image_size=8, num_labels=3)
+
+    def untold(epoch, seed=1, dropout=0.3, order=None):
+        data = TokenDataset(splits["train"], config, class_dropout_prob=dropout, seed=seed)
+        data.set_epoch(epoch)
+        torch.rand(epoch)  # no draw from the global state may matter
+        order = range(48) if order is None else order
+        drawn = {index: data[index]["input_ids"][0].item() == config.start_token_id for index in order}
+        return [drawn[index] for index in range(48)]
+
+    assert untold(2) == untold(2) == untold(2, order=reversed(range(48)))
+    assert untold(0) != untold(1) != untold(2)
+    assert untold(2) != untold(2, seed=2)
+    assert not any(untold(2, dropout=0))
+    assert all(untold(2, dropout=1))
+
+
+def test_class_dropout_has_its_rate():
+    n, rate = 30_000, 0.1
+    config = IGPTConfig(image_size=2, neighborhood_radius=0, num_labels=3)
+    split = random_split(n, num_tokens=1)
+    data = TokenDataset(split, config, class_dropout_prob=rate)
+    prompts = data.__getitems__(range(n))["input_ids"][:, 0]
+    share = (prompts == config.start_token_id).double().mean().item()
+    assert abs(share - rate) < 4 * math.sqrt(rate * (1 - rate) / n)
+    told = prompts[prompts != config.start_token_id]
+    assert set(told.tolist()) == {16, 17, 18}
+
+
+# --- metrics --------------------------------------------------------------------------------------------------------
+
+
+def test_nats_of_each_image_are_exact_though_the_last_batch_is_uneven(splits, tiny_model, tiny_processor, tmp_path):
+    model = tiny_model()
+    trainer = make_trainer(model, arguments(tmp_path), splits, tiny_processor)
+    metrics = trainer.evaluate(trainer.eval_dataset["validation"], metric_key_prefix="v")
+    ids = trainer.eval_dataset["validation"].__getitems__(range(21))["input_ids"]
+    nats = -model.log_likelihood(ids)
+    assert metrics["v_nats_per_image"] == pytest.approx(nats.mean().item(), rel=1e-6)
+    assert metrics["v_nats_per_image_stderr"] == pytest.approx((nats.std() / math.sqrt(21)).item(), rel=1e-5)
+    assert metrics["v_bits_per_pixel"] == pytest.approx(nats.mean().item() / 64 / math.log(2), rel=1e-6)
+    assert ids[:, 0].max() < model.config.start_token_id  # all classes are told
+
+
+def test_nats_are_summed_per_image_over_what_is_predicted():
+    logits = torch.zeros(2, 4, 16)
+    logits[1, 0, 5] = math.log(16)  # 5 has probability 16 / 31 at the first place of the second image
+    labels = torch.tensor([[-100, 1, 2, 3], [-100, 5, 2, -100]])
+    expected = [3 * math.log(16), math.log(31 / 16) + math.log(16)]
+    assert nats_per_image(logits, labels).tolist() == pytest.approx(expected, rel=1e-6)
+    metrics = likelihood_metrics(num_pixels=4)(type("Prediction", (), {"predictions": np.array([2.0, 4.0])}))
+    assert metrics == pytest.approx(
+        {"nats_per_image": 3, "nats_per_image_stderr": 1, "bits_per_pixel": 3 / 4 / math.log(2)}
+    )
+
+
+def evaluation(step, **nats) -> list[dict]:
+    return [{"step": step, "epoch": step / 10, f"eval_{split}_nats_per_image": value} for split, value in nats.items()]
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "best", "monotonic"),
+    [
+        ([5, 4, 3], [6, 5, 4], 2, (True, True)),
+        ([5, 4, 3, 2, 9], [6, 5, 4, 4.5, 4.6], 2, (True, True)),  # what follows the best does not count
+        ([5, 5, 3], [6, 5, 4], 2, (False, True)),
+        ([5, 4, 3], [6, 7, 4], 2, (True, False)),
+        ([5, 4], [3, 4], 0, (True, True)),
+    ],
+)
+def test_the_history_knows_the_best_evaluation_and_whether_losses_fell_up_to_it(train, validation, best, monotonic):
+    log = [{"step": 3, "epoch": 0.3, "loss": 9.9}]
+    for step, (a, b) in enumerate(zip(train, validation, strict=True), start=1):
+        log += evaluation(10 * step, train=a, validation=b)
+    log += [{"step": 99, "epoch": 9.9, "test_nats_per_image": 1.0}, *evaluation(100, validation=0.1)]  # no pair
+    history = LossHistory.from_log(log)
+    assert history.epochs == list(range(1, len(train) + 1))
+    assert (history.train, history.validation, history.best) == (train, validation, best)
+    assert (history.is_monotonic("train"), history.is_monotonic("validation")) == monotonic
+
+
+# --- optimizer ------------------------------------------------------------------------------------------------------
+
+
+def small_steps(model, optimizer, n: int, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(n):
+        ids = torch.randint(16, (8, 17), generator=generator)
+        ids[:, 0] = 16
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids.where(ids < 16, -100), use_cache=False).loss.backward()
+        optimizer.step()
+
+
+def test_muon_and_adamw_share_out_all_parameters_each_to_one_of_them(tiny_model):
+    model = tiny_model()
+    optimizer = MuonAdamW(model, lr=0.01, muon_lr=0.02)
+    groups = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
+    assert sorted(groups[0] + groups[1]) == sorted(id(p) for p in model.parameters())
+    muon = {name for name, p in model.named_parameters() if id(p) in groups[0]}
+    assert muon == {
+        f"model.layers.{layer}.{name}.weight"
+        for layer in range(2)
+        for name in ("attention.qkv_proj", "attention.out_proj", "mlp.up_proj", "mlp.down_proj")
+    }
+
+
+def test_one_step_moves_all_parameters(tiny_model):
+    model = tiny_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    small_steps(model, MuonAdamW(model, lr=0.01, muon_lr=0.02), 1)
+    assert [name for name, p in model.named_parameters() if torch.equal(p, before[name])] == []
+
+
+def test_a_frozen_parameter_stays_as_it_is(tiny_model):
+    model = tiny_model()
+    frozen = model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
+    before = frozen.clone()
+    small_steps(model, MuonAdamW(model, lr=0.01, muon_lr=0.02), 1)
+    assert torch.equal(frozen, before)
+
+
+def test_a_saved_optimizer_goes_on_bit_by_bit(tiny_model, tmp_path):
+    model = tiny_model()
+    optimizer = MuonAdamW(model, lr=0.01, muon_lr=0.02, weight_decay=0.1)
+    small_steps(model, optimizer, 3)
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
+    small_steps(model, optimizer, 3, seed=1)
+
+    state = torch.load(tmp_path / "state.pt")
+    other = tiny_model(seed=7)
+    restored = MuonAdamW(other, lr=0.5, muon_lr=0.5)
+    other.load_state_dict(state["model"])
+    restored.load_state_dict(state["optimizer"])
+    small_steps(other, restored, 3, seed=1)
+    assert_equal_weights(model.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize("part", [0, 1], ids=["muon", "adamw"])
+@pytest.mark.parametrize("reload", [False, True])
+def test_a_schedule_reaches_both_parts(tiny_model, part, reload):
+    model = tiny_model()
+    optimizer = MuonAdamW(model, lr=0.01, muon_lr=0.02)
+    if reload:
+        optimizer.load_state_dict(optimizer.state_dict())
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda _: float(part == 0), lambda _: float(part == 1)])
+    assert [group["lr"] for group in optimizer.param_groups] == [0.02 * (part == 0), 0.01 * (part == 1)]
+    before = {p: p.detach().clone() for group in optimizer.param_groups for p in group["params"]}
+    small_steps(model, optimizer, 1)
+    schedule.step()
+    for index, group in enumerate(optimizer.param_groups):
+        assert {torch.equal(p, before[p]) for p in group["params"]} == {index != part}
+
+
+@pytest.mark.parametrize("use_muon", [True, False])
+def test_the_trainer_uses_the_optimizer_and_the_rates_asked_for(splits, tiny_processor, tmp_path, use_muon):
+    trainer = new_trainer(
+        tmp_path, splits, tiny_processor, use_muon=use_muon, learning_rate=0.003, muon_learning_rate=0.07
+    )
+    trainer.create_optimizer_and_scheduler(num_training_steps=12)
+    assert isinstance(trainer.optimizer, MuonAdamW) == use_muon
+    rates = [group["initial_lr"] for group in trainer.optimizer.param_groups]
+    assert rates == ([0.07, 0.003] if use_muon else [0.003, 0.003])
+    trained = [id(p) for group in trainer.optimizer.param_groups for p in group["params"]]
+    assert sorted(trained) == sorted(id(p) for p in trainer.model.parameters())
+
+
+# --- trainer --------------------------------------------------------------------------------------------------------
+
+BY_FOUR_STEPS = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 4, "save_steps": 4}
+BY_FOUR_STEPS |= {"save_total_limit": None, "logging_steps": 1}
+RANDOM_PARTS = {"class_dropout_prob": 0.5, "attention_dropout": 0.1}
+
+
+def logged(trainer) -> list[dict]:
+    """What the Trainer logged, without times."""
+    slow = ("runtime", "per_second", "train_loss", "total_flos")
+    entries = [{k: v for k, v in e.items() if not k.endswith(slow)} for e in trainer.state.log_history]
+    return [entry for entry in entries if entry.keys() - {"step", "epoch"}]
+
+
+@pytest.fixture(scope="module")
+def whole_run(splits, tiny_processor, tmp_path_factory):
+    """Two epochs of six steps without interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    trainer = new_trainer(folder, splits, tiny_processor, config=RANDOM_PARTS, **BY_FOUR_STEPS)
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one_bit_by_bit(
+    splits, tiny_processor, whole_run, tmp_path, step
+):
+    checkpoint = f"checkpoint-{step}"
+    shutil.copytree(f"{whole_run.args.output_dir}/{checkpoint}", tmp_path / checkpoint)
+    resumed = new_trainer(tmp_path, splits, tiny_processor, config=RANDOM_PARTS, **BY_FOUR_STEPS)
+    torch.rand(100)
+    resumed.train(resume_from_checkpoint=str(tmp_path / checkpoint))
+    last = "checkpoint-12/model.safetensors"
+    assert_equal_weights(load_file(f"{whole_run.args.output_dir}/{last}"), load_file(tmp_path / last))
+    assert logged(resumed) == logged(whole_run)
+    assert_equal_weights(whole_run.model.state_dict(), resumed.model.state_dict())  # the best
+
+
+def test_drawing_samples_does_not_change_the_training(splits, tiny_processor, whole_run, tmp_path):
+    sheets = SampleSheetCallback(lambda model: sample_sheet(model, tiny_processor, per_class=2))
+    trainer = new_trainer(tmp_path, splits, tiny_processor, [sheets], config=RANDOM_PARTS, **BY_FOUR_STEPS)
+    trainer.train()
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
+        "step-000004.png",
+        "step-000008.png",
+        "step-000012.png",
+    ]
+    assert logged(trainer) == logged(whole_run)
+
+
+def test_both_losses_are_measured_at_the_same_steps_on_as_many_images(whole_run):
+    history = LossHistory.from_log(whole_run.state.log_history)
+    assert history.epochs == pytest.approx([4 / 6, 8 / 6, 2])
+    assert {name: len(data) for name, data in whole_run.eval_dataset.items()} == {"train": 21, "validation": 21}
+    of_train = whole_run.eval_dataset["train"].__getitems__(range(21))["input_ids"]
+    assert of_train[:, 0].max() < whole_run.model.config.start_token_id  # all classes are told, also in training
+    assert whole_run.state.best_metric == history.validation[history.best]
+    best = -whole_run.model.log_likelihood(of_train).mean().item()
+    assert best == pytest.approx(history.train[history.best], rel=1e-6)
+
+
+def test_accumulated_small_batches_equal_a_large_one(splits, tiny_processor, tmp_path):
+    settings = {"use_muon": False, "optim": "sgd", "learning_rate": 0.5, "num_train_epochs": 1, "max_grad_norm": 0}
+    weights = []
+    for batch, accumulation in ((8, 1), (2, 4)):
+        trainer = new_trainer(
+            tmp_path / str(batch), splits, tiny_processor, **settings,
+            per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
+        )  # fmt: skip
+        start = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+        trainer.train()
+        weights.append(dict(trainer.model.named_parameters()))
+    for name, weight in weights[0].items():
+        assert torch.allclose(weight, weights[1][name], atol=1e-6), name
+    assert not torch.allclose(weights[0]["lm_head.weight"], start["lm_head.weight"], atol=1e-3)
+
+
+@pytest.mark.parametrize("patience", [1, 3])
+def test_training_stops_after_evaluations_without_a_better_loss(
+    splits, tiny_processor, tmp_path, patience, library_warnings
+):
+    rates = {"learning_rate": 0.0, "muon_learning_rate": 0.0}  # the second evaluation is as good as the first
+    trainer = new_trainer(
+        tmp_path, splits, tiny_processor, num_train_epochs=9, early_stopping_patience=patience, **rates
+    )
+    trainer.train()
+    assert trainer.state.epoch == 1 + patience
+    assert "early stopping" not in library_warnings.text
+
+
+class Poison(TrainerCallback):
+    """Make a weight not a number after a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == self.step:
+            with torch.no_grad():
+                model.lm_head.weight[0, 0] = math.nan
+
+
+@pytest.mark.parametrize(("step", "checkpoint"), [(1, "none"), (7, "checkpoint-6")])
+def test_a_loss_that_is_not_a_number_stops_and_names_the_step_and_the_checkpoint(
+    splits, tiny_processor, tmp_path, step, checkpoint
+):
+    trainer = new_trainer(tmp_path, splits, tiny_processor, [Poison(step)], logging_steps=1)
+    with pytest.raises(FloatingPointError, match=f"nan at step {step + 1}.*complete checkpoint: .*{checkpoint}"):
+        trainer.train()
+
+
+# --- output folder --------------------------------------------------------------------------------------------------
+
+
+def write_checkpoint(folder, step: int, without: str | None = None, empty: str | None = None):
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    for name in CHECKPOINT_FILES:
+        if name != without:
+            (checkpoint / name).write_text("" if name == empty else "x")
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def prepare(folder, **overrides):
+    return prepare_output_dir(arguments(folder, **overrides))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "README.md", "all_results.json", "samples.png"])
+def test_a_folder_with_a_run_is_refused_and_left_as_it_is(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(DataError, match=rf"{name}.*--resume_from_checkpoint true.*--overwrite_output_dir true"):
+        prepare(tmp_path)
+    assert contents(tmp_path) == {name: b"mine"}
+
+
+def test_a_folder_with_checkpoints_only_is_refused_too(tmp_path):
+    write_checkpoint(tmp_path, 5)
+    with pytest.raises(DataError, match="checkpoint-5"):
+        prepare(tmp_path)
+
+
+def test_a_new_an_empty_and_a_foreign_folder_are_fine(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "checkpoint-old").mkdir()
+    assert prepare(tmp_path) is None
+    assert prepare(tmp_path / "new") is None
+
+
+def test_overwriting_deletes_the_run_and_nothing_else(tmp_path):
+    write_checkpoint(tmp_path, 5)
+    for name in ("model.safetensors", "README.md", "samples/step-000005.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("of the run")
+    foreign = {"notes.txt", "checkpoint-old/model.safetensors", "data/a.png", "README.txt"}
+    for name in foreign:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    assert prepare(tmp_path, overwrite_output_dir=True) is None
+    assert contents(tmp_path) == dict.fromkeys(foreign, b"mine")
+
+
+@pytest.mark.parametrize("damage", [{"without": name} for name in CHECKPOINT_FILES] + [{"empty": "model.safetensors"}])
+def test_an_incomplete_checkpoint_is_passed_over(tmp_path, damage):
+    write_checkpoint(tmp_path, 9)
+    write_checkpoint(tmp_path, 10)
+    write_checkpoint(tmp_path, 11, **damage)
+    (tmp_path / "checkpoint-old").mkdir()
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert prepare(tmp_path, resume_from_checkpoint="true") == str(tmp_path / "checkpoint-10")
+
+
+def test_resuming_goes_on_from_the_checkpoint_that_is_named(tmp_path):
+    for step in (5, 10):
+        write_checkpoint(tmp_path, step)
+    named = str(tmp_path / "checkpoint-5")
+    assert prepare(tmp_path, resume_from_checkpoint=named) == named
+    with pytest.raises(DataError, match="checkpoint-7 is no complete checkpoint"):
+        prepare(tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
+    with pytest.raises(DataError, match="holds a run already"):
+        prepare(tmp_path, resume_from_checkpoint="false")
+
+
+def test_resuming_needs_a_checkpoint_and_an_output_folder_is_no_file(tmp_path):
+    with pytest.raises(DataError, match="holds no complete checkpoint"):
+        prepare(tmp_path, resume_from_checkpoint="true")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DataError, match="is a file"):
+        prepare(tmp_path / "file")
+
+
+# --- arguments ------------------------------------------------------------------------------------------------------
+
+
+def test_flags_of_all_three_kinds_are_parsed_and_unset_fields_leave_the_preset_alone():
+    of_data = ["--data", "digits.cdb", "--max_images", "600", "--skip_bad_images"]
+    of_config = ["--preset", "xs", "--hidden_size", "32", "--class_dropout_prob", "0"]
+    of_training = ["--learning_rate", "1e-3", "--use_muon", "false", "--output_dir", "there", "--warmup_steps", "10"]
+    data, config, args = parse_arguments([*of_data, *of_training, *of_config])
+    assert (data.data, data.max_images, data.skip_bad_images) == ("digits.cdb", 600, True)
+    assert (config.preset, config.hidden_size, config.class_dropout_prob) == ("xs", 32, 0)
+    assert config.num_hidden_layers is None
+    assert (args.learning_rate, args.use_muon, args.output_dir, args.warmup_steps) == (1e-3, False, "there", 10)
+
+
+def test_every_field_of_the_configuration_is_a_flag():
+    _, config, args = parse_arguments([])
+    missing = {name for name in IGPTConfig.__annotations__ if name not in vars(config) | vars(args)}
+    assert missing - {"model_type", "keys_to_ignore_at_inference"} == set()
+
+
+def test_flags_win_over_the_yaml_file_and_the_file_over_defaults(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("data: a.cdb\nlearning_rate: 1.0e-3\nuse_muon: false\nseed: 3\nhidden_size: 24\n# a comment\n")
+    data, config, args = parse_arguments(["--seed", "5", "--config", str(path), "--data", "b.cdb"])
+    assert (data.data, config.hidden_size) == ("b.cdb", 24)
+    assert (args.seed, args.learning_rate, args.use_muon) == (5, 1e-3, False)
+    assert args.num_train_epochs == IGPTTrainingArguments.num_train_epochs
+
+
+def test_an_unknown_flag_is_named_wherever_it_comes_from(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text("colour: red\n")
+    for argv in (["--config", str(path)], ["--colour", "red"]):
+        with pytest.raises((SystemExit, DataError)) as error:
+            parse_arguments(argv)
+        assert "colour" in str(error.value) + capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "no such file"),
+        ("", "flag: value"),
+        ("- a\n- b\n", "flag: value"),
+        ("model:\n  size: 3\n", "flag: value"),
+        ("seed: [3\n", "flag: value"),
+    ],
+)
+def test_a_yaml_file_that_is_missing_or_no_list_of_flags_is_refused(tmp_path, text, words):
+    path = tmp_path / "run.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DataError, match=rf"run.yaml.*{words}"):
+        parse_arguments(["--config", str(path)])
+
+
+def test_the_threads_asked_for_are_used_and_else_shared_among_the_processes(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)))
+    assert use_all_cores(3) == 3 == torch.get_num_threads()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert use_all_cores() == 2 == torch.get_num_threads()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert use_all_cores() == 1
