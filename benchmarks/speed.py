@@ -3,9 +3,9 @@
     python benchmarks/speed.py --output speed.json            # everything, about fifteen minutes on two cores
     python benchmarks/speed.py --quick                        # small batches, one repetition: does it run?
 
-Both models have embedding dimension 16, 8 layers and 2 heads; the stock one reads 784 pixels, ours 196 tokens. Each pair
-of figures is measured in this process, one after the other, with the same number of threads; medians are printed. Run it
-on a machine that does nothing else.
+Both models have embedding dimension 16, 8 layers and 2 heads; the stock one reads 784 pixels, ours 196 tokens. Each
+pair of figures is measured in this process, one after the other, with the same number of threads; medians are
+printed. Run it on a machine that does nothing else.
 """
 
 import argparse
@@ -140,7 +140,11 @@ def machine_limits() -> dict[str, float]:
 
 def flops_per_image(config: IGPTConfig) -> float:
     """Multiply-adds of one forward pass, counted twice: matrices, causal attention, local mixing, head."""
-    c, t, k = config.hidden_size, config.num_image_tokens, 2 * config.neighborhood_radius * (config.neighborhood_radius + 1)
+    c, t, k = (
+        config.hidden_size,
+        config.num_image_tokens,
+        2 * config.neighborhood_radius * (config.neighborhood_radius + 1),
+    )
     layer = 4 * c * c + 2 * c * config.intermediate_size + 2 * c * (t + 1) / 2 + c * k
     return 2 * t * (config.num_hidden_layers * layer + c * config.vocab_size)
 
@@ -149,8 +153,8 @@ def peak_memory(name: str, size: int) -> float:
     """Peak resident memory in MB of a process that trains two steps, less that of one that only builds the model."""
     code = (
         "import resource, sys; sys.path.insert(0, sys.argv[1]); import speed; "
-        "model = speed.{0}_model(); base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
-        "step = speed.train_step(model, {1}); step(); step(); "
+        "model = speed.{}_model(); base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+        "step = speed.train_step(model, {}); step(); step(); "
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024)"
     ).format({"stock": "stock", "ours": "our"}[name], size)
     here = os.path.dirname(os.path.abspath(__file__))

@@ -28,6 +28,7 @@ from .hoda import read_cdb
 from .image_processing_igpt import WHITE_FOREGROUND
 from .synthetic import CLASS_NAMES, synthetic_digits
 
+
 logger = logging.getLogger(__name__)
 
 VALIDATION_SHARE, TEST_SHARE = 0.10, 0.05  # the rest, 85%, is for training
@@ -101,7 +102,8 @@ def tokenize(splits: DatasetDict, processor: Any) -> DatasetDict:
 
     Args:
         splits: as `load_splits` returns them.
-        processor: its `tokenize(images)` turns a list of n PIL images into an array (n, num_tokens), its `to_grey` into
+        processor: its `tokenize(images)` turns a list of n PIL images into an array (n, num_tokens), its `to_grey`
+        into
             (n, image_size, image_size).
 
     Raises:
@@ -118,7 +120,9 @@ def tokenize(splits: DatasetDict, processor: Any) -> DatasetDict:
             with_indices=True,
             fn_kwargs={"split_name": name, "processor": processor, "column": column},
             remove_columns=["image"],
-            features=Features({"label": split.features["label"], column: List(Value(first.dtype.name), length=first.shape[1])}),
+            features=Features(
+                {"label": split.features["label"], column: List(Value(first.dtype.name), length=first.shape[1])}
+            ),
             keep_in_memory=True,
             desc=f"Tokenizing {name}",
         )
@@ -148,7 +152,7 @@ def _warn_of_empty_images(split: Dataset, name: str):
     empty = int((split.with_format("numpy")["tokens"][:].max(axis=1) == 0).sum())
     if empty:
         logger.warning(
-            "%d of %d %s images are black after binarisation: lower --threshold if thin strokes vanished, or set --invert",
+            "%d of %d %s images are black after binarisation: lower --threshold, or set --invert",
             *(empty, len(split), name),
         )
 

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from .errors import DataError
 
+
 HEADER_SIZE = 1024
 RECORD_MARKER = 0xFF
 BINARY, GREY = 0, 1

@@ -7,8 +7,8 @@ token, least significant first, is pixel k of its block in raster order; blocks 
          1 0             1 + 4*0
          1 1             ...       1*1 + 0*2 + 1*4 + 1*8 = 13
 
-Because the blocks partition the image and every block has its own token, nothing is lost: `decode` is the exact inverse
-of `tokenize`, and a likelihood over tokens is a likelihood over pixels.
+Because the blocks partition the image and every block has its own token, nothing is lost: `decode` is the exact
+inverse of `tokenize`, and a likelihood over tokens is a likelihood over pixels.
 """
 
 import numpy as np
@@ -17,7 +17,8 @@ from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 
-# A picture that says of itself that its foreground is white is never inverted (PNG text chunk; `Image.info` in memory).
+# A picture that says of itself that its foreground is white is never inverted (PNG text chunk; `Image.info` in
+# memory).
 WHITE_FOREGROUND = {"foreground": "white"}
 
 
@@ -49,7 +50,8 @@ class IGPTImageProcessor(BaseImageProcessor):
         num_labels: Number of classes. Prompt id `vocab_size + label` asks for a class, `vocab_size + num_labels` for
             any class (the start token).
         threshold: A pixel is foreground where its grey level, in [0, 1], is at least this.
-        invert: "auto" turns a picture with a light border to white on black, "never" and "always" speak for themselves.
+        invert: "auto" turns a picture with a light border to white on black, "never" and "always" speak for
+        themselves.
             Boolean arrays, arrays of zeros and ones, and pictures made by this package are white on black already.
         binarize: "threshold", or "stochastic": each pixel is 1 with probability equal to its grey level (the
             protocol of dynamically binarised MNIST).
@@ -78,7 +80,9 @@ class IGPTImageProcessor(BaseImageProcessor):
     ):
         super().__init__(**kwargs)
         if patch_size not in (1, 2, 3, 4):
-            raise ValueError(f"patch_size must be 1, 2, 3 or 4 (a vocabulary of 2**(patch_size**2)), got {patch_size}.")
+            raise ValueError(
+                f"patch_size must be 1, 2, 3 or 4 (a vocabulary of 2**(patch_size**2)), got {patch_size}."
+            )
         if image_size <= 0 or image_size % patch_size:
             raise ValueError(
                 f"image_size must be a positive multiple of patch_size={patch_size}, got {image_size}. "
@@ -269,7 +273,9 @@ def _as_list(images) -> list:
         if images.ndim == 2:
             return [images]
         if images.ndim != 3:
-            raise ValueError(f"an array of images has shape (height, width) or (n, height, width), got {images.shape}.")
+            raise ValueError(
+                f"an array of images has shape (height, width) or (n, height, width), got {images.shape}."
+            )
     images = list(images)
     if not images:
         raise ValueError("no images were given: the list is empty.")
@@ -279,7 +285,11 @@ def _as_list(images) -> list:
 def _label_list(class_labels) -> list:
     if isinstance(class_labels, (np.ndarray, torch.Tensor)):
         class_labels = class_labels.tolist()
-    return [class_labels] if isinstance(class_labels, int) else [int(x) if hasattr(x, "item") else x for x in class_labels]
+    return (
+        [class_labels]
+        if isinstance(class_labels, int)
+        else [int(x) if hasattr(x, "item") else x for x in class_labels]
+    )
 
 
 def _as_picture(pixels: np.ndarray) -> Image.Image:

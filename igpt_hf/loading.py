@@ -16,7 +16,9 @@ def load_pretrained(name: str) -> tuple[IGPTForCausalImageModeling, IGPTImagePro
         DataError: There is no such folder or id, or it holds no Image GPT of this package.
     """
     if not Path(name).is_dir() and (Path(name).is_absolute() or name.count("/") != 1):
-        raise DataError(f"{name} is no folder here, and no model id on the Hub (user/name). Train one: scripts/train.py.")
+        raise DataError(
+            f"{name} is no folder here, and no model id on the Hub (user/name). Train one: scripts/train.py."
+        )
     try:
         return IGPTForCausalImageModeling.from_pretrained(name), IGPTImageProcessor.from_pretrained(name)
     except (OSError, ValueError, HFValidationError) as error:

@@ -3,8 +3,8 @@
 Position t (row r, column c of the grid) receives  out[t, d] = sum_k weight[d, k] value[row r + rows[k], column c +
 columns[k], d]  from the K tokens known before it. torch's general convolution spends most of its time on layouts.
 
-How it becomes fast: an image is laid out once with a border of zeros, (rows + radius, (grid + 2 radius) * D), so that a
-neighbour is a constant shift in memory and the border needs no test. All columns and channels of a row are then one
+How it becomes fast: an image is laid out once with a border of zeros, (rows + radius, (grid + 2 radius) * D), so that
+a neighbour is a constant shift in memory and the border needs no test. All columns and channels of a row are then one
 long loop of multiply-adds, grid * D numbers, with the weights repeated for each column.
 
 One image is one task with a fixed order of operations: results do not depend on the number of threads.
@@ -23,7 +23,7 @@ float32 = np.float32
 
 @inlined
 def lay_out(values, border, radius, grid):
-    """values[1:] (T, D), the image tokens in raster order -> border, with zeros around them; values[0] is the prompt."""
+    """values[1:] (T, D), image tokens in raster order -> border, with zeros around them; values[0] is the prompt."""
     channels = values.shape[1]
     border[:] = float32(0)
     for t in range(1, len(values)):

@@ -66,7 +66,9 @@ class IGPTLocalMixing(nn.Module):
     def __init__(self, config: IGPTConfig):
         super().__init__()
         self.config = config
-        self.weight = nn.Parameter(torch.zeros(config.hidden_size, len(neighborhood_offsets(config.neighborhood_radius))))
+        self.weight = nn.Parameter(
+            torch.zeros(config.hidden_size, len(neighborhood_offsets(config.neighborhood_radius)))
+        )
 
     def forward(self, value: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """Values of the sequence so far (B, H, S, D), positions (T,) -> (B, T, H, D)."""
@@ -207,8 +209,8 @@ class IGPTPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """Matrices keep the variance of their input, N(0, 1 / fan_in); those that write into the residual stream
-        start smaller by sqrt(2 * layers) (Radford et al. 2019, section 2.3); the head starts at zero, as in the paper's
-        code, so that the first loss is exactly ln(vocab_size) nats per token."""
+        start smaller by sqrt(2 * layers) (Radford et al. 2019, section 2.3); the head starts at zero, as in the
+        paper's code, so that the first loss is exactly ln(vocab_size) nats per token."""
         if isinstance(module, nn.Linear):
             std = module.in_features**-0.5
             if getattr(module, "is_residual_projection", False):
@@ -322,7 +324,8 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
         """Predict image tokens: (B, T) ids -> `logits` (B, T, V); `logits[:, t]` speaks of `input_ids[:, t + 1]`.
 
         Args:
-            labels: The ids again, -100 where they are given, not predicted (the prompt). Not shifted: that is done here.
+            labels: The ids again, -100 where they are given, not predicted (the prompt). Not shifted: that is done
+            here.
                 With labels, `loss` is the mean of nats per token.
         """
         outputs = self.model(
@@ -364,8 +367,8 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
     def log_likelihood(self, input_ids: torch.LongTensor, batch_size: int = 128) -> torch.Tensor:
         """Exact log-likelihood of whole images given their prompt: (n, 1 + N) -> (n,), natural log, float64.
 
-        The chain rule: ln p(x | prompt) = sum over tokens of ln p(token | tokens before, prompt) (equation 1). Nats per
-        image are the negative of this; bits per pixel divide them by `num_pixels * ln 2`.
+        The chain rule: ln p(x | prompt) = sum over tokens of ln p(token | tokens before, prompt) (equation 1). Nats
+        per image are the negative of this; bits per pixel divide them by `num_pixels * ln 2`.
         """
         device = self.device
         sums = [self.token_log_likelihoods(chunk.to(device)).double().sum(-1) for chunk in input_ids.split(batch_size)]
@@ -451,7 +454,7 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
         return super().generate(inputs, generation_config, logits_processor, **kwargs)
 
     def _kernel_settings(self, generation_config, kwargs) -> dict | None:
-        """Settings for `sample_images`, or None where an argument asks for something that only the library's loop has."""
+        """Settings for `sample_images`, or None where an argument asks for what only the library's loop has."""
         asked = {name: value for name, value in kwargs.items() if name != "input_ids" and value is not None}
         settings = self.generation_config.to_diff_dict()
         if generation_config is not None:

@@ -8,9 +8,9 @@ from torch.optim import AdamW, Muon, Optimizer
 class MuonAdamW(Optimizer):
     """Muon (Jordan et al. 2024) and AdamW (Loshchilov & Hutter 2019) as one optimizer.
 
-    Muon replaces the gradient of a matrix by the nearest orthogonal matrix, so that a step changes all directions alike;
-    embeddings, the head, gains and biases are no such matrices. The parts share their parameter groups and state with
-    this object, so that learning-rate schedules and checkpoints see one optimizer.
+    Muon replaces the gradient of a matrix by the nearest orthogonal matrix, so that a step changes all directions
+    alike; embeddings, the head, gains and biases are no such matrices. The parts share their parameter groups and
+    state with this object, so that learning-rate schedules and checkpoints see one optimizer.
 
     Args:
         model: Its weight matrices in `layers` go to Muon.
@@ -26,7 +26,11 @@ class MuonAdamW(Optimizer):
         modules = dict(model.named_modules())
 
         def is_block_matrix(name: str) -> bool:
-            return ".layers." in f".{name}" and isinstance(modules[name.rpartition(".")[0]], nn.Linear) and "bias" not in name
+            return (
+                ".layers." in f".{name}"
+                and isinstance(modules[name.rpartition(".")[0]], nn.Linear)
+                and "bias" not in name
+            )
 
         matrices = [parameter for name, parameter in trained if is_block_matrix(name)]
         others = [parameter for name, parameter in trained if not is_block_matrix(name)]

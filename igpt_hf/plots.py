@@ -7,7 +7,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 
-def image_grid(rows: Sequence[Sequence[Image.Image]], names: Sequence[str] | None = None, scale: int = 2) -> Image.Image:
+def image_grid(
+    rows: Sequence[Sequence[Image.Image]], names: Sequence[str] | None = None, scale: int = 2
+) -> Image.Image:
     """Lay out pictures of one size in rows, with a name before each row: r rows -> one grey picture.
 
     Raises:
@@ -60,7 +62,7 @@ def sample_sheet(model, processor, per_class: int = 10, **generate_arguments) ->
 
 
 def completion_sheet(model, processor, images, class_labels, per_image: int = 8, **generate_arguments) -> Image.Image:
-    """Complete the lower half of images: one row each, the whole image, what is given of it, and `per_image` answers."""
+    """Complete the lower half of images: a row has the whole image, what is given of it, `per_image` answers."""
     keep_rows = processor.grid_size // 2 * processor.patch_size
     prompt = processor.prompt(class_labels=class_labels, images=images, keep_rows=keep_rows).to(model.device)
     answers = processor.decode(model.generate(**prompt, num_return_sequences=per_image, **generate_arguments))

@@ -1,27 +1,25 @@
 """Sampling of whole images on the CPU, compiled by numba: all steps of the model with no Python between them.
 
 `sample_images(model, prompts)` draws from the distribution that `model.generate` draws from, hundreds of times faster
-where the model is so small that the library's loop is nearly all overhead.
+where a model is so small that the library's loop is nearly all overhead.
 
 Position t knows the tokens before token t. It goes through the layers and yields the probabilities of token t:
 
-    x = context embeddings + position embedding          and then, in each layer,
-    query, key, value = W rms(x) + b                     key and value are kept for the positions to come
-    x = x + W (attention + mixing) + b                   attention looks at positions j <= t, mixing at the neighbours
+    x = embeddings of the neighbours, the prompt and the position; then, in each layer,
+    query, key, value = W rms(x) + b           key and value are kept for the positions to come
+    x = x + W (attention + mixing) + b         attention reads positions j <= t, mixing the neighbours
     x = x + W act(W rms(x) + b) + b
 
 How it becomes fast:
 
-* A thread takes SLOTS sequences at a time through all steps, few enough that keys and values stay in its core's own
-  cache (L2). Images share no work but this: reading a layer's weights once for all slots.
-* Each inner loop is one that the compiler turns into vector instructions, on LANES = 16 numbers at once, with no sum
-  across lanes where that can be avoided: matrices are stored as (inputs, outputs) and `linear` runs along the outputs;
-  keys and values are stored as (channel, position) and attention runs along the positions. Sizes are padded to LANES.
-* Helpers get whole arrays and a row, not the row: numba counts the references to each view of an array, which is slow.
-* What can be multiplied beforehand is, in `gather_weights`.
+* A thread takes SLOTS sequences at a time through all steps: so few that keys and values stay in its core's own cache.
+* Each inner loop is one that the compiler turns into vector instructions, on LANES = 16 numbers at once: matrices are
+  stored as (inputs, outputs), and `linear` runs along the outputs; keys and values are stored as (channel, position),
+  and attention runs along the positions. Sizes are padded with zeros to multiples of LANES.
+* Helpers get an array and a row, not a view of the row: numba counts the references to each view, which is slow.
 
-The tokens of an image follow from its prompt and its own row of random numbers by a fixed order of operations: they
-depend neither on the number of threads nor on the other images.
+An image's tokens follow from its prompt and its own row of random numbers by a fixed order of operations: they depend
+neither on the number of threads nor on the other images.
 """
 
 import functools
@@ -38,7 +36,12 @@ from .attention_igpt import LANES, MINUS_INFINITY, compile_kernel, exp2, inlined
 
 SLOTS = 2  # even: with guidance an image takes two
 MAX_HIDDEN_SIZE, MAX_VOCAB_SIZE = 128, 512  # beyond, torch's matrix products win, and the sort in `pick` is slow
-SLOPES = {"quick_gelu": 1.702, "silu": 1.0, "swish": 1.0, "gelu": 0.0}  # act(x) = x sigmoid(slope x); 0: the exact GELU
+SLOPES = {
+    "quick_gelu": 1.702,
+    "silu": 1.0,
+    "swish": 1.0,
+    "gelu": 0.0,
+}  # act(x) = x sigmoid(slope x); 0: the exact GELU
 LOG2_E = math.log2(math.e)
 float32, int32 = np.float32, np.int32
 logger = logging.getLogger(__name__)
@@ -128,7 +131,7 @@ def activate(x, slot, channels, slope):
 
 
 @inlined
-def attend(query, slot, keys, values, first, mask, scores, score_bits, end, mixed, heads, size):
+def attend(query, slot, keys, values, first, mask, scores, bits, end, mixed, heads, size):
     """mixed[slot] = attention of query[slot] to positions up to `end`; `first` is the row of the slot's first channel.
 
     Scores are in base 2, since exp2 is cheap. What the mask hides gets the probability 0.
@@ -140,7 +143,7 @@ def attend(query, slot, keys, values, first, mask, scores, score_bits, end, mixe
             for d in range(size):
                 score += query[slot, channel + d] * keys[first + channel + d, j]
             scores[row, j] = score
-        highest = row_maximum(score_bits, row, end)
+        highest = row_maximum(bits, row, end)
         for j in range(end):
             scores[row, j] = exp2(scores[row, j] - highest)
         factor = float32(1) / row_sum(scores, row, end)
@@ -212,9 +215,10 @@ def padded(size):
 
 
 @functools.cache
-def make_kernel(hidden_size, heads, inner_size, vocab, slope, eps):
-    """Compile the kernel for one shape of models: with constant sizes the compiler can unroll loops."""
-    width, inner, outputs, size = padded(hidden_size), padded(inner_size), padded(vocab), hidden_size // heads
+def make_kernel(length, hidden_size, heads, inner_size, vocab, slope, eps):
+    """Compile the kernel for one shape of models: the more is constant, the better the compiler's code."""
+    width, inner, outputs, longest = (padded(n) for n in (hidden_size, inner_size, vocab, length))
+    size = hidden_size // heads
 
     def kernel(parameters, neighbors, first_rows, start_token, ids, given, noise, settings, log_probs, first, last):
         """Complete images `first` to `last` - 1.
@@ -232,17 +236,20 @@ def make_kernel(hidden_size, heads, inner_size, vocab, slope, eps):
         slots = min(SLOTS, branches * (last - first))
         length, layers = len(position), len(qkv)
         longest = (length + LANES - 1) // LANES * LANES
-        channels = position.shape[1]  # equals `width`; loops to a small constant are unrolled before they are vectorised
+        channels = position.shape[
+            1
+        ]  # equals `width`; loops to a small constant are unrolled before they are vectorised
 
-        keys, values = np.zeros((2, layers * slots * width, longest), float32)  # a row per layer, slot and channel
+        # Not `a, b = np.zeros((2, ...))`: those would not be known to be contiguous, and not be vectorised.
+        keys = np.zeros((layers * slots * width, longest), float32)  # a row for each layer, slot and channel
+        values = np.zeros((layers * slots * width, longest), float32)
         value_rows = np.zeros((layers * slots, length * width), float32)  # the values again, channels side by side
-        scores = np.zeros((slots * heads, longest), float32)
-        score_bits = scores.view(np.int32)
-        mask = np.empty(longest, float32)
-        x, normed, mixed = np.zeros((3, slots, width), float32)
-        projected, hidden = np.zeros((slots, 3 * width), float32), np.zeros((slots, inner), float32)
-        logits, no_bias = np.zeros((2, slots, outputs), float32)
-        chances, weights = np.zeros((2, vocab), float32)
+        scores, mask = np.zeros((slots * heads, longest), float32), np.empty(longest, float32)
+        bits = scores.view(np.int32)
+        x, normed = np.zeros((slots, width), float32), np.zeros((slots, width), float32)
+        projected, mixed = np.zeros((slots, 3 * width), float32), np.zeros((slots, width), float32)
+        hidden, logits = np.zeros((slots, inner), float32), np.zeros((slots, outputs), float32)
+        no_bias, chances, weights = np.zeros((1, outputs), float32), np.zeros(vocab, float32), np.zeros(vocab, float32)
         order = np.zeros(vocab, np.int64)
 
         for start in range(first, last, slots // branches):
@@ -273,12 +280,27 @@ def make_kernel(hidden_size, heads, inner_size, vocab, slope, eps):
                             value_rows[cache, t * width + c] = projected[slot, 2 * width + c]
                     for slot in range(active):
                         cache = layer * slots + slot
-                        attend(projected, slot, keys, values, cache * width, mask, scores, score_bits, end, mixed, heads, size)
+                        attend(
+                            projected,
+                            slot,
+                            keys,
+                            values,
+                            cache * width,
+                            mask,
+                            scores,
+                            bits,
+                            end,
+                            mixed,
+                            heads,
+                            size,
+                        )
                         for k in range(neighbors.shape[1]):
                             place = neighbors[t, k]
                             if place > 0:
                                 for c in range(channels):
-                                    mixed[slot, c] += mixing[layer, k * width + c] * value_rows[cache, place * width + c]
+                                    mixed[slot, c] += (
+                                        mixing[layer, k * width + c] * value_rows[cache, place * width + c]
+                                    )
                     for slot in range(active):
                         linear(mixed, slot, out, out_bias, layer, x, width, width, True)
                         normalize(x, slot, normed, channels, hidden_size, eps)
@@ -385,8 +407,18 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def sample_images(
-    model, input_ids, *, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, guidance_scale=1.0, noise=None
-) -> torch.Tensor:
+    model,
+    input_ids: torch.Tensor,
+    *,
+    do_sample: bool = True,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    guidance_scale: float = 1.0,
+    noise: torch.Tensor | None = None,
+    return_log_probs: bool = False,
+):
     """Sample images: prompts and given tokens (B, 1 + given) -> (B, 1 + N), int64.
 
     The settings have the meaning that they have for the library's `generate`. All randomness is one draw from torch's
@@ -394,36 +426,30 @@ def sample_images(
 
     Args:
         noise: Uniform numbers in [0, 1) instead of that draw, float64 (B, N - given).
+        return_log_probs: Return also the log-probability of each token by the model as it is, float64 (B, N).
 
     Raises:
         ValueError: Ids out of range, a prompt that is a whole image, or a temperature that is not positive.
-        RuntimeError: Probabilities that are not numbers, because the weights are not.
+        RuntimeError: Probabilities that are not numbers, because some weights are not.
     """
-    return complete_images(
-        model, input_ids, do_sample, temperature, top_k, top_p, min_p, guidance_scale, noise
-    )[0]  # fmt: skip
-
-
-def complete_images(model, input_ids, do_sample, temperature, top_k, top_p, min_p, guidance_scale, noise):
-    """See `sample_images` -> (ids, log-probability of each token under the model itself (B, N) float64)."""
     model._check_prompt(input_ids)
     if do_sample and not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}; do_sample=False takes the likeliest tokens.")
+        raise ValueError(f"temperature must be positive, got {temperature}; do_sample=False takes the likeliest.")
     config, batch, given = model.config, len(input_ids), input_ids.shape[1] - 1
     steps = config.num_image_tokens - given
     if noise is None:
         noise = (torch.rand if do_sample else torch.zeros)(batch, steps, dtype=torch.float64)
-    settings = (temperature if do_sample else 0, top_k or 0, top_p, min_p, guidance_scale)
+    settings = tuple(float(x) for x in (temperature if do_sample else 0, top_k, top_p, min_p, guidance_scale))
     ids = nn.functional.pad(input_ids, (0, steps)).contiguous()
     log_probs = torch.empty(batch, config.num_image_tokens, dtype=torch.float64)
-    sizes = (config.hidden_size, config.num_attention_heads, config.intermediate_size, config.vocab_size)
-    kernel = make_kernel(*sizes, SLOPES[config.hidden_act], config.rms_norm_eps)
-    weights = gather_weights(model)
-    arguments = (config.start_token_id, ids.numpy(), given, noise.numpy(), tuple(map(float, settings)), log_probs.numpy())
-    run_tasks(functools.partial(kernel, *weights, *arguments), (), batch)
+
+    sizes = (config.num_image_tokens, config.hidden_size, config.num_attention_heads, config.intermediate_size)
+    kernel = make_kernel(*sizes, config.vocab_size, SLOPES[config.hidden_act], config.rms_norm_eps)
+    arguments = (config.start_token_id, ids.numpy(), given, noise.numpy(), settings, log_probs.numpy())
+    run_tasks(functools.partial(kernel, *gather_weights(model), *arguments), (), batch)
     if log_probs.isnan().any():
         raise RuntimeError("The probabilities of the next token are not numbers: some weights are not.")
-    return ids, log_probs
+    return (ids, log_probs) if return_log_probs else ids
 
 
 __all__ = ["is_sampler_usable", "sample_images"]

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+
 CLASS_NAMES = [str(label) for label in range(10)]
 MIN_IMAGE_SIZE = 14
 

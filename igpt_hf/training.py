@@ -1,7 +1,7 @@
 """What the Hugging Face Trainer needs to train an Image GPT on binary images.
 
-The Trainer does the work. What is ours: a data set that hands out whole batches of tokens, the exact likelihood per image
-as the metric that selects the best model, a refusal to overwrite another run, and the pictures of a run.
+The Trainer does the work. What is ours: a data set that hands out whole batches of tokens, the exact likelihood per
+image as the metric that selects the best model, a refusal to overwrite another run, and the pictures of a run.
 """
 
 import dataclasses
@@ -36,10 +36,10 @@ logger = logging.getLogger(__name__)
 class TokenDataset(torch.utils.data.Dataset):
     """A split as tensors, read a batch at a time.
 
-    With `class_dropout_prob` the class prompt of an image is now and then the start token, so that one model learns to be
-    conditional and unconditional (classifier-free guidance, Ho & Salimans 2022, algorithm 1). Where the split holds grey
-    pictures, each pixel is white with the probability of its grey level. What is drawn depends on the seed, the epoch and
-    the image's index alone: a resumed run, or one on more processes, draws the same.
+    With `class_dropout_prob` the class prompt of an image is now and then the start token, so that one model learns
+    to be conditional and unconditional (classifier-free guidance, Ho & Salimans 2022, algorithm 1). Where the split
+    holds grey pictures, each pixel is white with the probability of its grey level. What is drawn depends on the
+    seed, the epoch and the image's index alone: a resumed run, or one on more processes, draws the same.
 
     Args:
         split: Rows with `tokens` or `grey`, and `label`, as `igpt_hf.data.tokenize` makes them.
@@ -99,7 +99,7 @@ class DataArguments:
     data: str = field(
         default="synthetic",
         metadata={
-            "help": "synthetic, a folder of one folder per class, .cdb files (comma separated), parquet, a Hub dataset id."
+            "help": "synthetic, a folder of class folders, .cdb files (comma separated), parquet, a Hub dataset id."
         },
     )
     image_column: str = field(default="image", metadata={"help": "Parquet and Hub: the column of images."})
@@ -113,7 +113,7 @@ class DataArguments:
 
 
 def _config_arguments() -> type:
-    """A dataclass with a flag for the preset and one for each field of `IGPTConfig`; None leaves the preset's value."""
+    """A dataclass with a flag for the preset and one for each field of `IGPTConfig`; None: the preset decides."""
     fields = [("preset", str, field(default="xxs", metadata={"help": f"Size of the model: {', '.join(PRESETS)}."}))]
     taken = {training_field.name for training_field in dataclasses.fields(TrainingArguments)}  # use_cache
     for config_field in dataclasses.fields(IGPTConfig):
@@ -178,14 +178,17 @@ class IGPTTrainingArguments(TrainingArguments):
     early_stopping_patience: int = field(
         default=5, metadata={"help": "Stop after this many evaluations in a row without a better validation loss."}
     )
-    num_train_epochs: float = field(default=30, metadata={"help": "Passes over the training split, at most."})
+    num_train_epochs: float = field(default=20, metadata={"help": "Passes over the training split, at most."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images per step and device."})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images per evaluation step and device."})
     use_muon: bool = field(
         default=True, metadata={"help": "Muon for the blocks' matrices, AdamW for the rest; false: what --optim says."}
     )
     learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate (of AdamW, with muon)."})
-    muon_learning_rate: float = field(default=3e-2, metadata={"help": "Peak learning rate of Muon."})
+    muon_learning_rate: float = field(default=2e-2, metadata={"help": "Peak learning rate of Muon."})
+    weight_decay: float = field(
+        default=0.1, metadata={"help": "Of matrices. Without it Muon lets them grow, and small models stop learning."}
+    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate's decay."})
     warmup_steps: float = field(default=0.02, metadata={"help": "Steps, or a share below 1, of linear warm-up."})
     adam_beta2: float = field(default=0.95, metadata={"help": "As in the paper, section 3.5."})
@@ -293,7 +296,7 @@ class NotANumberCallback(TrainerCallback):
         if not math.isfinite(float(loss)):
             raise FloatingPointError(
                 f"the training loss is {loss} at step {state.global_step}. Last complete checkpoint: "
-                f"{last_complete_checkpoint(args.output_dir) or 'none'}. Lower --learning_rate and resume or start anew."
+                f"{last_complete_checkpoint(args.output_dir) or 'none'}. Lower --learning_rate; resume or start anew."
             )
 
 
@@ -411,7 +414,9 @@ RUN_FILES = (
 
 def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
     """All checkpoint folders of a run, oldest first."""
-    found = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
+    found = [
+        path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()
+    ]
     return sorted(found, key=lambda path: int(path.name.split("-")[-1]))
 
 
@@ -452,7 +457,7 @@ def prepare_output_dir(args: IGPTTrainingArguments) -> str | None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     elif in_use:
         raise DataError(
-            f"{folder} holds a run already ({in_use[0].name}). Go on with it: --resume_from_checkpoint true. Start anew "
+            f"{folder} holds a run already ({in_use[0].name}). Go on: --resume_from_checkpoint true. Start anew "
             "and delete it: --overwrite_output_dir true. Or choose another --output_dir."
         )
     return None

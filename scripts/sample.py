@@ -5,8 +5,8 @@
     python scripts/sample.py runs/synthetic --complete drawing.png --keep_rows 14   # the lower half anew, ten times
     python scripts/sample.py runs/synthetic --num 1000 --npz samples.npz            # arrays for further work
 
-Writes a picture of all samples and, with --npz, the arrays `images` (n, height, width; 0 and 1), `labels` (n; -1 for any
-class), `ids` (n, 1 + tokens) and `nats` (n; -ln p of the whole image given its prompt).
+Writes a picture of all samples and, with --npz, the arrays `images` (n, height, width; 0 and 1), `labels` (n; -1 for
+any class), `ids` (n, 1 + tokens) and `nats` (n; -ln p of the whole image given its prompt).
 """
 
 import argparse

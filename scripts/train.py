@@ -7,7 +7,8 @@
     accelerate launch scripts/train.py --output_dir runs/hoda --data digits.cdb --resume_from_checkpoint true
 
 Writes the best model by validation likelihood, its card, all_results.json, loss_curve.png, samples.png and
-completions.png into --output_dir. `--help` lists all flags: those of TrainingArguments and IGPTConfig, and a few for data.
+completions.png into --output_dir. `--help` lists all flags: those of TrainingArguments and IGPTConfig, and a few for
+data.
 """
 
 import json
@@ -16,8 +17,8 @@ import os
 import sys
 
 
-# OpenMP's waiting threads should soon sleep: spinning, they keep the attention kernel's threads from the cores (a fifth
-# slower on two cores). Read once, when torch is loaded.
+# OpenMP's waiting threads should soon sleep: spinning, they keep the attention kernel's threads from the cores (a
+# fifth slower on two cores). Read once, when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 from transformers import set_seed
@@ -83,7 +84,9 @@ def main():
     sheet = SampleSheetCallback(lambda model: sample_sheet(model, processor, per_class=4))
     trainer = make_trainer(model, args, tokens, processor, callbacks=[sheet])
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
-    logger.info("%s: %s images of %d classes; %d parameters", data_args.data, sizes, len(names), model.num_parameters())
+    logger.info(
+        "%s: %s images of %d classes; %d parameters", data_args.data, sizes, len(names), model.num_parameters()
+    )
 
     # 3. Train, and read the test split once, with the best model.
     trained = trainer.train(resume_from_checkpoint=checkpoint)

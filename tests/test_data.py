@@ -23,6 +23,7 @@ import pytest
 from igpt_hf.data import MAX_PIXELS, load_splits, tokenize
 from igpt_hf.errors import DataError
 
+
 REPOSITORY = Path(__file__).parents[1]
 MNIST_FILE = REPOSITORY.parent / "shared/data/mnist/train-00000-of-00001.parquet"
 

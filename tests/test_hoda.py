@@ -10,6 +10,7 @@ import pytest
 from igpt_hf.errors import DataError
 from igpt_hf.hoda import HEADER_SIZE, read_cdb
 
+
 HODA_FILE = Path(__file__).parents[2] / "shared/data/hoda/RemainingSamples.cdb"
 
 # Two rows of four pixels: .##. and #..# (a row that starts white has a background run of 0 first).

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, attention_igpt
 from igpt_hf.modeling_igpt import IGPTGuidanceLogitsProcessor
-from igpt_hf.sampling_igpt import complete_images, is_sampler_usable, sample_images
+from igpt_hf.sampling_igpt import is_sampler_usable, sample_images
 
 
 pytestmark = pytest.mark.skipif(attention_igpt.numba is None, reason="numba is not installed")
@@ -79,11 +79,6 @@ def make_noise(model, batch, given=0):
     return torch.rand(batch, model.config.num_image_tokens - given, dtype=torch.float64)
 
 
-def complete(model, input_ids, noise=None, **settings):
-    """Ids and log-probabilities of the tokens."""
-    return complete_images(model, input_ids, noise=noise, **{**PLAIN, "min_p": 0.0, **settings})
-
-
 def processed_probabilities(model, ids, processors, position):
     """Probabilities (B, V) of the token after `position`, by a full forward and the library's processors."""
     scores = model(input_ids=ids[:, : position + 1], use_cache=False).logits[:, -1]
@@ -112,7 +107,7 @@ def reference(model, input_ids, noise, **settings):
 def test_samples_equal_those_of_a_slow_loop_with_the_librarys_processors_under_the_same_noise(settings):
     model = make_model(**DEFAULT)
     prompts, noise = make_prompts(model, 17), make_noise(model, 17)
-    ids, _ = complete(model, prompts, noise, **{"min_p": 0.0, **settings})
+    ids = sample_images(model, prompts, noise=noise, **settings)
     assert ids.shape == (17, 17) and ids.dtype == torch.int64
     assert torch.equal(ids, reference(model, prompts, noise, **settings))
 
@@ -122,7 +117,7 @@ def test_samples_equal_those_of_a_slow_loop_with_the_librarys_processors_under_t
 def test_samples_equal_those_of_the_slow_loop_for_other_shapes_of_models(config, settings):
     model = make_model(**config)
     prompts, noise = make_prompts(model, 5), make_noise(model, 5)
-    ids, _ = complete(model, prompts, noise, **settings)
+    ids = sample_images(model, prompts, noise=noise, **settings)
     assert torch.equal(ids, reference(model, prompts, noise, **settings))
 
 
@@ -141,7 +136,7 @@ def test_samples_equal_those_of_the_slow_loop_for_other_shapes_of_models(config,
 )
 def test_every_step_has_the_probabilities_of_the_models_forward(config):
     model = make_model(**config)
-    ids, log_probs = complete(model, make_prompts(model, 3))
+    ids, log_probs = sample_images(model, make_prompts(model, 3), return_log_probs=True)
     with torch.no_grad():
         expected = model.token_log_likelihoods(ids)
     assert log_probs.shape == expected.shape
@@ -162,7 +157,7 @@ def test_each_token_is_where_its_random_number_falls_among_the_probabilities_of_
 
 def test_log_probabilities_are_those_of_the_model_whatever_the_settings():
     model = make_model(**DEFAULT)
-    ids, log_probs = complete(model, make_prompts(model, 3), **SETTINGS[6])
+    ids, log_probs = sample_images(model, make_prompts(model, 3), return_log_probs=True, **SETTINGS[6])
     with torch.no_grad():
         torch.testing.assert_close(log_probs.float(), model.token_log_likelihoods(ids), rtol=0, atol=1e-4)
 
@@ -172,11 +167,15 @@ def test_log_probabilities_are_those_of_the_model_whatever_the_settings():
 def test_an_image_has_the_same_bits_alone_and_in_a_batch_for_any_number_of_threads(batch, settings):
     model = make_model(**DEFAULT)
     prompts, noise = make_prompts(model, batch), make_noise(model, batch)
+
+    def sample(rows):
+        return sample_images(model, prompts[rows], noise=noise[rows], return_log_probs=True, **settings)
+
     runs = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        runs.append(complete(model, prompts, noise, **settings))
-    alone = [complete(model, prompts[i : i + 1], noise[i : i + 1], **settings) for i in range(batch)]
+        runs.append(sample(slice(None)))
+    alone = [sample(slice(i, i + 1)) for i in range(batch)]
     runs.append([torch.cat(parts) for parts in zip(*alone, strict=True)])
     for ids, log_probs in runs[1:]:
         assert torch.equal(ids, runs[0][0]) and torch.equal(log_probs, runs[0][1])
@@ -235,7 +234,7 @@ def test_random_numbers_at_the_ends_of_their_range_choose_tokens_that_are_possib
     model = make_model(**DEFAULT)
     prompts = make_prompts(model, 4)
     noise = torch.full_like(make_noise(model, 4), number)
-    ids, _ = complete(model, prompts, noise, top_k=2)
+    ids = sample_images(model, prompts, noise=noise, top_k=2)
     assert torch.equal(ids, reference(model, prompts, noise, top_k=2))
 
 
@@ -318,7 +317,7 @@ def test_a_second_process_loads_the_compiled_kernel_from_disk():
     sample_images(model, make_prompts(model, 1))  # compiles, if no earlier run did
     script = (
         "from igpt_hf import sampling_igpt as s;"
-        "kernel = s.make_kernel(16, 2, 64, 16, 1.0, 1e-5);"
+        "kernel = s.make_kernel(16, 16, 2, 64, 16, 1.0, 1e-5);"
         "print(sum(kernel.stats.cache_hits.values()))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

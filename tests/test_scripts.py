@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForCausalLM
 
 import igpt_hf  # noqa: F401  registers the model
-from igpt_hf.data import load_splits, tokenize
+from igpt_hf.data import load_splits
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -264,12 +264,11 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(script, animals_
 
 
 def test_bad_data_ends_the_command_with_one_line_and_no_traceback(tmp_path):
-    done = run(*LAUNCH, "--data", "nowhere.cdb", "--output_dir", tmp_path / "run", check=False)
-    assert done.returncode != 0
-    lines = done.stderr.splitlines()
-    assert [line for line in lines if line.startswith("error: ")] == ["error: nowhere.cdb: no such file."]
-    ours = [line for line in lines if re.search(r'File ".*(scripts|igpt_hf)/', line)]
-    assert ours == []  # accelerate adds a traceback of its own
+    command = [sys.executable, SCRIPTS / "train.py", "--data", "nowhere.cdb", "--output_dir", tmp_path / "run"]
+    done = run(*command, check=False)  # not by `accelerate launch`, which adds a traceback of its own
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "error: nowhere.cdb: no such file."
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -294,14 +293,6 @@ def test_bad_input_is_answered_with_an_error(script, animals, tmp_path, flags, w
     message = refusal(script, "train.py", *flags, "--output_dir", tmp_path / "run")
     assert [word for word in words if word not in message] == []
     assert not (tmp_path / "run").exists()
-
-
-def test_pixels_drawn_by_chance_are_the_same_in_each_run(animals):
-    splits = load_splits(animals, skip_bad_images=True)
-    processor = igpt_hf.IGPTImageProcessor(image_size=12, num_labels=3, binarize="stochastic")
-    for name in ("validation", "test"):  # else a resumed run would be judged on other pictures
-        part = {name: splits[name]}
-        assert tokenize(part, processor)[name]["tokens"][:] == tokenize(part, processor)[name]["tokens"][:]
 
 
 # --- sample.py ------------------------------------------------------------------------------------------------------
@@ -394,9 +385,7 @@ def test_a_completion_keeps_the_upper_rows_of_the_picture(sample, animals, anima
     ],
     ids=lambda value: " ".join(value),
 )
-def test_a_bad_wish_is_answered_with_an_error_message(
-    script, animals, animals_run, tmp_path, monkeypatch, flags, words
-):
+def test_a_bad_wish_is_answered_with_an_error(script, animals, animals_run, tmp_path, monkeypatch, flags, words):
     monkeypatch.chdir(tmp_path)
     flags = [flag.replace("{animals}", str(animals)) for flag in flags]
     message = refusal(script, "sample.py", animals_run, *flags)

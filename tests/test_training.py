@@ -5,12 +5,13 @@ import shutil
 
 import datasets
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 
-from igpt_hf import DataError, IGPTConfig, IGPTForCausalImageModeling
+from igpt_hf import DataError, IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor, tokenize
 from igpt_hf.optimization import MuonAdamW
 from igpt_hf.plots import sample_sheet
 from igpt_hf.training import (
@@ -127,6 +128,37 @@ def test_class_dropout_has_its_rate():
     assert abs(share - rate) < 4 * math.sqrt(rate * (1 - rate) / n)
     told = prompts[prompts != config.start_token_id]
     assert set(told.tolist()) == {16, 17, 18}
+
+
+@pytest.fixture(scope="module")
+def grey_split():
+    """Pictures of 8x8 pixels, still grey, as `igpt_hf.data.tokenize` leaves them for binarize="stochastic"."""
+    levels = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(num_classes=3))
+    rows = {"image": [PIL.Image.fromarray(picture) for picture in levels], "label": [i % 3 for i in range(30)]}
+    processor = IGPTImageProcessor(image_size=8, num_labels=3, binarize="stochastic", invert="never")
+    splits = datasets.DatasetDict(validation=datasets.Dataset.from_dict(rows, features=features))
+    return levels, tokenize(splits, processor)["validation"], processor
+
+
+def test_pixels_drawn_by_chance_are_new_in_each_epoch_and_the_same_in_each_run(grey_split):
+    levels, split, processor = grey_split
+    config = IGPTConfig(image_size=8, num_labels=3)
+
+    def pixels(epoch, seed=1):
+        data = TokenDataset(split, config, seed=seed)
+        if epoch is not None:  # validation and test are not told of epochs
+            data.set_epoch(epoch)
+        return processor.decode_pixels(data.__getitems__(range(30))["input_ids"])
+
+    assert np.array_equal(pixels(None), pixels(None))
+    assert np.array_equal(pixels(3), pixels(3))
+    assert not np.array_equal(pixels(3), pixels(4))
+    assert not np.array_equal(pixels(3), pixels(3, seed=2))
+    n, probability = 300, levels / 255
+    share = np.mean([pixels(epoch) for epoch in range(n)], axis=0)
+    deviation = (share - probability) / np.sqrt(probability * (1 - probability) / n + 1e-12)
+    assert abs(deviation[(levels > 20) & (levels < 235)]).max() < 4.5  # the largest of 1,600 standard normal numbers
 
 
 # --- metrics --------------------------------------------------------------------------------------------------------
