@@ -283,13 +283,10 @@ def _as_list(images) -> list:
 
 
 def _label_list(class_labels) -> list:
-    if isinstance(class_labels, (np.ndarray, torch.Tensor)):
+    if isinstance(class_labels, (np.ndarray, np.integer, torch.Tensor)):
         class_labels = class_labels.tolist()
-    return (
-        [class_labels]
-        if isinstance(class_labels, int)
-        else [int(x) if hasattr(x, "item") else x for x in class_labels]
-    )
+    labels = [class_labels] if isinstance(class_labels, int) else list(class_labels)
+    return [label.item() if hasattr(label, "item") else label for label in labels]
 
 
 def _as_picture(pixels: np.ndarray) -> Image.Image:

@@ -400,7 +400,8 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
         log_joint = self.class_log_likelihoods(input_ids, batch_size)
         if prior is not None:
             prior = torch.as_tensor(prior, dtype=torch.float64, device=log_joint.device)
-            if prior.shape != (self.config.num_labels,) or (prior < 0).any() or abs(prior.sum() - 1) > 1e-6:
+            is_distribution = prior.shape == (self.config.num_labels,) and bool((prior >= 0).all())
+            if not (is_distribution and abs(prior.sum() - 1) <= 1e-6):
                 raise ValueError(f"prior must be {self.config.num_labels} probabilities that sum to 1, got {prior}.")
             log_joint = log_joint + prior.log()
         return log_joint.softmax(dim=1)
@@ -412,6 +413,7 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
                 f"input_ids must have shape (n, {length}): a prompt and the {length - 1} tokens of a whole image; "
                 f"got {tuple(input_ids.shape)}."
             )
+        self._check_range(input_ids)
 
     # --- sampling ---------------------------------------------------------------------------------------------------
 
@@ -469,17 +471,23 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
         if not settings.keys() <= defaults.keys() or not is_sampler_usable(self):
             return None
         settings = defaults | settings
+        in_range = settings["temperature"] > 0 and settings["top_k"] >= 0 and 0 < settings["top_p"] <= 1
+        if not (in_range and 0 <= settings["min_p"] <= 1):
+            return None  # the library has errors for these
         if not settings["do_sample"] and settings["num_return_sequences"] > 1:
             return None  # the library has an error for that
         return settings
 
     def _check_prompt(self, ids: torch.Tensor):
-        first, last = self.config.vocab_size, self.config.start_token_id
         if ids.ndim != 2 or ids.shape[1] == 0 or ids.shape[1] > self.config.num_image_tokens:
             raise ValueError(
                 f"a prompt has shape (n, 1) or (n, 1 + given tokens), with at most {self.config.num_image_tokens - 1} "
                 f"given tokens; got {tuple(ids.shape)}."
             )
+        self._check_range(ids)
+
+    def _check_range(self, ids: torch.Tensor):
+        first, last = self.config.vocab_size, self.config.start_token_id
         for name, part, low, high in (("prompt id", ids[:, :1], first, last), ("token", ids[:, 1:], 0, first - 1)):
             wrong = part[(part < low) | (part > high)]
             if len(wrong):

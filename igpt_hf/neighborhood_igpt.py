@@ -25,6 +25,8 @@ def neighbor_index(position_ids: torch.Tensor, config: IGPTConfig) -> tuple[torc
     Returns:
         The neighbours' places in the sequence, (T, K), never after t: causal; and whether they are inside the image.
     """
+    if config.neighborhood_radius == 0:  # the token before in raster order, at the end of the last row too
+        return position_ids[:, None], position_ids[:, None] > 0
     grid = config.grid_size
     offsets = torch.tensor(neighborhood_offsets(config.neighborhood_radius), device=position_ids.device)  # (K, 2)
     rows = position_ids[:, None] // grid + offsets[:, 0]  # (T, K)

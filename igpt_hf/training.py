@@ -133,8 +133,8 @@ def parse_arguments(argv: list[str] | None = None):
     `--config FILE.yaml` holds flags without their dashes; flags on the command line win over it.
 
     Raises:
-        DataError: The YAML file is missing, or is not a flat mapping.
-        SystemExit: An unknown flag, or `--help`.
+        DataError: The YAML file is missing or not a flat mapping, or a flag is unknown.
+        SystemExit: A value of the wrong type, or `--help`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if "--config" in argv:
@@ -142,11 +142,20 @@ def parse_arguments(argv: list[str] | None = None):
         path = Path(argv[at + 1]) if at + 1 < len(argv) else None
         if path is None or not path.is_file():
             raise DataError(f"--config {path}: no such file.")
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise DataError(
+                f"--config {path} must be lines of `flag: value`: {' '.join(str(error).split())}"
+            ) from error
         if not isinstance(settings, dict) or any(isinstance(value, dict) for value in settings.values()):
             raise DataError(f"--config {path} must be lines of `flag: value`, without dashes and nesting.")
         argv = _as_flags(settings) + argv[:at] + argv[at + 2 :]
-    return HfArgumentParser((DataArguments, ConfigArguments, IGPTTrainingArguments)).parse_args_into_dataclasses(argv)
+    parser = HfArgumentParser((DataArguments, ConfigArguments, IGPTTrainingArguments))
+    *arguments, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        raise DataError(f"unknown flag {' '.join(unknown)}; --help lists all.")
+    return tuple(arguments)
 
 
 def _as_flags(settings: dict) -> list[str]:
@@ -288,18 +297,6 @@ class EpochCallback(TrainerCallback):
         self.dataset.set_epoch(int(state.epoch + 1e-6))  # a resumed epoch has begun already
 
 
-class NotANumberCallback(TrainerCallback):
-    """Stop at a loss that is not finite, and say where the last good checkpoint is."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        loss = (logs or {}).get("loss", 0.0)
-        if not math.isfinite(float(loss)):
-            raise FloatingPointError(
-                f"the training loss is {loss} at step {state.global_step}. Last complete checkpoint: "
-                f"{last_complete_checkpoint(args.output_dir) or 'none'}. Lower --learning_rate; resume or start anew."
-            )
-
-
 class OneLineProgress(ProgressCallback):
     """The Trainer's progress bars, with one line for each evaluation instead of the whole log."""
 
@@ -354,7 +351,18 @@ class SampleSheetCallback(TrainerCallback):
 
 
 class IGPTTrainer(Trainer):
-    """The Trainer, with Muon where `--use_muon` asks for it."""
+    """The Trainer, with Muon where `--use_muon` asks for it, and no step on a loss that is no number."""
+
+    def training_step(self, *args, **kwargs):
+        """Raises FloatingPointError at a loss that is not finite; says where the last good checkpoint is."""
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the training loss is {loss.item()} at step {self.state.global_step + 1}. Last complete checkpoint: "
+                f"{last_complete_checkpoint(self.args.output_dir) or 'none'}. Lower --learning_rate; resume or start "
+                "anew."
+            )
+        return loss
 
     def create_optimizer(self, model=None):
         args = self.args
@@ -391,7 +399,6 @@ def make_trainer(model, args: IGPTTrainingArguments, splits, processor, callback
         callbacks=[
             EpochCallback(train),
             PatientEarlyStopping(args.early_stopping_patience),
-            NotANumberCallback(),
             *callbacks,
         ],
     )

@@ -21,10 +21,11 @@ import sys
 # fifth slower on two cores). Read once, when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from igpt_hf import DataError, IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
+from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
 from igpt_hf.data import load_splits, tokenize
 from igpt_hf.plots import sample_sheet
 from igpt_hf.reporting import collect_results, write_run
@@ -106,5 +107,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (DataError, FloatingPointError) as error:
+    except (ValueError, StrictDataclassError, FloatingPointError) as error:  # DataError is a ValueError
         sys.exit(f"error: {error}")

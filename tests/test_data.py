@@ -565,6 +565,8 @@ def test_an_unreachable_hub_gives_an_error_that_names_the_id(monkeypatch):
 class Tokenizer:
     """Stands in for the image processor: three tokens, the width, height and first pixel; refuses pixels of 13."""
 
+    binarize = "threshold"
+
     def tokenize(self, images):
         if any(image.getpixel((0, 0)) == 13 for image in images):
             raise ValueError("thirteen brings bad luck")
