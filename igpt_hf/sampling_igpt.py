@@ -42,6 +42,7 @@ SLOPES = {
     "swish": 1.0,
     "gelu": 0.0,
 }  # act(x) = x sigmoid(slope x); 0: the exact GELU
+DEFAULTS = (1.0, 0, 1.0, 0.0, 1.0)  # temperature, top_k, top_p, min_p, guidance_scale
 LOG2_E = math.log2(math.e)
 float32, int32 = np.float32, np.int32
 logger = logging.getLogger(__name__)
@@ -164,13 +165,13 @@ def exponentials(scores, out):
 
 
 @helper
-def pick(scores, uniform, settings, order, weights):
+def pick(scores, uniform, settings, weights):
     """Choose a token by its score, as the library's logits processors and a draw do; overwrites the scores (V,).
 
     Args:
         uniform: In [0, 1); chosen is the first token at which the sum of the probabilities is larger.
         settings: temperature (0: no draw, the first of the highest scores), top_k (0: all), top_p, min_p, and more.
-        order, weights: Room for V numbers each.
+        weights: Room for V numbers.
     """
     temperature, top_k, top_p, min_p, _ = settings
     vocab = len(scores)
@@ -178,25 +179,19 @@ def pick(scores, uniform, settings, order, weights):
         return np.argmax(scores)
     for v in range(vocab):
         scores[v] /= float32(temperature)
+    total, _ = exponentials(scores, weights)
     if 0 < top_k < vocab or top_p < 1:
-        for v in range(vocab):  # insertion sort: the lowest score comes first
-            i = v
-            while i > 0 and scores[order[i - 1]] > scores[v]:
-                order[i] = order[i - 1]
-                i -= 1
-            order[i] = v
-    if 0 < top_k < vocab:
-        lowest = scores[order[vocab - int(top_k)]]
+        order = np.argsort(scores, kind="mergesort")  # ascending, equal ones in their order
+        lowest = scores[order[vocab - int(top_k)]] if 0 < top_k < vocab else MINUS_INFINITY
+        total, cumulative = 0.0, 0.0
         for v in range(vocab):
             if scores[v] < lowest:  # all that equal the k-th stay
-                scores[v] = MINUS_INFINITY
-    total, _ = exponentials(scores, weights)
-    if top_p < 1:
-        cumulative = 0.0
-        for i in range(vocab - 1):  # the likeliest token stays in any case
-            cumulative += weights[order[i]]
+                weights[v] = 0
+            total += weights[v]
+        for v in order[:-1]:  # the likeliest stays in any case
+            cumulative += weights[v]
             if cumulative <= (1 - top_p) * total:
-                weights[order[i]] = 0
+                weights[v] = 0
     total = 0.0
     for v in range(vocab):
         if weights[v] < min_p:  # the highest weight is 1
@@ -250,7 +245,6 @@ def make_kernel(length, hidden_size, heads, inner_size, vocab, slope, eps):
         projected, mixed = np.zeros((slots, 3 * width), float32), np.zeros((slots, width), float32)
         hidden, logits = np.zeros((slots, inner), float32), np.zeros((slots, outputs), float32)
         no_bias, chances, weights = np.zeros((1, outputs), float32), np.zeros(vocab, float32), np.zeros(vocab, float32)
-        order = np.zeros(vocab, np.int64)
 
         for start in range(first, last, slots // branches):
             active = min(slots, branches * (last - start))
@@ -322,7 +316,7 @@ def make_kernel(length, hidden_size, heads, inner_size, vocab, slope, eps):
                             unconditional = logits[slot + 1, v] - log_norm2
                             chances[v] = unconditional + guidance * (chances[v] - unconditional)
                     if t >= given:
-                        ids[image, t + 1] = pick(chances, noise[image, t - given], settings, order, weights)
+                        ids[image, t + 1] = pick(chances, noise[image, t - given], settings, weights)
                     log_probs[image, t] = logits[slot, ids[image, t + 1]] - log_norm
 
     number, table, numbers = numba.int64, numba.int64[:, ::1], numba.float64[:, ::1]
@@ -433,14 +427,15 @@ def sample_images(
         RuntimeError: Probabilities that are not numbers, because some weights are not.
     """
     model._check_prompt(input_ids)
-    if do_sample and not temperature > 0:
+    if do_sample and temperature is not None and not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}; do_sample=False takes the likeliest.")
     config, batch, given = model.config, len(input_ids), input_ids.shape[1] - 1
     steps = config.num_image_tokens - given
     if noise is None:
         noise = (torch.rand if do_sample else torch.zeros)(batch, steps, dtype=torch.float64)
-    settings = tuple(float(x) for x in (temperature if do_sample else 0, top_k, top_p, min_p, guidance_scale))
-    ids = nn.functional.pad(input_ids, (0, steps)).contiguous()
+    settings = (temperature if do_sample else 0.0, top_k, top_p, min_p, guidance_scale)
+    settings = tuple(float(default if x is None else x) for x, default in zip(settings, DEFAULTS, strict=True))
+    ids = nn.functional.pad(input_ids.long(), (0, steps)).contiguous()
     log_probs = torch.empty(batch, config.num_image_tokens, dtype=torch.float64)
 
     sizes = (config.num_image_tokens, config.hidden_size, config.num_attention_heads, config.intermediate_size)
