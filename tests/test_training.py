@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 
 from igpt_hf import DataError, IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor, tokenize
+from igpt_hf.image_processing_igpt import tokens_to_pixels
 from igpt_hf.optimization import MuonAdamW
 from igpt_hf.plots import sample_sheet
 from igpt_hf.training import (
@@ -349,6 +350,12 @@ def test_drawing_samples_does_not_change_the_training(splits, tiny_processor, wh
     assert logged(trainer) == logged(whole_run)
 
 
+def test_the_data_set_is_told_of_each_epoch(splits, whole_run):
+    expected = TokenDataset(splits["train"], whole_run.model.config, class_dropout_prob=0.5, seed=whole_run.args.seed)
+    expected.set_epoch(1)  # the last of two
+    assert torch.equal(whole_run.train_dataset.is_untold, expected.is_untold)
+
+
 def test_both_losses_are_measured_at_the_same_steps_on_as_many_images(whole_run):
     history = LossHistory.from_log(whole_run.state.log_history)
     assert history.epochs == pytest.approx([4 / 6, 8 / 6, 2])
@@ -555,3 +562,20 @@ def test_the_threads_asked_for_are_used_and_else_shared_among_the_processes(monk
     assert use_all_cores() == 2 == torch.get_num_threads()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert use_all_cores() == 1
+
+
+def test_grey_pictures_are_drawn_anew_in_each_epoch_and_the_same_for_the_same_epoch():
+    config = IGPTConfig(image_size=8)
+    grey = np.full((40, 64), 102, dtype=np.uint8)  # 0.4 of full grey
+    grey[:, 0], grey[:, 1] = 0, 255
+    split = datasets.Dataset.from_dict({"grey": grey, "label": [0] * 40})
+    dataset = TokenDataset(split, config, seed=3)
+    first = dataset.tokens.clone()
+    pixels = tokens_to_pixels(first.numpy(), config.patch_size, config.image_size).reshape(40, 64)
+    assert (pixels[:, 0] == 0).all()
+    assert (pixels[:, 1] == 1).all()
+    assert abs(pixels[:, 2:].mean() - 0.4) < 0.05
+    dataset.set_epoch(1)
+    assert not torch.equal(dataset.tokens, first)
+    dataset.set_epoch(0)
+    assert torch.equal(dataset.tokens, first)
