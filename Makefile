@@ -22,7 +22,7 @@ train: install  ## the seed model on the embedded Persian digits, in minutes, in
 	$(BIN)/accelerate launch scripts/train.py --config configs/quick.yaml
 
 test: .venv/installed-dev  ## every test
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

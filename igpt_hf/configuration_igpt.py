@@ -40,7 +40,7 @@ class IGPTConfig(PreTrainedConfig):
         num_labels: Number of classes (or give `id2label`); 10 unless said otherwise.
 
     Raises:
-        ValueError: Sizes that do not fit together (a `StrictDataclass...Error`, which names the field).
+        huggingface_hub.errors.StrictDataclassError: A value of the wrong type, or sizes that do not fit together.
 
     Example:
         >>> config = IGPTConfig(image_size=28, patch_size=2)
@@ -61,8 +61,8 @@ class IGPTConfig(PreTrainedConfig):
     neighborhood_radius: int = 2
     class_dropout_prob: float | int = 0.1
     attention_dropout: float | int = 0.0
-    rms_norm_eps: float = 1e-5
-    initializer_range: float = 0.1
+    rms_norm_eps: float | int = 1e-5
+    initializer_range: float | int = 0.1
     use_cache: bool = True
     tie_word_embeddings: bool = False
 
@@ -103,6 +103,11 @@ class IGPTConfig(PreTrainedConfig):
             raise ValueError(
                 f"neighborhood_radius must lie between 0 and {self.grid_size - 1}, got {self.neighborhood_radius}."
             )
+        if self.num_labels < 1:
+            raise ValueError(f"num_labels must be at least 1, got {self.num_labels}.")
+        for name in ("rms_norm_eps", "initializer_range"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
         for name in ("class_dropout_prob", "attention_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability, got {getattr(self, name)}.")

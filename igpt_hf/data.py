@@ -82,6 +82,8 @@ def load_splits(
         DataError: if there is no such source, an image or a label is bad, or a class has fewer than 3 images.
     """
     source = os.path.expanduser(source)
+    if source == "synthetic" and max_images is not None:
+        num_synthetic = min(num_synthetic, max_images)
     dataset = _open_source(source, seed, image_column, label_column, num_synthetic)
     if len(dataset) == 0:
         raise DataError(f"{source} holds no images.")
@@ -103,8 +105,7 @@ def tokenize(splits: DatasetDict, processor: Any) -> DatasetDict:
     Args:
         splits: as `load_splits` returns them.
         processor: its `tokenize(images)` turns a list of n PIL images into an array (n, num_tokens), its `to_grey`
-        into
-            (n, image_size, image_size).
+            into (n, image_size, image_size).
 
     Raises:
         DataError: if the processor refuses an image; the message gives its split and index.

@@ -13,7 +13,7 @@ inverse of `tokenize`, and a likelihood over tokens is a likelihood over pixels.
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 
@@ -51,8 +51,10 @@ class IGPTImageProcessor(BaseImageProcessor):
             any class (the start token).
         threshold: A pixel is foreground where its grey level, in [0, 1], is at least this.
         invert: "auto" turns a picture with a light border to white on black, "never" and "always" speak for
-        themselves.
-            Boolean arrays, arrays of zeros and ones, and pictures made by this package are white on black already.
+            themselves. Boolean arrays, arrays of zeros and ones, and pictures made by this package are white on black already.
+        margin: Pixels kept free around a crop, that is a picture whose ink reaches all four edges, so that digits cut
+            out tightly come out like digits on a canvas (MNIST's have a margin of 4). A picture that has the size
+            `image_size` already stays as it is.
         binarize: "threshold", or "stochastic": each pixel is 1 with probability equal to its grey level (the
             protocol of dynamically binarised MNIST).
 
@@ -76,6 +78,7 @@ class IGPTImageProcessor(BaseImageProcessor):
         threshold: float = 0.5,
         invert: str = "auto",
         binarize: str = "threshold",
+        margin: int = 0,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -92,6 +95,8 @@ class IGPTImageProcessor(BaseImageProcessor):
             raise ValueError(f"threshold is a grey level in (0, 1], got {threshold}.")
         if invert not in ("auto", "never", "always"):
             raise ValueError(f"invert must be 'auto', 'never' or 'always', got {invert!r}.")
+        if not 0 <= margin < image_size / 2:
+            raise ValueError(f"margin must lie between 0 and half of image_size={image_size}, got {margin}.")
         if binarize not in ("threshold", "stochastic"):
             raise ValueError(f"binarize must be 'threshold' or 'stochastic', got {binarize!r}.")
         self.image_size = image_size
@@ -100,6 +105,7 @@ class IGPTImageProcessor(BaseImageProcessor):
         self.threshold = threshold
         self.invert = invert
         self.binarize = binarize
+        self.margin = margin
 
     @property
     def vocab_size(self) -> int:
@@ -143,7 +149,7 @@ class IGPTImageProcessor(BaseImageProcessor):
         """One grey picture -> (image_size, image_size), uint8, white on black."""
         if self.invert == "always" or (self.invert == "auto" and not is_white_on_black and _has_light_border(grey)):
             grey = grey.point(lambda level: 255 - level)
-        scale = self.image_size / max(grey.size)
+        scale = self._room_for(grey) / max(grey.size)
         if scale < 1:
             width, height = (max(1, round(side * scale)) for side in grey.size)
             grey = grey.resize((width, height), Image.Resampling.BILINEAR)
@@ -151,6 +157,14 @@ class IGPTImageProcessor(BaseImageProcessor):
         top, left = (self.image_size - grey.height) // 2, (self.image_size - grey.width) // 2
         canvas[top : top + grey.height, left : left + grey.width] = np.asarray(grey)
         return canvas
+
+    def _room_for(self, grey: Image.Image) -> int:
+        """Side of the square that a picture may fill: a crop, whose ink reaches all four edges, leaves the margin."""
+        if grey.size == (self.image_size, self.image_size):
+            return self.image_size
+        ink = np.asarray(grey) >= self.threshold * 255
+        is_crop = ink[0].any() and ink[-1].any() and ink[:, 0].any() and ink[:, -1].any()
+        return self.image_size - 2 * self.margin if is_crop else self.image_size
 
     def binarize_grey(self, grey: np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
         """Binarise grey levels 0..255 by threshold or, with `binarize="stochastic"`, by chance: same shape, 0/1."""
@@ -254,6 +268,8 @@ class IGPTImageProcessor(BaseImageProcessor):
                 f"ids must have shape (n, {self.num_image_tokens}), or (n, {self.num_image_tokens + 1}) with the "
                 f"prompt, for {self.image_size}x{self.image_size} images; got {ids.shape}."
             )
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"ids are whole numbers, got {ids.dtype}.")
         tokens = ids[:, -self.num_image_tokens :]
         outside = np.argwhere((tokens < 0) | (tokens >= self.vocab_size))
         if len(outside):
@@ -299,14 +315,20 @@ def _as_picture(pixels: np.ndarray) -> Image.Image:
 def _read_image(image, index: int) -> tuple[Image.Image, bool]:
     """Anything image-like -> (grey picture, whether it is known to be white on black)."""
     if isinstance(image, torch.Tensor):
-        image = image.detach().cpu().numpy()
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy()  # numpy has no bfloat16
     if isinstance(image, str) or hasattr(image, "__fspath__"):
         image = Image.open(image)
     if isinstance(image, Image.Image):
         if image.width == 0 or image.height == 0:
             raise ValueError(f"image {index} is empty: {image.width}x{image.height} pixels.")
         is_white = image.info.get("foreground") == WHITE_FOREGROUND["foreground"]
-        return _picture_to_grey(image), is_white
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # a photograph that was taken sideways
+            image = ImageOps.exif_transpose(image)
+        try:
+            return _picture_to_grey(image), is_white
+        except ValueError as error:
+            raise ValueError(f"image {index} (mode {image.mode}) cannot be made grey: {error}") from error
     array = np.asarray(image)
     if array.ndim != 2 or array.dtype == object or array.size == 0:
         raise ValueError(
@@ -333,12 +355,14 @@ def _picture_to_grey(picture: Image.Image) -> Image.Image:
         return picture
     if picture.mode.startswith("I") or picture.mode == "F":
         levels = np.asarray(picture, dtype=np.float64)
+        if not np.isfinite(levels).all():
+            raise ValueError("it has pixels that are no numbers.")
         top = 65535 if picture.mode.startswith("I") and levels.max() > 255 else 1 if levels.max() <= 1 else 255
         return Image.fromarray(np.rint(levels.clip(0, top) / top * 255).astype(np.uint8))
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("L")
-    return picture.convert("L")
+    return (picture.convert("RGB") if picture.mode == "LAB" else picture).convert("L")
 
 
 def _has_light_border(grey: Image.Image) -> bool:

@@ -167,6 +167,8 @@ class IGPTMLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
         self.down_proj.is_residual_projection = True
+        if config.hidden_act not in ACT2FN:
+            raise ValueError(f"unknown hidden_act {config.hidden_act!r}; known: {', '.join(sorted(ACT2FN))}.")
         self.act = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -325,8 +327,7 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
 
         Args:
             labels: The ids again, -100 where they are given, not predicted (the prompt). Not shifted: that is done
-            here.
-                With labels, `loss` is the mean of nats per token.
+                here. With labels, `loss` is the mean of nats per token.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -370,9 +371,9 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
         The chain rule: ln p(x | prompt) = sum over tokens of ln p(token | tokens before, prompt) (equation 1). Nats
         per image are the negative of this; bits per pixel divide them by `num_pixels * ln 2`.
         """
-        device = self.device
-        sums = [self.token_log_likelihoods(chunk.to(device)).double().sum(-1) for chunk in input_ids.split(batch_size)]
-        return torch.cat(sums)
+        chunks = [chunk.to(self.device, torch.long) for chunk in input_ids.split(batch_size) if len(chunk)]
+        sums = [self.token_log_likelihoods(chunk).double().sum(-1) for chunk in chunks]
+        return torch.cat(sums) if sums else torch.empty(0, dtype=torch.float64, device=self.device)
 
     @torch.no_grad()
     def class_log_likelihoods(self, input_ids: torch.LongTensor, batch_size: int = 128) -> torch.Tensor:
@@ -381,6 +382,7 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
         The prompt that `input_ids` comes with does not matter.
         """
         columns = []
+        input_ids = input_ids.long()
         for label in range(self.config.num_labels):
             prompt = torch.full_like(input_ids[:, :1], self.config.vocab_size + label)
             columns.append(self.log_likelihood(torch.cat([prompt, input_ids[:, 1:]], dim=1), batch_size))
@@ -433,13 +435,15 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
                 p(any) * (p(class) / p(any))**scale, normalised. 1 is no guidance, more is more typical of the class.
 
         Raises:
-            ValueError: A prompt id or token out of range, or a prompt that is a whole image already.
+            ValueError: A prompt id or token out of range, a prompt that is a whole image already, a length that is
+                not that of one image, or guidance with beams.
         """
         if kwargs.get("negative_prompt_ids") is not None:
             raise ValueError("negative_prompt_ids is not supported: guidance is away from the start token.")
         ids = inputs if inputs is not None else kwargs.get("input_ids")
         if ids is not None:
             self._check_prompt(ids)
+        self._check_length(1 if ids is None else ids.shape[1], generation_config, kwargs)
         if logits_processor is None and (settings := self._kernel_settings(generation_config, kwargs)) is not None:
             if ids is None:
                 ids = torch.full((1, 1), self.config.start_token_id)
@@ -451,6 +455,8 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
             scale = (generation_config or self.generation_config).guidance_scale
         kwargs["guidance_scale"] = 1.0  # the library's own guidance would not start from the start token
         if scale is not None and scale != 1:
+            if (kwargs.get("num_beams") or getattr(generation_config, "num_beams", None) or 1) > 1:
+                raise ValueError("guidance_scale works with samples, not with num_beams: leave out one of the two.")
             logits_processor = LogitsProcessorList(logits_processor or [])
             logits_processor.append(IGPTGuidanceLogitsProcessor(self, scale))
         return super().generate(inputs, generation_config, logits_processor, **kwargs)
@@ -485,6 +491,16 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
                 f"given tokens; got {tuple(ids.shape)}."
             )
         self._check_range(ids)
+
+    def _check_length(self, given: int, generation_config, kwargs):
+        """Refuse a length that is not that of one prompt and one image."""
+        whole = self.config.max_position_embeddings
+        for name, expected in (("max_length", whole), ("max_new_tokens", whole - given)):
+            length = kwargs.get(name, getattr(generation_config, name, None))
+            if length is not None and length != expected:
+                raise ValueError(
+                    f"{name}={length}, but what is sampled is one whole image: leave {name} out (it is {expected})."
+                )
 
     def _check_range(self, ids: torch.Tensor):
         first, last = self.config.vocab_size, self.config.start_token_id

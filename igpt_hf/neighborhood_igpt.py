@@ -16,22 +16,26 @@ def neighborhood_offsets(radius: int) -> list[tuple[int, int]]:
     return [(row, column) for row, column in square if row < 0 or column < 0]
 
 
-def neighbor_index(position_ids: torch.Tensor, config: IGPTConfig) -> tuple[torch.Tensor, torch.Tensor]:
+def neighbor_index(
+    position_ids: torch.Tensor, config: IGPTConfig, wraps: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Find where in the sequence the known tokens around the token lie that each position predicts.
 
     Args:
         position_ids: (T,); position t predicts image token t, which stands at t + 1 in the sequence.
+        wraps: At the start of a row, the last token of the row above takes the place of the left neighbour. Then
+            position t knows the token t - 1 in any case, and attention over positions up to t all tokens before t.
 
     Returns:
         The neighbours' places in the sequence, (T, K), never after t: causal; and whether they are inside the image.
     """
-    if config.neighborhood_radius == 0:  # the token before in raster order, at the end of the last row too
-        return position_ids[:, None], position_ids[:, None] > 0
     grid = config.grid_size
     offsets = torch.tensor(neighborhood_offsets(config.neighborhood_radius), device=position_ids.device)  # (K, 2)
     rows = position_ids[:, None] // grid + offsets[:, 0]  # (T, K)
     columns = position_ids[:, None] % grid + offsets[:, 1]
     is_inside = (rows >= 0) & (columns >= 0) & (columns < grid)
+    if wraps:
+        is_inside[:, -1] = position_ids > 0  # the place of (0, -1) is right already
     return torch.where(is_inside, 1 + rows * grid + columns, 0), is_inside
 
 
@@ -45,7 +49,7 @@ def context_ids(input_ids: torch.Tensor, position_ids: torch.Tensor, config: IGP
     Returns:
         K token ids, `vocab_size` where a neighbour is outside the image, and the prompt's id.
     """
-    index, is_inside = neighbor_index(position_ids, config)
+    index, is_inside = neighbor_index(position_ids, config, wraps=True)
     neighbors = torch.where(is_inside, input_ids[:, index], config.vocab_size)  # (B, T, K)
     prompt = input_ids[:, :1, None].expand(-1, len(position_ids), -1)  # (B, T, 1)
     return torch.cat([neighbors, prompt], dim=2)

@@ -60,4 +60,37 @@ class MuonAdamW(Optimizer):
         self._share()
 
 
-__all__ = ["MuonAdamW"]
+def average_weights(optimizer: Optimizer, decay: float):
+    """Keep a moving average of the weights, updated after each step: average += (1 - decay) (weights - average).
+
+    The average is smoother than the weights, which jump about while the learning rate is high (Polyak & Juditsky
+    1992). It lives in the optimizer's state, so that checkpoints hold it. In the first steps it forgets faster, with
+    decay (1 + n) / (10 + n) after n steps, for it would remember the random start.
+
+    Args:
+        optimizer: Of any kind; its `step` is extended.
+        decay: Remembers about 1 / (1 - decay) steps.
+    """
+
+    @torch.no_grad()
+    def update(optimizer, *args):
+        group = optimizer.param_groups[0]
+        group["averaged_steps"] = group.get("averaged_steps", -1) + 1
+        weight = 1 - min(decay, (1 + group["averaged_steps"]) / (10 + group["averaged_steps"]))
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        averages = [optimizer.state[p].setdefault("average", p.detach().clone()) for p in parameters]
+        torch._foreach_lerp_(averages, [p.detach() for p in parameters], weight)
+
+    optimizer.register_step_post_hook(update)
+
+
+@torch.no_grad()
+def swap_average(optimizer: Optimizer):
+    """Exchange the weights and their average, exactly; a second call undoes the first."""
+    for parameter, state in optimizer.state.items():
+        weights = parameter.detach().clone()
+        parameter.copy_(state["average"])
+        state["average"].copy_(weights)
+
+
+__all__ = ["MuonAdamW", "average_weights", "swap_average"]

@@ -8,20 +8,19 @@ from transformers import set_seed
 
 from .model_card import hardware, make_model_card, versions
 from .plots import completion_sheet, loss_curve, sample_sheet
-from .training import DataArguments, LossHistory
+from .training import DataArguments, LossHistory, Stopwatch
 
 
-def collect_results(trainer, test: dict[str, float], runtime: float, first_step: int, data: str) -> dict:
+def collect_results(trainer, test: dict[str, float], data: str) -> dict:
     """Gather the numbers of a run for all_results.json; nats are per image, exact, given the class.
 
     Args:
         trainer: After training, with the best model loaded.
         test: Metrics of the test split.
-        runtime: Seconds of training, evaluation included.
-        first_step: Where this process began: 0, or the step of the checkpoint that it resumed from.
         data: The source, as it was given.
     """
     args, history = trainer.args, LossHistory.from_log(trainer.state.log_history)
+    stopwatch = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch))
     images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {
         "train_nats_per_image": history.train[history.best],
@@ -32,8 +31,8 @@ def collect_results(trainer, test: dict[str, float], runtime: float, first_step:
         "num_parameters": trainer.model.num_parameters(),
         "epochs": trainer.state.epoch,
         "best_epoch": history.epochs[history.best],
-        "train_runtime": runtime,
-        "train_images_per_second": (trainer.state.global_step - first_step) * images_per_step / runtime,
+        "train_runtime": stopwatch.seconds,
+        "train_images_per_second": trainer.state.global_step * images_per_step / stopwatch.seconds,
         "data": data,
         "seed": args.seed,
         "monotonic_train_loss": history.is_monotonic("train"),
@@ -63,16 +62,19 @@ def write_run(trainer, processor, splits, results: dict, data_args: DataArgument
     shown = splits["test"].select([labels.index(label) for label in sorted(set(labels))][:10])
     completion_sheet(model, processor, shown["image"][:], shown["label"][:]).save(folder / "completions.png")
 
-    make_model_card(_card_facts(trainer, splits, results, data_args, history)).save(folder / "README.md")
+    make_model_card(_card_facts(trainer, processor, splits, results, data_args, history)).save(folder / "README.md")
 
 
-def _card_facts(trainer, splits, results: dict, data_args: DataArguments, history: LossHistory) -> dict:
+def _card_facts(trainer, processor, splits, results: dict, data_args: DataArguments, history: LossHistory) -> dict:
     args, config = trainer.args, trainer.model.config
     split_facts = []
     for name, split in splits.items():
         nats = results[f"{name}_nats_per_image"]
         bits = nats / (config.num_pixels * math.log(2))
-        split_facts.append({"name": name, "num_images": len(split), "nats": nats, "bits": bits})
+        # The nats of the training split are those of the part that is evaluated beside the validation split.
+        measured = len(trainer.eval_dataset["train"]) if name == "train" else len(split)
+        facts = {"name": name, "num_images": len(split), "num_measured": measured, "nats": nats, "bits": bits}
+        split_facts.append(facts)
     return {
         **config.to_dict(),
         **results,
@@ -84,7 +86,8 @@ def _card_facts(trainer, splits, results: dict, data_args: DataArguments, histor
         "sequence_length": config.max_position_embeddings,
         "class_names": ", ".join(config.id2label.values()),
         "protocol": f"binarised by {data_args.binarize}"
-        + (f" at {data_args.threshold} of full grey" if data_args.binarize == "threshold" else ""),
+        + (f" at {data_args.threshold} of full grey" if data_args.binarize == "threshold" else "")
+        + (f"; tight crops have a margin of {processor.margin} pixels" if processor.margin else ""),
         "splits": split_facts,
         "num_evaluations": len(history.epochs),
         "optimizer": f"Muon ({args.muon_learning_rate}) and AdamW" if args.use_muon else str(args.optim),

@@ -36,12 +36,7 @@ from .attention_igpt import LANES, MINUS_INFINITY, compile_kernel, exp2, inlined
 
 SLOTS = 2  # even: with guidance an image takes two
 MAX_HIDDEN_SIZE, MAX_VOCAB_SIZE = 128, 512  # beyond, torch's matrix products win, and the sort in `pick` is slow
-SLOPES = {
-    "quick_gelu": 1.702,
-    "silu": 1.0,
-    "swish": 1.0,
-    "gelu": 0.0,
-}  # act(x) = x sigmoid(slope x); 0: the exact GELU
+SLOPES = {"quick_gelu": 1.702, "silu": 1.0, "swish": 1.0, "gelu": 0.0}  # act(x) = x sigmoid(slope x); 0: exact GELU
 DEFAULTS = (1.0, 0, 1.0, 0.0, 1.0)  # temperature, top_k, top_p, min_p, guidance_scale
 LOG2_E = math.log2(math.e)
 float32, int32 = np.float32, np.int32
@@ -165,13 +160,13 @@ def exponentials(scores, out):
 
 
 @helper
-def pick(scores, uniform, settings, weights):
+def pick(scores, uniform, settings, order, weights):
     """Choose a token by its score, as the library's logits processors and a draw do; overwrites the scores (V,).
 
     Args:
         uniform: In [0, 1); chosen is the first token at which the sum of the probabilities is larger.
         settings: temperature (0: no draw, the first of the highest scores), top_k (0: all), top_p, min_p, and more.
-        weights: Room for V numbers.
+        order, weights: Room for V numbers each.
     """
     temperature, top_k, top_p, min_p, _ = settings
     vocab = len(scores)
@@ -181,7 +176,12 @@ def pick(scores, uniform, settings, weights):
         scores[v] /= float32(temperature)
     total, _ = exponentials(scores, weights)
     if 0 < top_k < vocab or top_p < 1:
-        order = np.argsort(scores, kind="mergesort")  # ascending, equal ones in their order
+        for v in range(vocab):  # insertion sort: order[0] is the token of the lowest score
+            i = v
+            while i > 0 and scores[order[i - 1]] > scores[v]:
+                order[i] = order[i - 1]
+                i -= 1
+            order[i] = v
         lowest = scores[order[vocab - int(top_k)]] if 0 < top_k < vocab else MINUS_INFINITY
         total, cumulative = 0.0, 0.0
         for v in range(vocab):
@@ -231,9 +231,7 @@ def make_kernel(length, hidden_size, heads, inner_size, vocab, slope, eps):
         slots = min(SLOTS, branches * (last - first))
         length, layers = len(position), len(qkv)
         longest = (length + LANES - 1) // LANES * LANES
-        channels = position.shape[
-            1
-        ]  # equals `width`; loops to a small constant are unrolled before they are vectorised
+        channels = position.shape[1]  # `width`, but not as a constant: short loops would be unrolled, not vectorised
 
         # Not `a, b = np.zeros((2, ...))`: those would not be known to be contiguous, and not be vectorised.
         keys = np.zeros((layers * slots * width, longest), float32)  # a row for each layer, slot and channel
@@ -245,6 +243,7 @@ def make_kernel(length, hidden_size, heads, inner_size, vocab, slope, eps):
         projected, mixed = np.zeros((slots, 3 * width), float32), np.zeros((slots, width), float32)
         hidden, logits = np.zeros((slots, inner), float32), np.zeros((slots, outputs), float32)
         no_bias, chances, weights = np.zeros((1, outputs), float32), np.zeros(vocab, float32), np.zeros(vocab, float32)
+        order = np.zeros(vocab, np.int64)
 
         for start in range(first, last, slots // branches):
             active = min(slots, branches * (last - start))
@@ -257,8 +256,9 @@ def make_kernel(length, hidden_size, heads, inner_size, vocab, slope, eps):
                     row = first_rows[-1] + (ids[image, 0] if slot % branches == 0 else start_token)
                     for c in range(channels):
                         x[slot, c] = position[t, c] + context[row, c]
-                    for k in range(neighbors.shape[1]):
-                        row = first_rows[k] + (ids[image, neighbors[t, k]] if neighbors[t, k] > 0 else vocab)
+                    for k in range(neighbors.shape[2]):
+                        place = neighbors[0, t, k]
+                        row = first_rows[k] + (ids[image, place] if place > 0 else vocab)
                         for c in range(channels):
                             x[slot, c] += context[row, c]
 
@@ -274,27 +274,13 @@ def make_kernel(length, hidden_size, heads, inner_size, vocab, slope, eps):
                             value_rows[cache, t * width + c] = projected[slot, 2 * width + c]
                     for slot in range(active):
                         cache = layer * slots + slot
-                        attend(
-                            projected,
-                            slot,
-                            keys,
-                            values,
-                            cache * width,
-                            mask,
-                            scores,
-                            bits,
-                            end,
-                            mixed,
-                            heads,
-                            size,
-                        )
-                        for k in range(neighbors.shape[1]):
-                            place = neighbors[t, k]
+                        row = cache * width
+                        attend(projected, slot, keys, values, row, mask, scores, bits, end, mixed, heads, size)
+                        for k in range(neighbors.shape[2]):
+                            place = neighbors[1, t, k] * width
                             if place > 0:
                                 for c in range(channels):
-                                    mixed[slot, c] += (
-                                        mixing[layer, k * width + c] * value_rows[cache, place * width + c]
-                                    )
+                                    mixed[slot, c] += mixing[layer, k * width + c] * value_rows[cache, place + c]
                     for slot in range(active):
                         linear(mixed, slot, out, out_bias, layer, x, width, width, True)
                         normalize(x, slot, normed, channels, hidden_size, eps)
@@ -316,12 +302,13 @@ def make_kernel(length, hidden_size, heads, inner_size, vocab, slope, eps):
                             unconditional = logits[slot + 1, v] - log_norm2
                             chances[v] = unconditional + guidance * (chances[v] - unconditional)
                     if t >= given:
-                        ids[image, t + 1] = pick(chances, noise[image, t - given], settings, weights)
+                        ids[image, t + 1] = pick(chances, noise[image, t - given], settings, order, weights)
                     log_probs[image, t] = logits[slot, ids[image, t + 1]] - log_norm
 
     number, table, numbers = numba.int64, numba.int64[:, ::1], numba.float64[:, ::1]
     parameters, settings = numba.types.UniTuple(numba.float32[:, ::1], 12), numba.types.UniTuple(numba.float64, 5)
-    signature = (parameters, table, number[::1], number, table, number, numbers, settings, numbers, number, number)
+    places = numba.int64[:, :, ::1]
+    signature = (parameters, places, number[::1], number, table, number, numbers, settings, numbers, number, number)
     message = "compiling the sampler for this shape of models; it is kept on disk, so only once"
     timer = threading.Timer(2, logger.warning, [message])  # loading from disk does not take that long
     timer.start()
@@ -333,16 +320,19 @@ def make_kernel(length, hidden_size, heads, inner_size, vocab, slope, eps):
 
 @torch.no_grad()
 def gather_weights(model):
-    """The model's weights as the kernel takes them: (12 matrices, the neighbours' places (N, K), first rows (K + 1,)).
+    """The model's weights as the kernel takes them: 12 matrices, the neighbours' places, first rows (K + 1,).
+
+    The places (2, N, K) are those that the embeddings read and those that the mixing reads; 0 is outside.
 
     The matrices of the layers have one row for each layer: (inputs, outputs), flattened.
     """
     from .modeling_igpt import neighbor_index  # not above, where that module imports this one
 
     config, embeddings, layers = model.config, model.model.embeddings, model.model.layers
-    places, is_inside = neighbor_index(torch.arange(config.num_image_tokens), config)
-    neighbors = torch.where(is_inside, places, 0)
-    size, num_neighbors = config.hidden_size, neighbors.shape[1]
+    positions = torch.arange(config.num_image_tokens)
+    tables = [neighbor_index(positions, config, wraps) for wraps in (True, False)]
+    neighbors = torch.stack([torch.where(is_inside, places, 0) for places, is_inside in tables])
+    size, num_neighbors = config.hidden_size, neighbors.shape[2]
     width, inner, outputs = padded(size), padded(config.intermediate_size), padded(config.vocab_size)
 
     def fit(matrix, *shape):  # zeros appended up to (rows, *shape), then flattened

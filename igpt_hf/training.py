@@ -4,12 +4,15 @@ The Trainer does the work. What is ours: a data set that hands out whole batches
 image as the metric that selects the best model, a refusal to overwrite another run, and the pictures of a run.
 """
 
+import argparse
+import contextlib
 import dataclasses
 import logging
 import math
 import os
 import shutil
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,13 +21,13 @@ import torch
 import yaml
 from transformers import EarlyStoppingCallback, HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import ExportableState, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .configuration_igpt import PRESETS, IGPTConfig
 from .errors import DataError
 from .image_processing_igpt import pixels_to_tokens
-from .optimization import MuonAdamW
+from .optimization import MuonAdamW, average_weights, swap_average
 
 
 logger = logging.getLogger(__name__)
@@ -108,6 +111,10 @@ class DataArguments:
     skip_bad_images: bool = field(default=False, metadata={"help": "Count and leave out images that cannot be read."})
     threshold: float = field(default=0.5, metadata={"help": "Grey level in (0, 1] from which on a pixel is white."})
     invert: str = field(default="auto", metadata={"help": "auto (light borders), never or always."})
+    margin: int | None = field(
+        default=None,
+        metadata={"help": "Pixels kept free around tight crops; default: image_size / 14, which is 2 of 28."},
+    )
     binarize: str = field(default="threshold", metadata={"help": "threshold, or stochastic: anew in each epoch."})
     num_threads: int | None = field(default=None, metadata={"help": "CPU threads per process; default: all cores."})
 
@@ -136,34 +143,36 @@ def parse_arguments(argv: list[str] | None = None):
         DataError: The YAML file is missing or not a flat mapping, or a flag is unknown.
         SystemExit: A value of the wrong type, or `--help`.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if "--config" in argv:
-        at = argv.index("--config")
-        path = Path(argv[at + 1]) if at + 1 < len(argv) else None
-        if path is None or not path.is_file():
-            raise DataError(f"--config {path}: no such file.")
-        try:
-            settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise DataError(
-                f"--config {path} must be lines of `flag: value`: {' '.join(str(error).split())}"
-            ) from error
-        if not isinstance(settings, dict) or any(isinstance(value, dict) for value in settings.values()):
-            raise DataError(f"--config {path} must be lines of `flag: value`, without dashes and nesting.")
-        argv = _as_flags(settings) + argv[:at] + argv[at + 2 :]
-    parser = HfArgumentParser((DataArguments, ConfigArguments, IGPTTrainingArguments))
-    *arguments, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config_parser.add_argument("--config", type=Path)
+    namespace, argv = config_parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    settings = {} if namespace.config is None else _read_yaml(namespace.config)
+
+    parser = HfArgumentParser((DataArguments, ConfigArguments, IGPTTrainingArguments), allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE.yaml", help="Flags as lines of `flag: value`; those here win.")
+    parser.set_defaults(**{name: None for name, value in settings.items() if value is None})
+    flags = []
+    for name, value in settings.items():
+        if value is not None or name not in {action.dest for action in parser._actions}:
+            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    *arguments, namespace, unknown = parser.parse_args_into_dataclasses(flags + argv, return_remaining_strings=True)
     if unknown:
         raise DataError(f"unknown flag {' '.join(unknown)}; --help lists all.")
+    if arguments[-1].eval_strategy == "no":
+        raise DataError("--eval_strategy no leaves nothing to choose the best model by: take epoch or steps.")
     return tuple(arguments)
 
 
-def _as_flags(settings: dict) -> list[str]:
-    flags = []
-    for name, value in settings.items():
-        values = value if isinstance(value, list) else [value]
-        flags += [f"--{name}", *map(str, values)]
-    return flags
+def _read_yaml(path: Path) -> dict:
+    if not path.is_file():
+        raise DataError(f"--config {path}: no such file.")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise DataError(f"--config {path} must be lines of `flag: value`: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict) or any(isinstance(value, dict) for value in settings.values()):
+        raise DataError(f"--config {path} must be lines of `flag: value`, without dashes and nesting.")
+    return settings
 
 
 def use_all_cores(num_threads: int | None = None) -> int:
@@ -197,6 +206,9 @@ class IGPTTrainingArguments(TrainingArguments):
     muon_learning_rate: float = field(default=2e-2, metadata={"help": "Peak learning rate of Muon."})
     weight_decay: float = field(
         default=0.1, metadata={"help": "Of matrices. Without it Muon lets them grow, and small models stop learning."}
+    )
+    ema_decay: float = field(
+        default=0.998, metadata={"help": "Evaluate and keep a moving average of the weights; 0: the weights."}
     )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate's decay."})
     warmup_steps: float = field(default=0.02, metadata={"help": "Steps, or a share below 1, of linear warm-up."})
@@ -287,6 +299,28 @@ class PatientEarlyStopping(EarlyStoppingCallback):
             super().on_evaluate(args, state, control, metrics, **kwargs)
 
 
+class Stopwatch(TrainerCallback, ExportableState):
+    """Seconds of training, evaluations included; checkpoints keep them, so that a resumed run counts the whole."""
+
+    def __init__(self):
+        self.seconds_before, self.start = 0.0, None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far, those before the checkpoint included."""
+        return self.seconds_before + (0.0 if self.start is None else time.monotonic() - self.start)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start = time.monotonic()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.seconds_before, self.start = self.seconds, None
+
+    def state(self) -> dict:
+        """What a checkpoint keeps, in the library's form."""
+        return {"args": {}, "attributes": {"seconds_before": self.seconds}}
+
+
 class EpochCallback(TrainerCallback):
     """Tell the training data which epoch it is."""
 
@@ -351,7 +385,12 @@ class SampleSheetCallback(TrainerCallback):
 
 
 class IGPTTrainer(Trainer):
-    """The Trainer, with Muon where `--use_muon` asks for it, and no step on a loss that is no number."""
+    """The Trainer, with Muon where `--use_muon` asks for it, and no step on a loss that is no number.
+
+    With `--ema_decay`, what is evaluated, saved and kept as the best model is the moving average of the weights. A
+    checkpoint's model.safetensors holds the average, its optimizer.pt the weights themselves, and a resume swaps them
+    back.
+    """
 
     def training_step(self, *args, **kwargs):
         """Raises FloatingPointError at a loss that is not finite; says where the last good checkpoint is."""
@@ -373,7 +412,44 @@ class IGPTTrainer(Trainer):
                 eps=args.adam_epsilon,
                 weight_decay=args.weight_decay,
             )
-        return super().create_optimizer(model)
+        super().create_optimizer(model)
+        if args.ema_decay > 0:
+            average_weights(self.optimizer, args.ema_decay)
+        return self.optimizer
+
+    has_average = False  # whether the model has the averaged weights at the moment
+
+    @contextlib.contextmanager
+    def averaged(self):
+        """The model has the averaged weights inside. After training it has the best of them, and keeps them."""
+        swaps = self.args.ema_decay > 0 and self.is_in_train and self.state.global_step > 0 and not self.has_average
+        if swaps:
+            swap_average(self.optimizer)
+            self.has_average = True
+        try:
+            yield
+        finally:
+            if swaps:
+                swap_average(self.optimizer)
+                self.has_average = False
+
+    def evaluate(self, *args, **kwargs):
+        with self.averaged():
+            return super().evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, *args, **kwargs):
+        with self.averaged():
+            return super()._save_checkpoint(*args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.args.ema_decay > 0:
+            swap_average(self.optimizer)
+
+    def _finalize_training(self, *args, **kwargs):
+        if self.args.ema_decay > 0 and not (self.args.load_best_model_at_end and self.state.best_model_checkpoint):
+            swap_average(self.optimizer)  # there is no best model to load
+        return super()._finalize_training(*args, **kwargs)
 
 
 def make_trainer(model, args: IGPTTrainingArguments, splits, processor, callbacks=()) -> Trainer:
@@ -398,6 +474,7 @@ def make_trainer(model, args: IGPTTrainingArguments, splits, processor, callback
         compute_metrics=likelihood_metrics(config.num_pixels),
         callbacks=[
             EpochCallback(train),
+            Stopwatch(),
             PatientEarlyStopping(args.early_stopping_patience),
             *callbacks,
         ],
@@ -460,7 +537,7 @@ def prepare_output_dir(args: IGPTTrainingArguments) -> str | None:
         return checkpoint
     in_use = [folder / name for name in RUN_FILES if (folder / name).exists()] + checkpoints(folder)
     if args.overwrite_output_dir:
-        for path in [*in_use, folder / "samples"]:
+        for path in [*in_use, folder / "samples", folder / "runs"]:  # the last: TensorBoard's
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     elif in_use:
         raise DataError(

@@ -63,9 +63,12 @@ def main():
     num = args.num if args.num is not None else len(labels or [0] * 10)
     if num < 1:
         raise DataError(f"--num must be at least 1, got {num}.")
+    if args.keep_rows is not None and args.complete is None:
+        raise DataError("--keep_rows says how much of a picture is kept: pass --complete IMAGE too.")
     given = {}
     if args.complete is not None:
-        keep_rows = args.keep_rows or processor.grid_size // 2 * processor.patch_size
+        half = processor.grid_size // 2 * processor.patch_size
+        keep_rows = half if args.keep_rows is None else args.keep_rows
         given = {"images": Image.open(args.complete), "keep_rows": keep_rows}
     labels = None if labels is None else np.resize(labels, num).tolist()  # in turn
 

@@ -75,6 +75,7 @@ def main():
         num_labels=config.num_labels,
         threshold=data_args.threshold,
         invert=data_args.invert,
+        margin=config.image_size // 14 if data_args.margin is None else data_args.margin,
         binarize=data_args.binarize,
     )
     tokens = tokenize(splits, processor)
@@ -90,7 +91,7 @@ def main():
     )
 
     # 3. Train, and read the test split once, with the best model.
-    trained = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     test_split = TokenDataset(tokens["test"], config, seed=args.seed)
     test = trainer.evaluate(test_split, metric_key_prefix="test")
     trainer.save_model()
@@ -98,8 +99,7 @@ def main():
 
     # 4. Results, pictures, card.
     if trainer.is_world_process_zero():
-        first_step = int(checkpoint.split("-")[-1]) if checkpoint else 0
-        results = collect_results(trainer, test, trained.metrics["train_runtime"], first_step, data_args.data)
+        results = collect_results(trainer, test, data_args.data)
         write_run(trainer, processor, splits, results, data_args)
         logger.info("%s: %s", args.output_dir, json.dumps(results, indent=2))
 

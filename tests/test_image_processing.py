@@ -426,3 +426,40 @@ def test_what_is_no_picture_is_refused_with_its_position(processor, images, word
 def test_a_bad_setting_is_refused_with_its_name_and_what_is_allowed(bad, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         IGPTImageProcessor(**bad)
+
+
+# --- margins --------------------------------------------------------------------------------------------------------
+
+
+def ink_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right) of the white pixels; bottom and right are the last ones."""
+    rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+    return rows[0], rows[-1], columns[0], columns[-1]
+
+
+def binary_pixels(processor, array: np.ndarray) -> np.ndarray:
+    return processor.decode_pixels(processor.tokenize(array))[0]
+
+
+def test_a_crop_gets_the_margin_and_a_canvas_keeps_its_own():
+    crop = np.ones((56, 42), np.uint8)  # ink at all four edges
+    canvas = np.pad(crop, 1)[:, :-1]  # one edge reached
+    assert ink_box(binary_pixels(IGPTImageProcessor(), crop)) == (0, 27, 3, 23)
+    assert ink_box(binary_pixels(IGPTImageProcessor(margin=2), crop)) == (2, 25, 5, 22)
+    same = [binary_pixels(IGPTImageProcessor(margin=margin), canvas) for margin in (0, 2)]
+    assert np.array_equal(*same)
+
+
+def test_a_crop_smaller_than_the_room_is_centred_and_not_enlarged():
+    assert ink_box(binary_pixels(IGPTImageProcessor(margin=2), np.ones((10, 6), np.uint8))) == (9, 18, 11, 16)
+
+
+def test_a_picture_of_the_right_size_is_never_changed_by_a_margin():
+    full = np.ones((28, 28), np.uint8)
+    assert np.array_equal(binary_pixels(IGPTImageProcessor(margin=4), full), full)
+
+
+@pytest.mark.parametrize("margin", [-1, 14])
+def test_a_margin_that_leaves_no_room_is_refused(margin):
+    with pytest.raises(ValueError, match=f"margin must lie between 0 and half of image_size=28, got {margin}"):
+        IGPTImageProcessor(margin=margin)

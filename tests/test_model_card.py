@@ -13,14 +13,14 @@ def facts() -> dict:
     names = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(text))
     numbers = {"epochs": 30.0, "best_epoch": 17.0, "train_runtime": 613.0, "train_images_per_second": 298.7}
     numbers |= {"monotonic_train_loss": True, "monotonic_validation_loss": False}
-    splits = [{"name": "test", "num_images": 1118, "nats": 54.321, "bits": 0.09996}]
+    splits = [{"name": "test", "num_images": 1118, "num_measured": 1118, "nats": 54.321, "bits": 0.09996}]
     return {name: f"<{name}>" for name in names} | numbers | {"splits": splits}
 
 
 def test_every_fact_is_in_the_card(facts):
     text = make_model_card(facts).text
     assert [name for name, fact in facts.items() if fact == f"<{name}>" and fact not in text] == []
-    assert "| test | 1118 | 54.32 | 0.1000 |" in text
+    assert "| test | 1118 | 1118 | 54.32 | 0.1000 |" in text
     assert "epoch 17 of 30" in text
     assert "10.2 minutes for 30 epochs, 299 images/s" in text
     assert "{" not in text.replace("{ ", "")
