@@ -210,7 +210,7 @@ class IGPTTrainingArguments(TrainingArguments):
     ema_decay: float = field(
         default=0.998, metadata={"help": "Evaluate and keep a moving average of the weights; 0: the weights."}
     )
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate's decay."})
+    lr_scheduler_type: str = field(default="linear", metadata={"help": "Shape of the learning rate's decay."})
     warmup_steps: float = field(default=0.02, metadata={"help": "Steps, or a share below 1, of linear warm-up."})
     adam_beta2: float = field(default=0.95, metadata={"help": "As in the paper, section 3.5."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate."})
