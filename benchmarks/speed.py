@@ -24,7 +24,7 @@ from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling
-from igpt_hf.optimization import MuonAdamW
+from igpt_hf.optimization import MuonAdamW, average_weights
 from igpt_hf.training import use_all_cores
 
 
@@ -34,17 +34,9 @@ START = 15
 
 def stock_model():
     """The library's ImageGPT at the seed's size: vocabulary 16, every pixel predicted."""
-    config = ImageGPTConfig(
-        vocab_size=16,
-        n_positions=STOCK_LENGTH,
-        n_embd=16,
-        n_layer=8,
-        n_head=2,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=START,
-    )
+    shape = {"n_embd": 16, "n_layer": 8, "n_head": 2, "vocab_size": 16, "n_positions": STOCK_LENGTH}
+    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    config = ImageGPTConfig(**shape, **no_dropout, bos_token_id=START)
     return ImageGPTForCausalImageModeling(config)
 
 
@@ -66,7 +58,8 @@ def train_step(model, size: int):
     model.train()
     ids = batch_for(model, size)
     if isinstance(model, IGPTForCausalImageModeling):
-        optimizer = MuonAdamW(model, lr=1e-2, muon_lr=3e-2)
+        optimizer = MuonAdamW(model, lr=1e-2, muon_lr=2e-2, weight_decay=0.1)
+        average_weights(optimizer, 0.998)
     else:
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, fused=True)
 
@@ -140,11 +133,8 @@ def machine_limits() -> dict[str, float]:
 
 def flops_per_image(config: IGPTConfig) -> float:
     """Multiply-adds of one forward pass, counted twice: matrices, causal attention, local mixing, head."""
-    c, t, k = (
-        config.hidden_size,
-        config.num_image_tokens,
-        2 * config.neighborhood_radius * (config.neighborhood_radius + 1),
-    )
+    c, t = config.hidden_size, config.num_image_tokens
+    k = 2 * config.neighborhood_radius * (config.neighborhood_radius + 1)  # neighbours
     layer = 4 * c * c + 2 * c * config.intermediate_size + 2 * c * (t + 1) / 2 + c * k
     return 2 * t * (config.num_hidden_layers * layer + c * config.vocab_size)
 

@@ -1,37 +1,119 @@
 """Image GPT for binary images: train, sample, score and share small exact-likelihood models with Hugging Face tools.
 
-Importing registers the model with the Auto classes and loads neither datasets nor matplotlib: `load_splits` and
-`tokenize` are fetched at first use.
+Importing registers the model with the Auto classes and costs no more than importing torch and transformers: what a
+name stands for is fetched at its first use.
 """
 
-from importlib import import_module
-
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM
+import sys
+from importlib import import_module, util
+from typing import TYPE_CHECKING
 
 from .configuration_igpt import PRESETS, IGPTConfig
 from .errors import DataError
-from .image_processing_igpt import IGPTImageProcessor
-from .modeling_igpt import IGPTForCausalImageModeling, IGPTModel
+
+
+if TYPE_CHECKING:
+    from .data import load_splits, tokenize
+    from .hoda import read_cdb
+    from .image_processing_igpt import IGPTImageProcessor
+    from .modeling_igpt import IGPTForCausalImageModeling, IGPTModel
+    from .pipeline_igpt import BinaryImageGenerationPipeline
+    from .synthetic import synthetic_digits
 
 
 __version__ = "0.1.0"
 
-AutoConfig.register("igpt", IGPTConfig)
-AutoModel.register(IGPTConfig, IGPTModel)
-AutoModelForCausalLM.register(IGPTConfig, IGPTForCausalImageModeling)
-AutoImageProcessor.register(IGPTConfig, image_processor_classes={"pil": IGPTImageProcessor})
-
-_LAZY = {"load_splits": "data", "tokenize": "data", "read_cdb": "hoda", "synthetic_digits": "synthetic"}
+_MODULES = {
+    "BinaryImageGenerationPipeline": "pipeline_igpt",
+    "IGPTForCausalImageModeling": "modeling_igpt",
+    "IGPTImageProcessor": "image_processing_igpt",
+    "IGPTModel": "modeling_igpt",
+    "load_splits": "data",
+    "read_cdb": "hoda",
+    "synthetic_digits": "synthetic",
+    "tokenize": "data",
+}
 
 
 def __getattr__(name: str):
-    if name in _LAZY:
-        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})
+
+
+# --- registration ---------------------------------------------------------------------------------------------------
+
+
+class _Model:
+    """Stands for a model's class in the Auto classes' tables: the library's modelling code takes seconds to import."""
+
+    config_class = IGPTConfig
+
+    def __init__(self, name: str):
+        self.__name__ = name
+
+    def __getattr__(self, attribute: str):
+        return getattr(__getattr__(self.__name__), attribute)
+
+
+class _AfterImport:
+    """Calls a function once a module is imported: the library's Auto classes and pipelines take seconds, as well."""
+
+    def __init__(self, module: str, function):
+        self.module, self.function = module, function
+        if self.module in sys.modules:
+            function()
+        else:
+            sys.meta_path.insert(0, self)
+
+    def find_spec(self, name: str, path=None, target=None):
+        if name != self.module:
+            return None
+        sys.meta_path.remove(self)
+        spec = util.find_spec(name)
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            self.function()
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+def _register_config():
+    from transformers.models.auto.configuration_auto import AutoConfig
+
+    AutoConfig.register("igpt", IGPTConfig)
+
+
+def _register_models():
+    from transformers.models.auto.modeling_auto import AutoModel, AutoModelForCausalLM
+
+    AutoModel.register(IGPTConfig, _Model("IGPTModel"))
+    AutoModelForCausalLM.register(IGPTConfig, _Model("IGPTForCausalImageModeling"))
+
+
+def _register_image_processor():
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+    AutoImageProcessor.register(IGPTConfig, image_processor_classes={"pil": __getattr__("IGPTImageProcessor")})
+
+
+_AfterImport("transformers.models.auto.configuration_auto", _register_config)
+_AfterImport("transformers.models.auto.modeling_auto", _register_models)
+_AfterImport("transformers.models.auto.image_processing_auto", _register_image_processor)
+_AfterImport("transformers.pipelines", lambda: import_module(".pipeline_igpt", __name__))  # it registers itself
 
 
 __all__ = [
     "PRESETS",
+    "BinaryImageGenerationPipeline",
     "DataError",
     "IGPTConfig",
     "IGPTForCausalImageModeling",

@@ -51,7 +51,8 @@ class IGPTImageProcessor(BaseImageProcessor):
             any class (the start token).
         threshold: A pixel is foreground where its grey level, in [0, 1], is at least this.
         invert: "auto" turns a picture with a light border to white on black, "never" and "always" speak for
-            themselves. Boolean arrays, arrays of zeros and ones, and pictures made by this package are white on black already.
+            themselves. Boolean arrays, arrays of zeros and ones, and pictures made by this package are white on black
+            already.
         margin: Pixels kept free around a crop, that is a picture whose ink reaches all four edges, so that digits cut
             out tightly come out like digits on a canvas (MNIST's have a margin of 4). A picture that has the size
             `image_size` already stays as it is.
@@ -370,5 +371,7 @@ def _has_light_border(grey: Image.Image) -> bool:
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     return bool(np.median(border) >= 128)
 
+
+IGPTImageProcessor.register_for_auto_class()  # checkpoints carry its code
 
 __all__ = ["IGPTImageProcessor", "pixels_to_tokens", "tokens_to_pixels"]

@@ -8,7 +8,7 @@ import accelerate
 import datasets
 import torch
 import transformers
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 
 def template_path() -> Path:
@@ -32,12 +32,30 @@ def versions() -> str:
 
 def make_model_card(facts: dict) -> ModelCard:
     """Render the template; `facts` holds all that it names (a missing one raises)."""
+    template = _strict(facts)
     card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag="unconditional-image-generation",
         tags=["image-gpt", "binary-images", "autoregressive", "exact-likelihood", "igpt_hf"],
+        model_name=facts["name"],
+        eval_results=_eval_results(facts),
     )
-    return ModelCard.from_template(card_data, template_str=_strict(facts), **facts)
+    return ModelCard.from_template(card_data, template_str=template, **facts)
+
+
+def _eval_results(facts: dict) -> list[EvalResult]:
+    """What was measured on the test split, in the Hub's form (`model-index`)."""
+    test = next(split for split in facts["splits"] if split["name"] == "test")
+    about = {
+        "task_type": "unconditional-image-generation",
+        "dataset_type": Path(facts["data"]).stem,
+        "dataset_name": Path(facts["data"]).name,
+        "dataset_split": "test",
+    }
+    return [
+        EvalResult(**about, metric_type="nats_per_image", metric_value=round(test["nats"], 3)),
+        EvalResult(**about, metric_type="bits_per_pixel", metric_value=round(test["bits"], 5)),
+    ]
 
 
 def _strict(facts: dict) -> str:

@@ -208,6 +208,11 @@ class IGPTPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": IGPTBlock, "attentions": IGPTAttention}
 
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Save the weights, the configuration and the code, so that others can load them with `trust_remote_code`."""
+        self.config.auto_map = {"AutoModel": f"{__name__.rpartition('.')[2]}.IGPTModel"}  # the library adds its own
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """Matrices keep the variance of their input, N(0, 1 / fan_in); those that write into the residual stream
@@ -545,5 +550,10 @@ class IGPTGuidanceLogitsProcessor(LogitsProcessor):
         unconditional = outputs.logits[:, -1].float().log_softmax(-1)
         return unconditional + self.scale * (scores.log_softmax(-1) - unconditional)
 
+
+# Checkpoints carry the code of these classes, with the modules that it imports.
+IGPTConfig.register_for_auto_class()
+IGPTModel.register_for_auto_class("AutoModel")
+IGPTForCausalImageModeling.register_for_auto_class("AutoModelForCausalLM")
 
 __all__ = ["IGPTForCausalImageModeling", "IGPTModel", "IGPTPreTrainedModel"]

@@ -8,8 +8,8 @@ from torch.optim import AdamW, Optimizer
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     """Move the singular values of matrices near 1, by five Newton-Schulz steps: (n, rows, columns) -> the same.
 
-    The quintic x -> a x + b x**3 + c x**5, applied to a matrix, acts on its singular values; these coefficients (Jordan
-    2024, https://kellerjordan.github.io/posts/muon/) bring all but the smallest between 0.7 and 1.2.
+    The quintic x -> a x + b x**3 + c x**5, applied to a matrix, acts on its singular values; these coefficients
+    (Jordan 2024, https://kellerjordan.github.io/posts/muon/) bring all but the smallest between 0.7 and 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     is_tall = matrices.shape[1] > matrices.shape[2]
@@ -24,8 +24,8 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
 class Muon(Optimizer):
     """Muon (Jordan et al. 2024) for many small matrices: those of one shape are worked on together.
 
-    The step is that of `torch.optim.Muon`, which goes through the matrices one by one in bfloat16: several times slower
-    where a model has many small ones.
+    The step is that of `torch.optim.Muon`, which goes through the matrices one by one in bfloat16: several times
+    slower where a model has many small ones.
 
     Args:
         matrices: Parameters with two dimensions.

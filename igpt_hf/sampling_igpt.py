@@ -32,6 +32,7 @@ import torch
 from torch import nn
 
 from .attention_igpt import LANES, MINUS_INFINITY, compile_kernel, exp2, inlined, is_kernel_usable, numba, run_tasks
+from .neighborhood_igpt import neighbor_index
 
 
 SLOTS = 2  # even: with guidance an image takes two
@@ -326,8 +327,6 @@ def gather_weights(model):
 
     The matrices of the layers have one row for each layer: (inputs, outputs), flattened.
     """
-    from .modeling_igpt import neighbor_index  # not above, where that module imports this one
-
     config, embeddings, layers = model.config, model.model.embeddings, model.model.layers
     positions = torch.arange(config.num_image_tokens)
     tables = [neighbor_index(positions, config, wraps) for wraps in (True, False)]

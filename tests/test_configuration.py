@@ -7,7 +7,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from igpt_hf import PRESETS, IGPTConfig, IGPTForCausalImageModeling
+from igpt_hf import PRESETS, IGPTConfig, IGPTForCausalImageModeling, IGPTModel
 
 
 def test_the_reference_model_is_tiny_with_a_vocabulary_of_exactly_16():
@@ -87,6 +87,9 @@ def test_five_classes_are_saved_and_loaded_without_a_warning(tmp_path, library_w
         ({"class_dropout_prob": 1.5}, ["class_dropout_prob", "probability", "1.5"]),
         ({"attention_dropout": -0.1}, ["attention_dropout", "probability", "-0.1"]),
         ({"attention_dropout": math.nan}, ["attention_dropout", "probability", "nan"]),
+        ({"num_labels": 0}, ["num_labels", "at least 1", "0"]),
+        ({"rms_norm_eps": -1e-5}, ["rms_norm_eps", "positive", "-1e-05"]),
+        ({"initializer_range": 0}, ["initializer_range", "positive", "0"]),
         ({"hidden_size": "16"}, ["hidden_size", "expected int", "'16'"]),
         ({"num_hidden_layers": 8.0}, ["num_hidden_layers", "expected int", "8.0"]),
     ],
@@ -95,6 +98,15 @@ def test_a_bad_value_is_refused_with_its_name_and_what_is_allowed(bad, words):
     with pytest.raises(StrictDataclassError) as error:
         IGPTConfig(**bad)
     assert [word for word in words if word not in str(error.value)] == []
+
+
+def test_whole_numbers_will_do_where_numbers_are_wanted():
+    assert IGPTConfig(rms_norm_eps=1, initializer_range=1).rms_norm_eps == 1
+
+
+def test_an_unknown_activation_is_answered_with_those_there_are():
+    with pytest.raises(ValueError, match=r"unknown hidden_act 'sllu'; known: .*silu"):
+        IGPTModel(IGPTConfig(hidden_act="sllu"))
 
 
 def test_an_unknown_preset_is_answered_with_those_there_are():

@@ -239,6 +239,19 @@ def test_what_would_silently_give_other_images_is_refused(model):
         model.generate(prompt, guidance_scale=2.0, negative_prompt_ids=prompt)
     with pytest.raises(ValueError, match="prefill_chunk_size is not supported"):
         model.generate(prompt, prefill_chunk_size=2)
+    with pytest.raises(ValueError, match="guidance_scale works with samples, not with num_beams"):
+        model.generate(prompt, guidance_scale=2.0, num_beams=2)
+
+
+@pytest.mark.parametrize("length", [{"max_length": 30}, {"max_length": 5}, {"max_new_tokens": 5}], ids=str)
+def test_a_part_of_an_image_is_refused_as_is_more_than_one(model, length):
+    with pytest.raises(ValueError, match=r"max_\w+=\d+, but what is sampled is one whole image"):
+        model.generate(torch.tensor([[16, 1]]), **length)
+
+
+@pytest.mark.parametrize("length", [{"max_length": 17}, {"max_new_tokens": 15}], ids=str)
+def test_the_length_of_an_image_may_be_said(model, length):
+    assert model.generate(torch.tensor([[16, 1]]), **length).shape == (1, 17)
 
 
 def test_the_settings_of_sampling_are_saved_with_the_model(model, tmp_path):

@@ -463,3 +463,35 @@ def test_a_picture_of_the_right_size_is_never_changed_by_a_margin():
 def test_a_margin_that_leaves_no_room_is_refused(margin):
     with pytest.raises(ValueError, match=f"margin must lie between 0 and half of image_size=28, got {margin}"):
         IGPTImageProcessor(margin=margin)
+
+
+# --- unusual pictures -----------------------------------------------------------------------------------------------
+
+
+def test_a_photograph_taken_sideways_is_turned(tmp_path):
+    upright = np.zeros((28, 28), np.uint8)
+    upright[:5, :9] = 255
+    sideways = Image.fromarray(np.rot90(upright))  # a quarter turn against the clock, which orientation 6 undoes
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sideways.save(tmp_path / "sideways.png", exif=exif)
+    assert np.array_equal(binary_pixels(IGPTImageProcessor(), tmp_path / "sideways.png"), upright // 255)
+
+
+def test_lab_pictures_and_bfloat16_tensors_are_read():
+    processor = IGPTImageProcessor(invert="never")
+    assert binary_pixels(processor, Image.new("LAB", (28, 28), (255, 128, 128))).all()
+    assert binary_pixels(processor, torch.ones(28, 28, dtype=torch.bfloat16)).all()
+
+
+def test_pixels_that_are_no_numbers_and_modes_that_cannot_be_grey_are_refused_with_their_place():
+    black = Image.new("L", (4, 4))
+    with pytest.raises(ValueError, match=r"image 1 \(mode F\) cannot be made grey: it has pixels that are no numbers"):
+        IGPTImageProcessor().tokenize([black, Image.fromarray(np.full((4, 4), np.nan, np.float32))])
+    with pytest.raises(ValueError, match=r"image 1 \(mode La\) cannot be made grey"):
+        IGPTImageProcessor().tokenize([black, Image.new("La", (4, 4))])
+
+
+def test_fractions_are_no_tokens():
+    with pytest.raises(ValueError, match="ids are whole numbers, got float64"):
+        IGPTImageProcessor().decode(np.zeros((1, 196)))

@@ -52,3 +52,11 @@ def test_the_card_names_the_machine_and_the_versions():
     assert "CPU cores" in hardware() or " x " in hardware()
     for module in ("torch", "transformers", "datasets", "accelerate"):
         assert f"{module} {__import__(module).__version__}" in versions()
+
+
+def test_the_measured_results_are_in_the_metadata_of_the_hub(facts):
+    results = make_model_card(facts | {"data": "some/digits.cdb", "name": "mine"}).data.eval_results
+    assert {(r.dataset_name, r.dataset_split, r.metric_type, r.metric_value) for r in results} == {
+        ("digits.cdb", "test", "nats_per_image", 54.321),
+        ("digits.cdb", "test", "bits_per_pixel", 0.09996),
+    }

@@ -403,3 +403,11 @@ def test_bfloat16_changes_the_likelihood_by_little(tiny_model, random_ids):
     rounded = model.to(torch.bfloat16).log_likelihood(ids)
     assert rounded.dtype == torch.float64
     assert (rounded / exact - 1).abs().max() < 0.05
+
+
+def test_no_images_have_no_likelihoods_and_small_integers_are_ids_too(tiny_model, random_ids):
+    model = tiny_model()
+    ids = random_ids(model.config, n=3)
+    assert model.log_likelihood(ids[:0]).shape == (0,)
+    assert torch.equal(model.log_likelihood(ids.to(torch.uint8)), model.log_likelihood(ids))
+    assert torch.equal(model.class_posterior(ids.to(torch.uint8)), model.class_posterior(ids))

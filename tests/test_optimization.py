@@ -52,7 +52,9 @@ def test_a_matrix_without_a_gradient_stays():
     assert [torch.equal(a, b) for a, b in zip(parameters, random_parameters(), strict=True)] == [False] + [True] * 4
 
 
-@pytest.mark.parametrize("make", [lambda p: Muon(p, 0.1), lambda p: torch.optim.SGD(p, 0.1), lambda p: torch.optim.AdamW(p, 0.1)])
+@pytest.mark.parametrize(
+    "make", [lambda p: Muon(p, 0.1), lambda p: torch.optim.SGD(p, 0.1), lambda p: torch.optim.AdamW(p, 0.1)]
+)
 def test_the_average_follows_the_weights_and_swaps_exactly(make):
     parameters = random_parameters()
     optimizer = make(parameters)

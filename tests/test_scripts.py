@@ -252,7 +252,10 @@ def test_a_finished_run_can_be_resumed_and_stays_as_it_is(script, animals_flags,
     shutil.copytree(animals_run, folder)
     script("train.py", *animals_flags, "--output_dir", folder, "--resume_from_checkpoint", "true")
     assert (folder / "model.safetensors").read_bytes() == (animals_run / "model.safetensors").read_bytes()
-    assert results_of(folder)["test_nats_per_image"] == results_of(animals_run)["test_nats_per_image"]
+    before, after = results_of(animals_run), results_of(folder)
+    times = {"train_runtime", "train_images_per_second"}
+    assert {key: after[key] for key in after.keys() - times} == {key: before[key] for key in before.keys() - times}
+    assert after["train_runtime"] > 0.5 * before["train_runtime"]  # the time of the run, not of the resume
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(script, animals_flags, animals_run):
@@ -378,6 +381,8 @@ def test_a_completion_keeps_the_upper_rows_of_the_picture(sample, animals, anima
         (["--npz", "nowhere/samples.npz"], ["nowhere"]),
         (["--complete", "nowhere.png"], ["nowhere.png"]),
         (["--complete", "{animals}/dog/broken.png"], ["broken.png"]),
+        (["--keep_rows", "6"], ["--keep_rows", "--complete"]),
+        (["--complete", "{animals}/cat/0.png", "--keep_rows", "0"], ["keep_rows", "between 2 and 10", "0"]),
         (["--complete", "{animals}/cat/0.png", "--keep_rows", "5"], ["keep_rows", "multiple of patch_size=2", "5"]),
         (["--complete", "{animals}/cat/0.png", "--keep_rows", "12"], ["keep_rows", "between 2 and 10", "12"]),
         (["--temperature", "0"], ["temperature"]),
@@ -398,3 +403,40 @@ def test_a_model_that_is_not_there_is_named(script, animals, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     model = model.replace("{animals}", str(animals))
     assert model in refusal(script, "sample.py", model)
+
+
+# --- evaluate.py ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def evaluate(script, animals_run, animals_flags, tmp_path):
+    """Run scripts/evaluate.py on the animals; returns the report."""
+    data = animals_flags[animals_flags.index("--data") + 1]
+
+    def main(*argv) -> dict:
+        script("evaluate.py", animals_run, "--data", data, "--output", tmp_path / "report.json", *argv)
+        return json.loads((tmp_path / "report.json").read_text())
+
+    return main
+
+
+def test_the_test_split_of_the_run_has_the_nats_that_the_run_reported(evaluate, animals_run):
+    report, results = evaluate("--skip_bad_images"), results_of(animals_run)
+    assert math.isclose(report["nats_per_image"], results["test_nats_per_image"], rel_tol=1e-5)
+    assert report["nats_per_image_marginal"] <= report["nats_per_image"] + math.log(3) + 1e-6
+    assert report.keys() >= {"num_images", "nats_per_image_unconditional", "bits_per_pixel", "bayes_accuracy"}
+
+
+def test_all_images_are_those_of_the_three_splits(evaluate):
+    counts = [
+        evaluate("--skip_bad_images", "--split", split)["num_images"]
+        for split in ("train", "validation", "test", "all")
+    ]
+    assert counts[3] == sum(counts[:3])
+    assert evaluate("--skip_bad_images", "--split", "all", "--max_images", "4")["num_images"] == 4
+
+
+def test_classes_that_the_model_does_not_know_are_named(script, animals_run, tmp_path):
+    message = refusal(script, "evaluate.py", animals_run, "--output", tmp_path / "report.json")  # synthetic digits
+    assert "classes that the model does not know (0, 1, 2" in message
+    assert "cat, dog, eel" in message

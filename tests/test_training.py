@@ -459,7 +459,7 @@ def test_a_new_an_empty_and_a_foreign_folder_are_fine(tmp_path):
 
 def test_overwriting_deletes_the_run_and_nothing_else(tmp_path):
     write_checkpoint(tmp_path, 5)
-    for name in ("model.safetensors", "README.md", "samples/step-000005.png"):
+    for name in ("model.safetensors", "README.md", "samples/step-000005.png", "runs/events.out"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("of the run")
     foreign = {"notes.txt", "checkpoint-old/model.safetensors", "data/a.png", "README.txt"}
@@ -526,6 +526,26 @@ def test_flags_win_over_the_yaml_file_and_the_file_over_defaults(tmp_path):
     assert (data.data, config.hidden_size) == ("b.cdb", 24)
     assert (args.seed, args.learning_rate, args.use_muon) == (5, 1e-3, False)
     assert args.num_train_epochs == IGPTTrainingArguments.num_train_epochs
+
+
+def test_null_in_the_yaml_file_is_none(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("save_total_limit: null\nhidden_size: null\n")
+    for flags in (["--config", str(path)], [f"--config={path}"]):
+        _, config, args = parse_arguments(flags)
+        assert args.save_total_limit is None
+        assert config.hidden_size is None
+
+
+def test_flags_are_not_to_be_shortened_and_evaluation_not_to_be_left_out(tmp_path, capsys):
+    for flags in (
+        ["--learning_rat", "0.1"],
+        ["--conf", "run.yaml"],
+        ["--eval_strategy", "no", "--save_strategy", "no"],
+    ):
+        with pytest.raises((SystemExit, ValueError)) as error:
+            parse_arguments(flags)
+        assert flags[0] in str(error.value) + capsys.readouterr().err
 
 
 def test_an_unknown_flag_is_named_wherever_it_comes_from(tmp_path, capsys):

@@ -1,0 +1,76 @@
+"""Exact likelihoods of a data set under a model, with everything that makes them comparable with published numbers."""
+
+import math
+
+import torch
+from tqdm.auto import tqdm
+
+from .errors import DataError
+
+
+def likelihoods(model, input_ids: torch.Tensor, batch_size: int = 128) -> dict[str, torch.Tensor]:
+    """Compute exact log-likelihoods of images under every prompt, in natural log, float64.
+
+    Args:
+        model: An `IGPTForCausalImageModeling`.
+        input_ids: (n, 1 + N); their prompts do not matter.
+        batch_size: Images at a time.
+
+    Returns:
+        `classes`: ln p(image | class), (n, num_labels); `start`: ln p(image | start token), (n,).
+    """
+    classes, start = [], []
+    for chunk in tqdm(input_ids.split(batch_size), desc="Likelihood", unit="batch", delay=2):
+        classes.append(model.class_log_likelihoods(chunk, batch_size).cpu())
+        prompt = torch.full_like(chunk[:, :1], model.config.start_token_id)
+        start.append(model.log_likelihood(torch.cat([prompt, chunk[:, 1:]], dim=1), batch_size).cpu())
+    return {"classes": torch.cat(classes), "start": torch.cat(start)}
+
+
+def likelihood_report(scores: dict[str, torch.Tensor], labels: torch.Tensor, prior: torch.Tensor, num_pixels: int):
+    """Summarise `likelihoods`: means in nats per image, with their standard errors where it matters.
+
+    * `nats_per_image`: -ln p(image | its class).
+    * `nats_per_image_marginal`: -ln sum over classes of p(class) p(image | class). Exact, uses no label: the number to
+      hold beside published ones.
+    * `nats_per_image_unconditional`: -ln p(image | start token).
+    * `bayes_accuracy`: share of images whose class has the highest posterior, p(class) p(image | class).
+
+    Args:
+        scores: From `likelihoods`.
+        labels: Class of each image, (n,).
+        prior: p(class), (num_labels,).
+        num_pixels: Of an image, for bits per pixel.
+    """
+    told = -scores["classes"].gather(1, labels[:, None]).squeeze(1)  # (n,)
+    joint = scores["classes"] + prior.double().log()  # (n, num_labels)
+    marginal, start = -joint.logsumexp(dim=1), -scores["start"]
+    report = {"num_images": len(labels)}
+    for name, nats in (("", told), ("_marginal", marginal), ("_unconditional", start)):
+        report[f"nats_per_image{name}"] = nats.mean().item()
+        report[f"nats_per_image{name}_stderr"] = (nats.std() / math.sqrt(len(nats))).item() if len(nats) > 1 else 0.0
+    report["bits_per_pixel"] = report["nats_per_image"] / (num_pixels * math.log(2))
+    is_right = joint.argmax(dim=1) == labels
+    report["bayes_accuracy"] = is_right.double().mean().item()
+    report["nats_per_class"] = {
+        label: told[labels == label].mean().item() for label in range(len(prior)) if (labels == label).any()
+    }
+    return report
+
+
+def labels_as_in_model(names: list[str], config) -> list[int]:
+    """Class index in the model of each class of a data set, by name.
+
+    Raises:
+        DataError: A class that the model does not know.
+    """
+    known = {str(name): index for index, name in config.id2label.items()}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise DataError(
+            f"the data has classes that the model does not know ({', '.join(unknown)}); it knows {', '.join(known)}."
+        )
+    return [known[name] for name in names]
+
+
+__all__ = ["labels_as_in_model", "likelihood_report", "likelihoods"]

@@ -1,0 +1,77 @@
+"""The binary-image-generation pipeline, used as its docstring says."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import pipeline
+
+import igpt_hf  # noqa: F401  registers the task
+from igpt_hf import IGPTImageProcessor
+
+
+NAMES = {0: "cat", 1: "dog", 2: "eel"}
+
+
+@pytest.fixture(scope="module")
+def draw(tiny_model, tiny_processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_model(id2label=NAMES, label2id={name: index for index, name in NAMES.items()}).save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return pipeline("binary-image-generation", model=str(folder))
+
+
+def same(a, b) -> bool:
+    return np.array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_nothing_a_class_or_its_name_gives_one_picture(draw):
+    for arguments in ([], [None], [1], ["dog"]):
+        picture = draw(*arguments, seed=1)
+        assert isinstance(picture, Image.Image)
+        assert (picture.size, picture.mode) == ((8, 8), "L")
+    assert same(draw(1, seed=3), draw("dog", seed=3))
+
+
+def test_the_seed_decides(draw):
+    assert same(draw(2, seed=5), draw(2, seed=5))
+    assert not same(draw(2, seed=5), draw(2, seed=6))
+
+
+def test_a_list_gives_a_picture_each_whatever_the_batches(draw):
+    pictures = draw([0, "dog", None, 2], seed=7)
+    assert len(pictures) == 4
+    assert all(isinstance(picture, Image.Image) for picture in pictures)
+    assert [len(draw([0, 1, 2], seed=7, batch_size=size)) for size in (1, 2, 3)] == [3, 3, 3]
+
+
+def test_several_pictures_of_one_class_come_as_a_list(draw):
+    assert [len(pictures) for pictures in draw([0, 1], num_return_sequences=3, seed=1)] == [3, 3]
+    assert len(draw(0, num_return_sequences=2)) == 2
+
+
+def test_a_completion_keeps_the_upper_rows(draw, tmp_path):
+    picture = Image.fromarray(np.pad(np.full((4, 3), 255, np.uint8), ((2, 2), (3, 2))))  # a border that is black
+    picture.save(tmp_path / "half.png")
+    processor = IGPTImageProcessor(image_size=8)
+    kept = processor.decode_pixels(processor.tokenize(picture))[0]
+    for rows, given in ((2, {"keep_rows": 2}), (4, {}), (4, {"class_label": "eel"})):
+        for image in (picture, str(tmp_path / "half.png")):
+            completed = np.asarray(draw(image, seed=4, **given)) // 255
+            assert np.array_equal(completed[:rows], kept[:rows])
+    assert len(draw([picture, picture], seed=2)) == 2
+
+
+def test_settings_of_generate_are_passed_on(draw):
+    greedy = [draw(0, do_sample=False, seed=seed) for seed in (1, 2)]
+    assert same(*greedy)
+
+
+def test_what_cannot_be_drawn_is_refused_in_words(draw):
+    with pytest.raises(ValueError, match=r"'fox' is no class \(cat, dog, eel\), and no file"):
+        draw("fox")
+    with pytest.raises(ValueError, match="class label 3 is not one of the 3 classes"):
+        draw(3)
+    with pytest.raises(ValueError, match="keep_rows must be a multiple of patch_size=2"):
+        draw(Image.new("L", (8, 8)), keep_rows=3)
+    with pytest.raises(ValueError, match="either classes or pictures"):
+        draw([0, Image.new("L", (8, 8))])

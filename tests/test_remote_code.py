@@ -1,0 +1,81 @@
+"""A checkpoint carries its code: it loads where the package is not installed."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from igpt_hf import IGPTForCausalImageModeling, IGPTImageProcessor
+
+
+CODE = """
+import json, sys
+sys.modules["igpt_hf"] = None  # as if it were not installed
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, set_seed
+path = sys.argv[1]
+trust = {"trust_remote_code": True}
+config = AutoConfig.from_pretrained(path, **trust)
+model = AutoModelForCausalLM.from_pretrained(path, **trust)
+base = AutoModel.from_pretrained(path, **trust)
+processor = AutoImageProcessor.from_pretrained(path, **trust)
+set_seed(0)
+ids = model.generate(**processor.prompt(class_labels=[0, 1, 2]))
+result = {
+    "names": [type(x).__name__ for x in (config, model, base, processor)],
+    "modules": [type(x).__module__.split(".")[0] for x in (config, model, base, processor)],
+    "ids": ids.tolist(),
+    "nats": (-model.log_likelihood(ids)).tolist(),
+    "pixels": processor.decode_pixels(ids).tolist(),
+    "same_weights": torch.equal(base.norm.weight, model.model.norm.weight),
+}
+model.save_pretrained(sys.argv[2])
+processor.save_pretrained(sys.argv[2])
+again = AutoModelForCausalLM.from_pretrained(sys.argv[2], **trust)
+result["again"] = (-again.log_likelihood(ids)).tolist()
+print(json.dumps(result))
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_model, tiny_processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_model().save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return folder
+
+
+def test_a_checkpoint_works_the_same_without_the_package(checkpoint, tmp_path):
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, str(checkpoint), str(tmp_path / "again")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["names"] == ["IGPTConfig", "IGPTForCausalImageModeling", "IGPTModel", "IGPTImageProcessor"]
+    assert set(result["modules"]) == {"transformers_modules"}
+    assert result["same_weights"]
+    model = IGPTForCausalImageModeling.from_pretrained(checkpoint)
+    processor = IGPTImageProcessor.from_pretrained(checkpoint)
+    torch.manual_seed(0)
+    ids = model.generate(**processor.prompt(class_labels=[0, 1, 2]))
+    assert result["ids"] == ids.tolist()
+    nats = -model.log_likelihood(ids)
+    assert torch.allclose(torch.tensor(result["nats"], dtype=torch.float64), nats, atol=1e-4)
+    assert torch.allclose(torch.tensor(result["again"], dtype=torch.float64), nats, atol=1e-4)
+    assert result["pixels"] == processor.decode_pixels(ids).tolist()
+
+
+def test_the_code_in_a_checkpoint_imports_nothing_that_only_training_needs(checkpoint):
+    files = {path.name for path in checkpoint.glob("*.py")}
+    assert {"configuration_igpt.py", "modeling_igpt.py", "image_processing_igpt.py"} <= files
+    for path in checkpoint.glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert not any(f"import {name}" in text for name in ("datasets", "evaluate", "matplotlib", "igpt_hf")), path
