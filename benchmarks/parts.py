@@ -1,0 +1,125 @@
+"""What each of the package's own fast paths is worth, beside what the library does without it.
+
+    python benchmarks/parts.py --output parts.json     # about two minutes
+
+Each row measures both ways in this process, one after the other, on the `xxs` model: medians, and their ratio.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from unittest.mock import patch
+
+
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as scripts/train.py does
+
+import torch
+
+from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, modeling_igpt
+from igpt_hf.optimization import Muon, MuonAdamW
+from igpt_hf.training import use_all_cores
+
+
+def milliseconds(run, seconds: float) -> float:
+    """Median time of a run, over at least three, after two that are not counted."""
+    run()
+    began = time.perf_counter()
+    run()
+    repetitions = max(3, int(seconds / (time.perf_counter() - began)))
+    times = []
+    for _ in range(repetitions):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return 1e3 * statistics.median(times)
+
+
+def random_images(model, size: int) -> torch.Tensor:
+    config = model.config
+    tokens = torch.randint(0, config.vocab_size, (size, config.num_image_tokens))
+    return torch.cat([torch.full((size, 1), config.start_token_id), tokens], dim=1)
+
+
+def without_kernels():
+    """Attention by the library's SDPA, local mixing by torch's convolution."""
+    return patch.object(modeling_igpt, "is_kernel_usable", lambda *tensors: False)
+
+
+def attention_layer(model, size: int):
+    """Forward and backward of one layer's attention with its mixing and projections."""
+    layer = model.model.layers[0].attention
+    hidden = torch.randn(size, model.config.num_image_tokens, model.config.hidden_size, requires_grad=True)
+    positions = torch.arange(model.config.num_image_tokens)
+
+    def run():
+        mixed, _ = layer(hidden, positions)
+        mixed.sum().backward()
+
+    return run
+
+
+def training_step(model, size: int):
+    """One step, as scripts/train.py takes it."""
+    ids, optimizer = random_images(model, size), MuonAdamW(model, lr=1e-2, muon_lr=2e-2, weight_decay=0.1)
+
+    def run():
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+def optimizer_step(model, make):
+    """One step of an optimizer on the matrices of the blocks."""
+    matrices = [module.weight for module in model.model.layers.modules() if isinstance(module, torch.nn.Linear)]
+    for matrix in matrices:
+        matrix.grad = torch.randn_like(matrix)
+    return make(matrices).step
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("parts.json"))
+    parser.add_argument("--quick", action="store_true", help="few repetitions: does it run?")
+    args = parser.parse_args()
+    threads, seconds = use_all_cores(), 0.1 if args.quick else 4.0
+    torch.manual_seed(0)
+    rows = {}
+
+    def compare(name: str, ours: float, library: float):
+        rows[name] = {"ours_ms": ours, "library_ms": library, "ratio": library / ours}
+        print(f"{name:58} {ours:9.2f} ms {library:9.2f} ms  {library / ours:6.1f} x", flush=True)
+
+    def both(name: str, make, size: int):
+        model = IGPTForCausalImageModeling(IGPTConfig())
+        ours = milliseconds(make(model, size), seconds)
+        with without_kernels():
+            compare(name, ours, milliseconds(make(model, size), seconds))
+
+    print(f"{threads} threads{'':50} ours      library")
+    both("attention with mixing, 32 images, forward and backward", attention_layer, 32)
+    both("training step, 32 images", training_step, 32)
+    model = IGPTForCausalImageModeling(IGPTConfig()).eval()
+    ids = random_images(model, 64)
+    likelihood = milliseconds(lambda: model.log_likelihood(ids), seconds)
+    with without_kernels():
+        compare("log-likelihood, 64 images", likelihood, milliseconds(lambda: model.log_likelihood(ids), seconds))
+    torch_muon = optimizer_step(model, lambda p: torch.optim.Muon(p, lr=0.02, weight_decay=0.1))
+    our_muon = optimizer_step(model, lambda p: Muon(p, 0.02, weight_decay=0.1))
+    compare("Muon, a step", milliseconds(our_muon, seconds), milliseconds(torch_muon, seconds))
+    for size in (1, 64):
+        prompt = ids[:size, :1]
+        library = milliseconds(lambda prompt=prompt: model.generate(prompt, cache_implementation="dynamic"), 0.1)
+        ours = milliseconds(lambda prompt=prompt: model.generate(prompt), seconds)
+        compare(f"generate, {size} image{'s' * (size > 1)}", ours, library)
+    args.output.write_text(json.dumps({"threads": threads, **rows}, indent=2) + "\n", encoding="utf-8")
+    print(f"-> {args.output}")
+
+
+if __name__ == "__main__":
+    main()
