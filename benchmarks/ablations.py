@@ -3,8 +3,8 @@
     python benchmarks/ablations.py --data RemainingSamples.cdb --epochs 5 --seeds 42 --output runs/ablations
     python benchmarks/ablations.py --data digits.cdb --only "default" "radius 1" --seeds 1 2 3
 
-Variants are lines of benchmarks/ablations.yaml. Each run is one of scripts/train.py, in a folder of its own; one that is
-finished is not run again, and one that was interrupted goes on from its last checkpoint. Validation decides, so the
+Variants are lines of benchmarks/ablations.yaml. Each run is one of scripts/train.py, in a folder of its own. What is
+finished is not run again, and a run that was interrupted goes on from its last checkpoint. Validation decides: the
 table does not show the test split. It is also written to OUTPUT/table.md, with the commands in OUTPUT/runs.jsonl.
 """
 
