@@ -142,10 +142,10 @@ def flops_per_image(config: IGPTConfig) -> float:
 def peak_memory(name: str, size: int) -> float:
     """Peak resident memory in MB of a process that trains two steps, less that of one that only builds the model."""
     code = (
-        "import resource, sys; sys.path.insert(0, sys.argv[1]); import speed; "
-        "model = speed.{}_model(); base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
-        "step = speed.train_step(model, {}); step(); step(); "
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024)"
+        "import sys; sys.path.insert(0, sys.argv[1]); import speed; "
+        "peak = lambda: int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024; "
+        "model = speed.{}_model(); base = peak(); step = speed.train_step(model, {}); step(); step(); "
+        "print(peak() - base)"
     ).format({"stock": "stock", "ours": "our"}[name], size)
     here = os.path.dirname(os.path.abspath(__file__))
     return float(subprocess.run([sys.executable, "-c", code, here], check=True, capture_output=True, text=True).stdout)
