@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: install train test lint format clean
+.PHONY: install train explain test lint format clean
 
 install: .venv/installed  ## .venv with all that the scripts need
 
@@ -20,6 +20,9 @@ install: .venv/installed  ## .venv with all that the scripts need
 
 train: install  ## the seed model on the embedded Persian digits, in minutes, into runs/synthetic
 	$(BIN)/accelerate launch scripts/train.py --config configs/quick.yaml
+
+explain: install  ## one prediction of a tiny model, step by step, with all its numbers
+	$(BIN)/python scripts/explain.py
 
 test: .venv/installed-dev  ## every test
 	$(BIN)/python -m pytest -n auto --dist loadfile

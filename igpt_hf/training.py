@@ -433,6 +433,14 @@ class IGPTTrainer(Trainer):
                 swap_average(self.optimizer)
                 self.has_average = False
 
+    def get_eval_dataloader(self, *args, **kwargs):
+        """The likelihood is that of all images: `--dataloader_drop_last` is for training only."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
     def evaluate(self, *args, **kwargs):
         with self.averaged():
             return super().evaluate(*args, **kwargs)

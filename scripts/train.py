@@ -102,6 +102,8 @@ def main():
         results = collect_results(trainer, test, data_args.data)
         write_run(trainer, processor, splits, results, data_args)
         logger.info("%s: %s", args.output_dir, json.dumps(results, indent=2))
+    trainer.accelerator.wait_for_everyone()  # the others do not leave while the first one still writes
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,180 @@
+"""Explain one prediction of an Image GPT, step by step, with all its numbers.
+
+    python scripts/explain.py                   # the fifth token of a 6x6 picture
+    python scripts/explain.py --position 7      # another token
+
+The model has random weights and is so small that each vector fits in a line: 6x6 pixels, 9 tokens, embedding dimension
+4, one layer, one head. Each step is computed here from the weights and compared with what the model itself computes.
+"""
+
+import argparse
+import sys
+
+import numpy as np
+import torch
+
+from igpt_hf import DataError, IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
+from igpt_hf.neighborhood_igpt import context_ids, neighbor_index, neighborhood_offsets
+
+
+PICTURE = np.array(
+    [
+        [0, 0, 1, 1, 0, 0],
+        [0, 1, 0, 0, 1, 0],
+        [0, 1, 0, 0, 1, 0],
+        [0, 1, 0, 0, 1, 0],
+        [0, 1, 0, 0, 1, 0],
+        [0, 0, 1, 1, 0, 0],
+    ],
+    np.uint8,
+)
+LABEL = 1
+
+
+def tiny_model() -> IGPTForCausalImageModeling:
+    """Two classes, and random weights everywhere, also where training starts from zero."""
+    config = IGPTConfig(
+        image_size=6, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, neighborhood_radius=1, num_labels=2
+    )
+    model = IGPTForCausalImageModeling(config).eval()
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.6, generator=generator)
+    return model
+
+
+def show(name: str, vector: torch.Tensor):
+    print(f"  {name:<34} " + " ".join(f"{x:7.3f}" for x in vector.tolist()))
+
+
+def heading(text: str):
+    print(f"\n{text}\n{'-' * len(text)}")
+
+
+def explain_tokens(processor, tokens: torch.Tensor):
+    heading("1. The picture becomes tokens")
+    grid = tokens.view(3, 3).tolist()
+    for row in range(3):
+        for line in (2 * row, 2 * row + 1):
+            drawn = " ".join("".join("#" if p else "." for p in PICTURE[line, c : c + 2]) for c in (0, 2, 4))
+            print(f"  {drawn}" + (f"     tokens {grid[row]}" if line % 2 == 0 else ""))
+    block = PICTURE[0:2, 2:4].ravel().tolist()
+    terms = " + ".join(f"{bit}*{2**k}" for k, bit in enumerate(block))
+    print(f"  A token is a block of 2x2 pixels, read as a number: the second is {terms} = {grid[0][1]}.")
+    print("  So there are 2**4 = 16 tokens, and none of the picture is lost.")
+    assert np.array_equal(processor.decode_pixels(tokens[None])[0], PICTURE)
+
+
+def explain_embedding(model, ids: torch.Tensor, t: int) -> torch.Tensor:
+    heading(f"2. What position {t} is told")
+    config, embeddings = model.config, model.model.embeddings
+    print(f"  The sequence is [prompt] + tokens: {ids.tolist()}; {ids[0].item()} asks for class {LABEL}.")
+    print(f"  Position {t} predicts token {t}, which is {ids[t + 1].item()}. It is told the known tokens around it:")
+    context = context_ids(ids[None], torch.tensor([t]), config)[0, 0]
+    total = torch.zeros(config.hidden_size)
+    for (row, column), token, first in zip(
+        neighborhood_offsets(1), context.tolist(), embeddings.first_rows, strict=False
+    ):
+        vector = embeddings.context.weight[first + token]
+        what = "outside" if token == config.vocab_size else f"token {token}"
+        show(f"row {row:+d}, column {column:+d}: {what}", vector)
+        total = total + vector
+    prompt = embeddings.context.weight[embeddings.first_rows[-1] + context[-1]]
+    position = embeddings.position.weight[t]
+    show(f"the prompt, {context[-1].item()}", prompt)
+    show(f"position {t}", position)
+    hidden = total + prompt + position
+    show("h = their sum", hidden)
+    return hidden
+
+
+def explain_attention(model, hidden: torch.Tensor, t: int) -> torch.Tensor:
+    """All positions' hidden states (T, C) go in, since attention reads those before; position t's comes out."""
+    heading("3. Attention: the positions up to this one")
+    layer = model.model.layers[0]
+    normed = layer.attention_norm(hidden)
+    show("n = h / rms(h) * gain", normed[t])
+    query, key, value = layer.attention.qkv_proj(normed).chunk(3, dim=-1)  # (T, C) each
+    show("query = W_q n + b_q", query[t])
+    scores = key[: t + 1] @ query[t] * layer.attention.scaling
+    weights = scores.softmax(0)
+    show("scores = keys . query / sqrt(4)", scores)
+    show("weights = softmax(scores)", weights)
+    print(f"  Positions after {t} have no weight: the mask is causal, or the model could see what it is to predict.")
+    attended = weights @ value[: t + 1]
+    show("weighted sum of the values", attended)
+    places, is_inside = neighbor_index(torch.tensor([t]), model.config)
+    near = value[places[0]] * is_inside[0, :, None]  # (K, C)
+    mixed = (near * layer.attention.local_mixing.weight.T).sum(0)
+    show("local mixing of the neighbours", mixed)
+    hidden = hidden[t] + layer.attention.out_proj(attended + mixed)
+    show("h = h + W_o (both) + b_o", hidden)
+    return hidden
+
+
+def explain_mlp(model, hidden: torch.Tensor) -> torch.Tensor:
+    heading("4. The MLP")
+    layer = model.model.layers[0]
+    inner = torch.nn.functional.silu(layer.mlp.up_proj(layer.mlp_norm(hidden)))
+    show("16 numbers: silu(W_1 n + b_1), first 8", inner[:8])
+    hidden = hidden + layer.mlp.down_proj(inner)
+    show("h = h + W_2 (...) + b_2", hidden)
+    return hidden
+
+
+def explain_prediction(model, hidden: torch.Tensor, ids: torch.Tensor, t: int):
+    heading("5. Logits, probabilities, nats")
+    logits = model.lm_head(model.model.norm(hidden))
+    probabilities, token = logits.softmax(0), ids[t + 1].item()
+    for first in (0, 8):
+        show(f"logits of tokens {first} to {first + 7}", logits[first : first + 8])
+        show("  their probabilities", probabilities[first : first + 8])
+    nats = -probabilities[token].log().item()
+    print(f"  Token {token} came: probability {probabilities[token]:.4f}, so -ln p = {nats:.4f} nats.")
+    expected = model(input_ids=ids[None]).logits[0, t]
+    assert torch.allclose(logits, expected, atol=1e-5), "this page and the model disagree"
+    print("  (The model computes the same logits, to 1e-5.)")
+
+
+def explain_sum(model, ids: torch.Tensor):
+    heading("6. The whole picture")
+    nats = -model.token_log_likelihoods(ids[None])[0]
+    for t, value in enumerate(nats.tolist()):
+        print(f"  token {t}: {ids[t + 1].item():2d}   probability {np.exp(-value):.4f}   nats {value:.4f}")
+    labels = ids.clone()
+    labels[0] = -100  # the prompt is given, not predicted
+    loss = model(input_ids=ids[None], labels=labels[None]).loss.item()
+    total, reported = nats.sum().item(), -model.log_likelihood(ids[None]).item()
+    print(f"  Sum: {total:.4f} nats. model.log_likelihood says {-reported:.4f}.")
+    print(f"  The loss is their mean, {loss:.4f} nats per token; times {len(nats)} tokens: {loss * len(nats):.4f}.")
+    print(f"  Probability of the picture given its class: exp(-{total:.4f}) = {np.exp(-total):.3e}.")
+    print(f"  In bits per pixel: {total:.4f} / (36 ln 2) = {total / (36 * np.log(2)):.4f}.")
+    assert abs(total - reported) < 1e-4 and abs(loss * len(nats) - total) < 1e-4
+
+
+@torch.no_grad()
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--position", type=int, default=4, help="which token is predicted, from 0 to 8")
+    t = parser.parse_args().position
+    if not 0 <= t <= 8:
+        raise DataError(f"--position must lie between 0 and 8, got {t}.")
+    model = tiny_model()
+    processor = IGPTImageProcessor(image_size=6, num_labels=2)
+    ids = processor(PICTURE, class_labels=[LABEL])["input_ids"][0]  # (1 + 9,)
+
+    explain_tokens(processor, ids[1:])
+    everywhere = model.model.embeddings(context_ids(ids[None], torch.arange(9), model.config), torch.arange(9))[0]
+    hidden = explain_embedding(model, ids, t)
+    assert torch.allclose(hidden, everywhere[t], atol=1e-6)
+    hidden = explain_attention(model, everywhere, t)
+    hidden = explain_mlp(model, hidden)
+    explain_prediction(model, hidden, ids, t)
+    explain_sum(model, ids)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except DataError as error:
+        sys.exit(f"error: {error}")
