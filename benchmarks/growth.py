@@ -9,7 +9,11 @@ point, from which one thing at a time is changed, is the `xxs` preset at 28x28 p
 
 import argparse
 import json
+import os
 from pathlib import Path
+
+
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as scripts/train.py does
 
 import torch
 from speed import generation, images_per_second, likelihood, train_step

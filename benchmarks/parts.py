@@ -17,9 +17,10 @@ from unittest.mock import patch
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as scripts/train.py does
 
 import torch
+from speed import batch_for, train_step
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, modeling_igpt
-from igpt_hf.optimization import Muon, MuonAdamW
+from igpt_hf.optimization import Muon
 from igpt_hf.training import use_all_cores
 
 
@@ -37,12 +38,6 @@ def milliseconds(run, seconds: float) -> float:
     return 1e3 * statistics.median(times)
 
 
-def random_images(model, size: int) -> torch.Tensor:
-    config = model.config
-    tokens = torch.randint(0, config.vocab_size, (size, config.num_image_tokens))
-    return torch.cat([torch.full((size, 1), config.start_token_id), tokens], dim=1)
-
-
 def without_kernels():
     """Attention by the library's SDPA, local mixing by torch's convolution."""
     return patch.object(modeling_igpt, "is_kernel_usable", lambda *tensors: False)
@@ -57,19 +52,6 @@ def attention_layer(model, size: int):
     def run():
         mixed, _ = layer(hidden, positions)
         mixed.sum().backward()
-
-    return run
-
-
-def training_step(model, size: int):
-    """One step, as scripts/train.py takes it."""
-    ids, optimizer = random_images(model, size), MuonAdamW(model, lr=1e-2, muon_lr=2e-2, weight_decay=0.1)
-
-    def run():
-        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
 
     return run
 
@@ -103,9 +85,9 @@ def main():
 
     print(f"{threads} threads{'':50} ours      library")
     both("attention with mixing, 32 images, forward and backward", attention_layer, 32)
-    both("training step, 32 images", training_step, 32)
+    both("training step, 32 images", train_step, 32)
     model = IGPTForCausalImageModeling(IGPTConfig()).eval()
-    ids = random_images(model, 64)
+    ids = batch_for(model, 64)
     likelihood = milliseconds(lambda: model.log_likelihood(ids), seconds)
     with without_kernels():
         compare("log-likelihood, 64 images", likelihood, milliseconds(lambda: model.log_likelihood(ids), seconds))
