@@ -25,7 +25,7 @@ explain: install  ## one prediction of a tiny model, step by step, with all its 
 	$(BIN)/python scripts/explain.py
 
 test: .venv/installed-dev  ## every test
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -284,9 +284,9 @@ def test_stochastic_pixels_repeat_with_the_generator_and_differ_without():
 
 def test_a_saved_processor_is_the_same_when_loaded(tmp_path):
     settings = {"image_size": 24, "patch_size": 3, "num_labels": 4, "threshold": 0.3, "invert": "never"}
-    processor = IGPTImageProcessor(**settings, binarize="stochastic")
+    processor = IGPTImageProcessor(**settings, binarize="stochastic", margin=3)
     processor.save_pretrained(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["preprocessor_config.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"preprocessor_config.json", "image_processing_igpt.py"}
     loaded = IGPTImageProcessor.from_pretrained(tmp_path)
     automatic = AutoImageProcessor.from_pretrained(tmp_path)
     assert type(automatic) is IGPTImageProcessor
