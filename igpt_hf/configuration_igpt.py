@@ -7,7 +7,7 @@ from transformers.configuration_utils import PreTrainedConfig
 # Shapes only: everything else is shared. The last three are the paper's (Chen et al. 2020, section 3.4).
 PRESETS: dict[str, dict[str, int]] = {
     "xxs": {"hidden_size": 16, "num_hidden_layers": 8, "num_attention_heads": 2},
-    "xs": {"hidden_size": 64, "num_hidden_layers": 8, "num_attention_heads": 4},
+    "xs": {"hidden_size": 64, "num_hidden_layers": 8, "num_attention_heads": 8},
     "s": {"hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 8},
     "igpt-s": {"hidden_size": 512, "num_hidden_layers": 24, "num_attention_heads": 8},
     "igpt-m": {"hidden_size": 1024, "num_hidden_layers": 36, "num_attention_heads": 8},

@@ -9,14 +9,13 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList
 
-from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, attention_igpt
+from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, simd_igpt
 from igpt_hf.modeling_igpt import IGPTGuidanceLogitsProcessor
 from igpt_hf.sampling_igpt import is_sampler_usable, sample_images
 
 
-pytestmark = pytest.mark.skipif(attention_igpt.numba is None, reason="numba is not installed")
+pytestmark = pytest.mark.skipif(simd_igpt.numba is None, reason="numba is not installed")
 
-# Kernels are compiled for these sizes; those of the image, the neighbourhood and the depth need no other kernel.
 DEFAULT = {"image_size": 8, "num_hidden_layers": 2}
 PIXELS = {
     "patch_size": 1,
@@ -25,7 +24,6 @@ PIXELS = {
     "hidden_size": 32,
     "num_attention_heads": 4,
     "intermediate_size": 37,
-    "hidden_act": "gelu",
     "neighborhood_radius": 1,
 }
 LARGE_BLOCKS = {
@@ -316,9 +314,7 @@ def test_a_second_process_loads_the_compiled_kernel_from_disk():
     model = make_model(**DEFAULT)
     sample_images(model, make_prompts(model, 1))  # compiles, if no earlier run did
     script = (
-        "from igpt_hf import sampling_igpt as s;"
-        "kernel = s.make_kernel(16, 16, 2, 64, 16, 1.0, 1e-5);"
-        "print(sum(kernel.stats.cache_hits.values()))"
+        "from igpt_hf import sampling_igpt as s;kernel = s.make_kernel();print(sum(kernel.stats.cache_hits.values()))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout == "1\n" and "compiling" not in result.stderr

@@ -1,0 +1,650 @@
+"""All blocks of a small model on the CPU, forward and backward, compiled by numba: one image at a time, in the cache.
+
+torch runs a small model operation by operation over the whole batch: each result is written to memory and read again,
+and products of matrices with 16 columns leave most of the processor idle. Here an image goes through all blocks before
+the next one begins. What `IGPTBlock` computes, with rms(x) = x / sqrt(mean(x**2) + eps):
+
+    query, key, value = W rms(x) + b
+    a = x + W (attention(query, key, value) + mixing(value)) + b
+    y = a + W act(W rms(a) + b) + b
+
+and the gradients of all of it. The gains of the norms and the scale of the scores are multiplied into the matrices
+that follow them, outside (`stacked_weights`), where autograd takes care of them.
+
+Attention, for one head: the scores are in base 2, and a vector holds those of LANES queries (or keys) side by side.
+
+    e[i, j] = 2**(query[i] . key[j] - highest[i])    out[i] = inverse[i] sum_j e[i, j] value[j], inverse = 1 / sum_j e
+
+As in FlashAttention (Dao et al. 2022, https://arxiv.org/abs/2205.14135) the T x T matrix e is not kept for backward
+but computed again. With p[i, j] = inverse[i] e[i, j] and g = d loss / d out:
+
+    dscore[i, j] = p[i, j] (g[i] . value[j] - g[i] . out[i]) ln 2
+    dquery[i] = sum_j dscore[i, j] key[j]    dkey[j] = sum_i dscore[i, j] query[i]    dvalue[j] = sum_i p[i, j] g[i]
+
+Position t stands in row t of most arrays; in those of query, key and value in row FRONT + t, and the rows before it
+are zeros, so that a block of queries may begin, and a neighbour may lie, outside the image (row 0).
+
+A group of images is one task with a fixed order of operations: results do not depend on the number of threads.
+"""
+
+import functools
+import math
+
+import numpy as np
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+from .neighborhood_igpt import neighbor_index
+from .simd_igpt import (
+    LANES,
+    compile_kernel,
+    exp2,
+    fma,
+    from_lane,
+    is_numba_usable,
+    kernel,
+    load,
+    maximum,
+    numba,
+    run_tasks,
+    splat,
+    store,
+    total,
+    up_to_lane,
+)
+
+
+FRONT = LANES
+HEAD_SIZE = 8  # so many vectors of queries, gradients and sums fit into the registers together
+MAX_CHANNELS = 64  # beyond, torch's matrix products are as fast
+TASKS = 32  # gradients of the weights are summed for so many groups of images
+MATRICES = (2, 5, 7, 9)  # among the weights: of query, key and value; of the output; up; down
+SLOPES = {"quick_gelu": 1.702, "silu": 1.0, "swish": 1.0}  # act(x) = x sigmoid(slope x)
+LN_2, LOG2_E = np.float32(math.log(2)), math.log2(math.e)
+float32 = np.float32
+
+
+# --- matrices, norms, activation -------------------------------------------------------------------------------------
+
+
+@kernel
+def linear(x, weight, bias, out, first_row, adds):
+    """out[first_row + t] = x[t] weight + bias, plus what it was if `adds`."""
+    inputs, outputs = weight.shape
+    for o in range(0, outputs, LANES):
+        b = load(bias, 0, o)
+        for t in range(0, len(x), 8):
+            s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = b
+            for i in range(inputs):
+                w = load(weight, i, o)
+                s0 = fma(x[t, i], w, s0)
+                s1 = fma(x[t + 1, i], w, s1)
+                s2 = fma(x[t + 2, i], w, s2)
+                s3 = fma(x[t + 3, i], w, s3)
+                s4 = fma(x[t + 4, i], w, s4)
+                s5 = fma(x[t + 5, i], w, s5)
+                s6 = fma(x[t + 6, i], w, s6)
+                s7 = fma(x[t + 7, i], w, s7)
+            put_rows(out, first_row + t, o, s0, s1, s2, s3, adds)
+            put_rows(out, first_row + t + 4, o, s4, s5, s6, s7, adds)
+
+
+@kernel
+def add_outer(x, grad, first_row, dweight, dbias):
+    """dweight += sum_t x[t] (outer) grad[first_row + t], dbias += sum_t grad[first_row + t]"""
+    inputs, outputs = dweight.shape
+    for o in range(0, outputs, LANES):
+        for i in range(0, inputs, 8):
+            s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = splat(0)
+            for t in range(len(x)):
+                g = load(grad, first_row + t, o)
+                s0 = fma(x[t, i], g, s0)
+                s1 = fma(x[t, i + 1], g, s1)
+                s2 = fma(x[t, i + 2], g, s2)
+                s3 = fma(x[t, i + 3], g, s3)
+                s4 = fma(x[t, i + 4], g, s4)
+                s5 = fma(x[t, i + 5], g, s5)
+                s6 = fma(x[t, i + 6], g, s6)
+                s7 = fma(x[t, i + 7], g, s7)
+            put_rows(dweight, i, o, s0, s1, s2, s3, True)
+            put_rows(dweight, i + 4, o, s4, s5, s6, s7, True)
+        s0 = s1 = s2 = s3 = splat(0)
+        for t in range(first_row, first_row + len(x), 4):
+            s0 += load(grad, t, o)
+            s1 += load(grad, t + 1, o)
+            s2 += load(grad, t + 2, o)
+            s3 += load(grad, t + 3, o)
+        store(dbias, 0, o, load(dbias, 0, o) + ((s0 + s1) + (s2 + s3)))
+
+
+@kernel
+def put_rows(out, row, column, a, b, c, d, adds):
+    """Four vectors -> out[row : row + 4, column], added to what is there if `adds`."""
+    if adds:
+        a += load(out, row, column)
+        b += load(out, row + 1, column)
+        c += load(out, row + 2, column)
+        d += load(out, row + 3, column)
+    store(out, row, column, a)
+    store(out, row + 1, column, b)
+    store(out, row + 2, column, c)
+    store(out, row + 3, column, d)
+
+
+@kernel
+def normalize(x, eps, normed, scales):
+    """normed[t] = rms(x[t]); scales[t] is the factor."""
+    rows, size = x.shape
+    for t in range(rows):
+        squares = splat(0)
+        for c in range(0, size, LANES):
+            squares = fma(load(x, t, c), load(x, t, c), squares)
+        scales[t] = float32(1) / np.sqrt(total(squares) / float32(size) + eps)
+        for c in range(0, size, LANES):
+            store(normed, t, c, load(x, t, c) * splat(scales[t]))
+
+
+@kernel
+def add_normalize_gradient(normed, scales, grad, dx):
+    """dx[t] += d loss / d x[t], where grad is d loss / d rms(x)"""
+    rows, size = grad.shape
+    for t in range(rows):
+        products = splat(0)
+        for c in range(0, size, LANES):
+            products = fma(load(grad, t, c), load(normed, t, c), products)
+        mean = -total(products) / float32(size)
+        for c in range(0, size, LANES):
+            store(dx, t, c, fma(scales[t], fma(mean, load(normed, t, c), load(grad, t, c)), load(dx, t, c)))
+
+
+@kernel
+def activate(x, slope, slopes, wants_slopes):
+    """x = act(x) and, if wanted, slopes = act'(x)"""
+    one, lowest, rate = splat(1), splat(-60), splat(-slope * float32(LOG2_E))  # sigmoid(-60) is nearly 0
+    for t in range(len(x)):
+        for c in range(0, x.shape[1], LANES):
+            z = load(x, t, c)
+            sigmoid = one / (one + exp2(maximum(z, lowest) * rate))
+            y = z * sigmoid
+            store(x, t, c, y)
+            if wants_slopes:
+                store(slopes, t, c, fma(splat(slope) * y, one - sigmoid, sigmoid))
+
+
+@kernel
+def multiply(x, y):
+    """x *= y"""
+    for t in range(len(x)):
+        for c in range(0, x.shape[1], LANES):
+            store(x, t, c, load(x, t, c) * load(y, t, c))
+
+
+# --- attention -------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def take_columns(x, row, column, columns):
+    """columns[d, lane] = x[row + lane, column + d]"""
+    for lane in range(LANES):
+        for d in range(HEAD_SIZE):
+            columns[d, lane] = x[row + lane, column + d]
+
+
+@kernel
+def dot(c0, c1, c2, c3, c4, c5, c6, c7, x, row, column):
+    """sum_d columns[d] x[row, column + d]"""
+    near = fma(c0, x[row, column], fma(c1, x[row, column + 1], splat(0)))
+    near = fma(c2, x[row, column + 2], fma(c3, x[row, column + 3], near))
+    far = fma(c4, x[row, column + 4], fma(c5, x[row, column + 5], near))
+    return fma(c6, x[row, column + 6], fma(c7, x[row, column + 7], far))
+
+
+@kernel
+def attend(qkv, highest, inverse, out, scores, columns, length):
+    """Causal attention of all heads -> out (rows, C); `highest` and `inverse` (H, rows) are for backward."""
+    channels = out.shape[1]
+    for q in range(0, channels, HEAD_SIZE):
+        head, k, v = q // HEAD_SIZE, channels + q, 2 * channels + q
+        for start in range(-(-length % LANES), length, LANES):  # lane: query start + lane; the first block has fewest
+            take_columns(qkv, FRONT + start, q, columns)
+            q0, q1, q2, q3 = load(columns, 0, 0), load(columns, 1, 0), load(columns, 2, 0), load(columns, 3, 0)
+            q4, q5, q6, q7 = load(columns, 4, 0), load(columns, 5, 0), load(columns, 6, 0), load(columns, 7, 0)
+            most = splat(-np.inf)
+            for j in range(start + LANES):
+                s = dot(q0, q1, q2, q3, q4, q5, q6, q7, qkv, FRONT + j, k)
+                if j > start:
+                    s = from_lane(j - start, s, -np.inf)  # queries before the key
+                most = maximum(most, s)
+                store(scores, j, 0, s)
+
+            norm = t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = splat(0)
+            for j in range(start + LANES):
+                e, r = exp2(load(scores, j, 0) - most), FRONT + j
+                norm += e
+                t0 = fma(e, qkv[r, v], t0)
+                t1 = fma(e, qkv[r, v + 1], t1)
+                t2 = fma(e, qkv[r, v + 2], t2)
+                t3 = fma(e, qkv[r, v + 3], t3)
+                t4 = fma(e, qkv[r, v + 4], t4)
+                t5 = fma(e, qkv[r, v + 5], t5)
+                t6 = fma(e, qkv[r, v + 6], t6)
+                t7 = fma(e, qkv[r, v + 7], t7)
+            factor = splat(1) / norm
+            put_rows(columns, 0, 0, t0 * factor, t1 * factor, t2 * factor, t3 * factor, False)
+            put_rows(columns, 4, 0, t4 * factor, t5 * factor, t6 * factor, t7 * factor, False)
+            for lane in range(max(-start, 0), LANES):
+                for d in range(HEAD_SIZE):
+                    out[start + lane, q + d] = columns[d, lane]
+            store(columns, 0, 0, most)
+            store(columns, 1, 0, factor)
+            for lane in range(max(-start, 0), LANES):
+                highest[head, FRONT + start + lane] = columns[0, lane]
+                inverse[head, FRONT + start + lane] = columns[1, lane]
+
+
+@kernel
+def attend_backward(qkv, highest, inverse, out, grad, dqkv, deltas, columns, length):
+    """d loss / d out, in `grad` (FRONT + rows, C), -> d loss / d query, key and value, without what mixing adds."""
+    channels = out.shape[1]
+    for q in range(0, channels, HEAD_SIZE):
+        head, k, v = q // HEAD_SIZE, channels + q, 2 * channels + q
+        for i in range(length):
+            delta = float32(0)
+            for d in range(HEAD_SIZE):
+                delta += grad[FRONT + i, q + d] * out[i, q + d]
+            deltas[0, FRONT + i] = delta
+
+        for start in range(-(-length % LANES), length, LANES):  # lane: query start + lane
+            take_columns(qkv, FRONT + start, q, columns)
+            q0, q1, q2, q3 = load(columns, 0, 0), load(columns, 1, 0), load(columns, 2, 0), load(columns, 3, 0)
+            q4, q5, q6, q7 = load(columns, 4, 0), load(columns, 5, 0), load(columns, 6, 0), load(columns, 7, 0)
+            take_columns(grad, FRONT + start, q, columns)
+            g0, g1, g2, g3 = load(columns, 0, 0), load(columns, 1, 0), load(columns, 2, 0), load(columns, 3, 0)
+            g4, g5, g6, g7 = load(columns, 4, 0), load(columns, 5, 0), load(columns, 6, 0), load(columns, 7, 0)
+            most, delta = load(highest, head, FRONT + start), load(deltas, 0, FRONT + start)
+            t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = splat(0)
+            for j in range(start + LANES):
+                r = FRONT + j
+                s = dot(q0, q1, q2, q3, q4, q5, q6, q7, qkv, r, k)
+                if j > start:
+                    s = from_lane(j - start, s, -np.inf)
+                ds = exp2(s - most) * (dot(g0, g1, g2, g3, g4, g5, g6, g7, qkv, r, v) - delta)
+                t0 = fma(ds, qkv[r, k], t0)
+                t1 = fma(ds, qkv[r, k + 1], t1)
+                t2 = fma(ds, qkv[r, k + 2], t2)
+                t3 = fma(ds, qkv[r, k + 3], t3)
+                t4 = fma(ds, qkv[r, k + 4], t4)
+                t5 = fma(ds, qkv[r, k + 5], t5)
+                t6 = fma(ds, qkv[r, k + 6], t6)
+                t7 = fma(ds, qkv[r, k + 7], t7)
+            factor = load(inverse, head, FRONT + start) * splat(LN_2)
+            put_rows(columns, 0, 0, t0 * factor, t1 * factor, t2 * factor, t3 * factor, False)
+            put_rows(columns, 4, 0, t4 * factor, t5 * factor, t6 * factor, t7 * factor, False)
+            for lane in range(max(-start, 0), LANES):
+                for d in range(HEAD_SIZE):
+                    dqkv[FRONT + start + lane, q + d] = columns[d, lane]
+
+        for start in range(0, length, LANES):  # lane: key start + lane
+            take_columns(qkv, FRONT + start, k, columns)
+            k0, k1, k2, k3 = load(columns, 0, 0), load(columns, 1, 0), load(columns, 2, 0), load(columns, 3, 0)
+            k4, k5, k6, k7 = load(columns, 4, 0), load(columns, 5, 0), load(columns, 6, 0), load(columns, 7, 0)
+            take_columns(qkv, FRONT + start, v, columns)
+            v0, v1, v2, v3 = load(columns, 0, 0), load(columns, 1, 0), load(columns, 2, 0), load(columns, 3, 0)
+            v4, v5, v6, v7 = load(columns, 4, 0), load(columns, 5, 0), load(columns, 6, 0), load(columns, 7, 0)
+            t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = splat(0)
+            u0 = u1 = u2 = u3 = u4 = u5 = u6 = u7 = splat(0)
+            for i in range(start, length):
+                r = FRONT + i
+                s = dot(k0, k1, k2, k3, k4, k5, k6, k7, qkv, r, q) - splat(highest[head, r])
+                if i < start + LANES - 1:
+                    s = up_to_lane(i - start, s, -np.inf)  # keys after the query
+                p = exp2(s) * splat(inverse[head, r])
+                ds = p * (dot(v0, v1, v2, v3, v4, v5, v6, v7, grad, r, q) - splat(deltas[0, r]))
+                t0 = fma(ds, qkv[r, q], t0)
+                t1 = fma(ds, qkv[r, q + 1], t1)
+                t2 = fma(ds, qkv[r, q + 2], t2)
+                t3 = fma(ds, qkv[r, q + 3], t3)
+                t4 = fma(ds, qkv[r, q + 4], t4)
+                t5 = fma(ds, qkv[r, q + 5], t5)
+                t6 = fma(ds, qkv[r, q + 6], t6)
+                t7 = fma(ds, qkv[r, q + 7], t7)
+                u0 = fma(p, grad[r, q], u0)
+                u1 = fma(p, grad[r, q + 1], u1)
+                u2 = fma(p, grad[r, q + 2], u2)
+                u3 = fma(p, grad[r, q + 3], u3)
+                u4 = fma(p, grad[r, q + 4], u4)
+                u5 = fma(p, grad[r, q + 5], u5)
+                u6 = fma(p, grad[r, q + 6], u6)
+                u7 = fma(p, grad[r, q + 7], u7)
+            factor = splat(LN_2)
+            put_rows(columns, 0, 0, t0 * factor, t1 * factor, t2 * factor, t3 * factor, False)
+            put_rows(columns, 4, 0, t4 * factor, t5 * factor, t6 * factor, t7 * factor, False)
+            for lane in range(min(LANES, length - start)):
+                for d in range(HEAD_SIZE):
+                    dqkv[FRONT + start + lane, k + d] = columns[d, lane]
+            put_rows(columns, 0, 0, u0, u1, u2, u3, False)
+            put_rows(columns, 4, 0, u4, u5, u6, u7, False)
+            for lane in range(min(LANES, length - start)):
+                for d in range(HEAD_SIZE):
+                    dqkv[FRONT + start + lane, v + d] = columns[d, lane]
+
+
+@kernel
+def mix(qkv, weight, places, out):
+    """out[t] += sum_k weight[k] value[k-th neighbour of t]"""
+    neighbors, channels = weight.shape
+    for c in range(0, channels, LANES):
+        for t in range(len(places)):
+            s = load(out, t, c)
+            for k in range(neighbors):
+                s = fma(load(weight, k, c), load(qkv, places[t, k], 2 * channels + c), s)
+            store(out, t, c, s)
+
+
+@kernel
+def mix_backward(qkv, weight, places, grad, dqkv, dweight):
+    """Adds to d loss / d value, in dqkv, and to dweight."""
+    neighbors, channels = weight.shape
+    for c in range(0, channels, LANES):
+        v = 2 * channels + c
+        for k in range(0, neighbors, 4):
+            s0 = s1 = s2 = s3 = splat(0)
+            for t in range(len(places)):
+                g = load(grad, FRONT + t, c)
+                s0 = fma(g, load(qkv, places[t, k], v), s0)
+                s1 = fma(g, load(qkv, places[t, k + 1], v), s1)
+                s2 = fma(g, load(qkv, places[t, k + 2], v), s2)
+                s3 = fma(g, load(qkv, places[t, k + 3], v), s3)
+            put_rows(dweight, k, c, s0, s1, s2, s3, True)
+        for t in range(len(places)):
+            g = load(grad, FRONT + t, c)
+            for k in range(neighbors):
+                r = places[t, k]
+                store(dqkv, r, v, fma(load(weight, k, c), g, load(dqkv, r, v)))
+        store(dqkv, 0, v, splat(0))  # what was added for neighbours outside the image
+
+
+# --- embeddings ------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def embed(ids, table, position, context, out):
+    """Sum of the embeddings of a position, of the prompt ids[0] and of the known neighbours -> out (rows, C).
+
+    context (T, K + 1, 2) has for each neighbour, the prompt last, its place in `ids` and the first row of its part of
+    the table; a place of -1 is outside the image, and the row that stands for that.
+    """
+    for c in range(0, out.shape[1], LANES):
+        for t in range(len(context)):
+            s = load(position, t, c)
+            for k in range(context.shape[1]):
+                place, row = context[t, k, 0], context[t, k, 1]
+                s += load(table, row + (ids[place] if place >= 0 else 0), c)
+            store(out, t, c, s)
+
+
+@kernel
+def embed_backward(ids, context, grad, dtable, dposition):
+    """Adds to the gradients of the tables."""
+    for c in range(0, grad.shape[1], LANES):
+        for t in range(len(context)):
+            g = load(grad, t, c)
+            store(dposition, t, c, load(dposition, t, c) + g)
+            for k in range(context.shape[1]):
+                place, row = context[t, k, 0], context[t, k, 1]
+                row += ids[place] if place >= 0 else 0
+                store(dtable, row, c, load(dtable, row, c) + g)
+
+
+# --- blocks ----------------------------------------------------------------------------------------------------------
+
+
+def forward(ids, states, attendeds, statistics, weights, places, context, eps, slope, keeps, first, last):
+    """Images `first` to `last` - 1 through all blocks: states[image, layer] -> states[image, layer + 1].
+
+    Args:
+        ids: Prompt and tokens (B, T).
+        states: Inputs of the blocks and output of the last (B, L + 1, rows, C), zero in the rows from T on, of which
+            there are as many as make rows a multiple of LANES. Without `keeps` the last output only, (B, 1, rows, C).
+        attendeds, statistics: What backward needs besides, if `keeps`: results of attention (B, L, rows, C), and of
+            its softmax (B, L, 2 H, FRONT + rows). Otherwise empty.
+        weights: Tables of the context and of the positions (1, rows, C), then matrices (L, inputs, outputs), vectors
+            (L, 1, outputs) and the mixing's (L, K, C).
+        places: Rows of the neighbours (T, K); 0 is outside.
+        context: For `embed`.
+    """
+    table, position, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, down_w, down_b = weights
+    (rows, channels), inner = states.shape[2:], up_w.shape[2]
+    heads = channels // HEAD_SIZE
+    x, normed = np.empty((rows, channels), float32), np.empty((rows, channels), float32)
+    attended, mixed = np.zeros((rows, channels), float32), np.empty((rows, channels), float32)
+    qkv, hidden = np.zeros((FRONT + rows, 3 * channels), float32), np.empty((rows, inner), float32)
+    statistic, scales = np.zeros((2 * heads, FRONT + rows), float32), np.empty(rows, float32)
+    scores, columns = np.empty((rows + LANES, LANES), float32), np.empty((HEAD_SIZE, LANES), float32)
+    for image in range(first, last):
+        x[len(context) :] = float32(0)
+        embed(ids[image], table[0], position[0], context, x)
+        if keeps:
+            states[image, 0] = x
+        for layer in range(len(qkv_w)):
+            normalize(x, eps, normed, scales)
+            linear(normed, qkv_w[layer], qkv_b[layer], qkv, FRONT, False)
+            attend(qkv, statistic[:heads], statistic[heads:], attended, scores, columns, len(places))
+            mixed[:] = attended
+            mix(qkv, mixing[layer], places, mixed)
+            if keeps:
+                attendeds[image, layer], statistics[image, layer] = attended, statistic
+            linear(mixed, out_w[layer], out_b[layer], x, 0, True)
+            normalize(x, eps, normed, scales)
+            linear(normed, up_w[layer], up_b[layer], hidden, 0, False)
+            activate(hidden, slope, hidden, False)
+            linear(hidden, down_w[layer], down_b[layer], x, 0, True)
+            if keeps:
+                states[image, layer + 1] = x
+        if not keeps:
+            states[image, 0] = x
+
+
+def backward(
+    ids, states, attendeds, statistics, weights, transposed, places, context, eps, slope, dstates, grads, first, last
+):
+    """Groups `first` to `last` - 1: d loss / d output, in `dstates`, which is overwritten -> `grads`.
+
+    Args:
+        states, attendeds, statistics: As `forward` kept them. What else it computed is computed again.
+        transposed: The matrices of query, key and value, of the attention's output, up and down: (L, outputs, inputs).
+        dstates: (B, rows, C), zero in the rows after the last position.
+        grads: A gradient for each of the weights and each group of images (groups, L, ...), zero at first.
+    """
+    _, _, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, _, _ = weights
+    qkv_wt, out_wt, up_wt, down_wt = transposed
+    dtable, dposition, dqkv_w, dqkv_b, dmixing, dout_w, dout_b, dup_w, dup_b, ddown_w, ddown_b = grads
+    (rows, channels), inner, images = states.shape[2:], up_w.shape[2], len(states)
+    heads = channels // HEAD_SIZE
+    normed, scales = np.empty((rows, channels), float32), np.empty(rows, float32)  # of the attention's input
+    normed2, scales2 = np.empty((rows, channels), float32), np.empty(rows, float32)  # of the MLP's input
+    dnormed, after = np.empty((rows, channels), float32), np.empty((rows, channels), float32)
+    hidden, slopes = np.empty((rows, inner), float32), np.empty((rows, inner), float32)
+    dhidden, no_bias = np.empty((rows, inner), float32), np.zeros((1, max(channels, inner)), float32)
+    qkv, dqkv = np.zeros((FRONT + rows, 3 * channels), float32), np.zeros((FRONT + rows, 3 * channels), float32)
+    mixed, dmixed = np.empty((rows, channels), float32), np.zeros((FRONT + rows, channels), float32)
+    deltas, columns = np.zeros((1, FRONT + rows), float32), np.empty((HEAD_SIZE, LANES), float32)
+    for group in range(first, last):
+        for image in range(group * images // len(dqkv_w), (group + 1) * images // len(dqkv_w)):
+            dx = dstates[image]
+            for layer in range(len(qkv_w) - 1, -1, -1):
+                x, attended, statistic = states[image, layer], attendeds[image, layer], statistics[image, layer]
+                normalize(x, eps, normed, scales)
+                linear(normed, qkv_w[layer], qkv_b[layer], qkv, FRONT, False)
+                mixed[:], after[:] = attended, x
+                mix(qkv, mixing[layer], places, mixed)
+                linear(mixed, out_w[layer], out_b[layer], after, 0, True)
+                normalize(after, eps, normed2, scales2)
+                linear(normed2, up_w[layer], up_b[layer], hidden, 0, False)
+                activate(hidden, slope, slopes, True)
+
+                add_outer(hidden, dx, 0, ddown_w[group, layer], ddown_b[group, layer])
+                linear(dx, down_wt[layer], no_bias, dhidden, 0, False)
+                multiply(dhidden, slopes)
+                add_outer(normed2, dhidden, 0, dup_w[group, layer], dup_b[group, layer])
+                linear(dhidden, up_wt[layer], no_bias, dnormed, 0, False)
+                add_normalize_gradient(normed2, scales2, dnormed, dx)
+
+                add_outer(mixed, dx, 0, dout_w[group, layer], dout_b[group, layer])
+                linear(dx, out_wt[layer], no_bias, dmixed, FRONT, False)
+                attend_backward(
+                    qkv, statistic[:heads], statistic[heads:], attended, dmixed, dqkv, deltas, columns, len(places)
+                )
+                mix_backward(qkv, mixing[layer], places, dmixed, dqkv, dmixing[group, layer])
+                add_outer(normed, dqkv, FRONT, dqkv_w[group, layer], dqkv_b[group, layer])
+                linear(dqkv[FRONT:], qkv_wt[layer], no_bias, dnormed, 0, False)
+                add_normalize_gradient(normed, scales, dnormed, dx)
+            embed_backward(ids[image], context, dx, dtable[group, 0], dposition[group, 0])
+
+
+@functools.cache
+def make_kernels():
+    """Compile (forward, backward)."""
+    three, four, number = numba.float32[:, :, ::1], numba.float32[:, :, :, ::1], numba.int64
+    ids, places, context, real = number[:, ::1], number[:, ::1], number[:, :, ::1], numba.float32
+    kept, tables = (ids, four, four, four), (places, context, real, real)
+    weights, transposed, grads = (numba.types.UniTuple(*x) for x in ((three, 11), (three, 4), (four, 11)))
+    return (
+        compile_kernel(forward, (*kept, weights, *tables, numba.boolean, number, number)),
+        compile_kernel(backward, (*kept, weights, transposed, *tables, three, grads, number, number)),
+    )
+
+
+class Blocks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input_ids, places, context, eps, slope, *weights):
+        (batch, length), channels = input_ids.shape, weights[0].shape[2]
+        keeps, layers, rows = any(ctx.needs_input_grad), len(weights[2]), -(-length // LANES) * LANES
+        kept = (batch, layers) if keeps else (0, 0)
+        states = weights[0].new_empty(batch, layers + 1 if keeps else 1, rows, channels)
+        attendeds = states.new_empty(*kept, rows, channels)
+        statistics = states.new_empty(*kept, 2 * channels // HEAD_SIZE, FRONT + rows)
+        ctx.arrays = [tensor.numpy() for tensor in (input_ids, states, attendeds, statistics)]
+        ctx.weights = tuple(weight.detach().numpy() for weight in weights)
+        ctx.settings = (places.numpy(), context.numpy(), float32(eps), float32(slope))
+        run_tasks(functools.partial(make_kernels()[0], *ctx.arrays, ctx.weights, *ctx.settings, keeps), batch)
+        return states[:, -1, :length]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        batch, _, rows, channels = ctx.arrays[1].shape
+        dstates = grad.new_zeros(batch, rows, channels)
+        dstates[:, : grad.shape[1]] = grad
+        grads = [grad.new_zeros(min(batch, TASKS), *weight.shape) for weight in ctx.weights]
+        transposed = tuple(np.ascontiguousarray(ctx.weights[i].transpose(0, 2, 1)) for i in MATRICES)
+        arrays = (
+            *ctx.arrays,
+            ctx.weights,
+            transposed,
+            *ctx.settings,
+            dstates.numpy(),
+            tuple(x.numpy() for x in grads),
+        )
+        run_tasks(functools.partial(make_kernels()[1], *arrays), len(grads[0]))
+        return *[None] * 5, *(x.sum(0) for x in grads)
+
+
+def stacked_weights(embeddings, layers) -> tuple[torch.Tensor, ...]:
+    """The weights of all blocks as `forward` takes them; autograd leads back to the parameters.
+
+    The gains of the norms are multiplied into the matrices after them, log2(e) / sqrt(head size) into the queries.
+    """
+
+    def matrices(modules):
+        return torch.stack([module.weight.mT for module in modules])  # (L, inputs, outputs)
+
+    def vectors(modules):
+        return torch.stack([module.bias for module in modules])[:, None]  # (L, 1, outputs)
+
+    def gains(norms):
+        return torch.stack([norm.weight for norm in norms])[:, :, None]  # (L, inputs, 1)
+
+    attentions, mlps = [layer.attention for layer in layers], [layer.mlp for layer in layers]
+    qkv, out = [x.qkv_proj for x in attentions], [x.out_proj for x in attentions]
+    up, down = [x.up_proj for x in mlps], [x.down_proj for x in mlps]
+    scale = torch.ones(qkv[0].out_features)
+    scale[: qkv[0].in_features] = attentions[0].head_dim ** -0.5 * LOG2_E
+    if attentions[0].local_mixing is None:
+        mixing = torch.zeros(len(layers), 0, qkv[0].in_features)
+    else:
+        mixing = matrices([x.local_mixing for x in attentions])  # (L, K, C)
+    return (
+        *(embeddings.context.weight[None], embeddings.position.weight[None]),
+        *(matrices(qkv) * gains([layer.attention_norm for layer in layers]) * scale, vectors(qkv) * scale, mixing),
+        *(matrices(out), vectors(out)),
+        *(matrices(up) * gains([layer.mlp_norm for layer in layers]), vectors(up)),
+        *(matrices(down), vectors(down)),
+    )
+
+
+def neighbor_rows(length: int, config) -> torch.Tensor:
+    """Rows of the neighbours in query, key and value, (T, K); row 0, of zeros, stands for those outside."""
+    if config.neighborhood_radius == 0:
+        return torch.zeros(length, 0, dtype=torch.long)
+    places, is_inside = neighbor_index(torch.arange(length), config)
+    return torch.where(is_inside, FRONT + places, 0)
+
+
+def context_rows(length: int, first_rows: list[int], config) -> torch.Tensor:
+    """The table that `embed` reads, (T, K + 1, 2)."""
+    places, is_inside = neighbor_index(torch.arange(length), config, wraps=True)
+    rows = torch.tensor(first_rows[:-1]) + torch.where(is_inside, 0, config.vocab_size)
+    neighbors = torch.stack([torch.where(is_inside, places, -1), rows], dim=2)
+    prompt = torch.tensor([0, first_rows[-1]]).expand(length, 1, 2)
+    return torch.cat([neighbors, prompt], dim=1)
+
+
+def are_blocks_usable(model, input_ids: torch.Tensor) -> bool:
+    """Whether `run_blocks` computes what an IGPTModel's modules would: small, and nothing but themselves."""
+    config = model.config
+    return (
+        is_numba_usable()
+        and input_ids.device.type == "cpu"
+        and are_in_range(input_ids, config)
+        and config._attn_implementation == "sdpa"
+        and config.hidden_size == HEAD_SIZE * config.num_attention_heads <= MAX_CHANNELS
+        and config.hidden_size % LANES == config.intermediate_size % LANES == 0
+        and config.hidden_act in SLOPES
+        and not (model.training and (config.attention_dropout or model.layers[0].gradient_checkpointing))
+        and is_plain(model, config)
+    )
+
+
+def are_in_range(input_ids: torch.Tensor, config) -> bool:
+    """Whether ids (B, T) are those of prompts and tokens; the kernels do not check what they look up."""
+    if input_ids.dtype != torch.long or not 0 < input_ids.shape[1] <= config.max_position_embeddings:
+        return False
+    prompts, tokens = input_ids[:, 0], input_ids[:, 1:]
+    are_prompts = (prompts >= config.vocab_size) & (prompts <= config.start_token_id)
+    return bool(are_prompts.all() and ((tokens >= 0) & (tokens < config.vocab_size)).all())
+
+
+def run_blocks(model, input_ids: torch.LongTensor) -> torch.Tensor:
+    """Embeddings and all blocks of an IGPTModel, from the first position on: ids (B, T) -> float32 (B, T, C)."""
+    config, length, embeddings = model.config, input_ids.shape[1], model.embeddings
+    tables = neighbor_rows(length, config), context_rows(length, embeddings.first_rows, config)
+    constants = (*tables, config.rms_norm_eps, SLOPES[config.hidden_act])
+    return Blocks.apply(input_ids.contiguous(), *constants, *stacked_weights(embeddings, model.layers))
+
+
+def is_plain(model: nn.Module, config) -> bool:
+    """Whether all modules are the model's own, float32 on the CPU, and no hook or wrapper changes what they do."""
+    kinds = (nn.Linear, nn.Embedding, nn.ModuleList, type(ACT2FN[config.hidden_act]))
+    return all(
+        (type(module) in kinds or type(module).__name__.startswith("IGPT"))
+        and not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+        and all(
+            x is None or (x.dtype == torch.float32 and x.device.type == "cpu") for x in module._parameters.values()
+        )
+        for module in model.modules()
+    )
+
+
+__all__ = ["are_blocks_usable", "is_plain", "run_blocks"]

@@ -1,0 +1,260 @@
+"""Vectors of 16 floats for numba kernels: LANES numbers that one instruction works on, written as such.
+
+numba leaves it to the compiler to find loops that can be turned into vector instructions, and in a kernel of some size
+it finds few. Here a kernel says what it means: `load` a vector from a row of an array, `fma(a, b, c)` = a * b + c,
+`+ - *`, `store`. The compiler makes one AVX-512 instruction of each, or two with AVX2, or four with SSE or NEON.
+
+    s = splat(0)
+    for i in range(inputs):
+        s = fma(x[t, i], load(weight, i, first), s)  # a number times a vector of 16 weights
+    store(out, t, first, s)
+
+Without numba (`is_numba_usable()` is False) the names are here, for modules to import, but stand for nothing.
+"""
+
+import functools
+import operator
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+
+try:
+    import numba
+    from llvmlite import ir
+    from numba.core import cgutils, types
+    from numba.core.extending import intrinsic, lower_builtin, models, register_model, type_callable
+except ImportError:
+    numba = None
+    exp2 = fma = from_lane = highest = load = maximum = splat = store = total = up_to_lane = None
+
+LANES = 16
+
+
+def is_numba_usable() -> bool:
+    """Whether kernels can be compiled and called here."""
+    return numba is not None and not numba.config.DISABLE_JIT and not torch.compiler.is_compiling()
+
+
+def kernel(function):
+    """Marks a function that numba compiles for kernels to call; each has its own types, and is compiled when used."""
+    return function if numba is None else numba.njit(error_model="numpy", fastmath={"contract"})(function)
+
+
+def compile_kernel(function, signature):
+    """Compile a kernel for one signature; the result is kept on disk where that is possible, and holds no lock."""
+    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}  # contract: a * b + c rounds once
+    try:
+        return numba.njit(signature, cache=True, **options)(function)
+    except (RuntimeError, OSError, ImportError):  # no folder to cache in, or this file was cached under another name
+        return numba.njit(signature, **options)(function)
+
+
+@functools.cache
+def thread_pool(process, threads):
+    """One pool per process, since a forked process does not inherit the threads."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="igpt")
+
+
+def run_tasks(kernel, tasks: int):
+    """Call kernel(first, last) for all tasks, on torch's number of threads, this one among them."""
+    threads = max(1, min(torch.get_num_threads(), tasks))
+    share = max(1, tasks // (4 * threads))  # several shares per thread: one that is held up takes fewer of them
+    starts = iter(range(0, tasks, share))  # all threads draw from it
+
+    def work():
+        for start in starts:
+            kernel(start, min(start + share, tasks))
+
+    helpers = [thread_pool(os.getpid(), threads).submit(work) for _ in range(threads - 1)]
+    work()
+    for helper in helpers:
+        if not helper.cancel():  # it has begun
+            helper.result()
+
+
+if numba is not None:
+    floats, ints = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.IntType(32), LANES)
+
+    class Vector(types.Type):
+        """numba's type of 16 floats."""
+
+    vector = Vector("float32x16")
+
+    @register_model(Vector)
+    class VectorModel(models.PrimitiveModel):
+        def __init__(self, manager, numba_type):
+            super().__init__(manager, numba_type, floats)
+
+    def _constant(number, kind=floats):
+        return ir.Constant(kind, [number] * LANES)
+
+    def _splat(context, builder, kind, value):
+        """A number of any kind, or a vector, -> a vector."""
+        if isinstance(kind, Vector):
+            return value
+        number = context.cast(builder, value, kind, types.float32)
+        one = builder.insert_element(ir.Constant(floats, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
+        return builder.shuffle_vector(one, one, _constant(0, ints))
+
+    def _pointer(context, builder, signature, values):
+        """Address of array[row, column], where a row's numbers lie side by side."""
+        array = context.make_array(signature.args[0])(context, builder, values[0])
+        size = context.get_value_type(types.intp)
+        row, column = (
+            context.cast(builder, v, t, types.intp) for v, t in zip(values[1:3], signature.args[1:3], strict=True)
+        )
+        stride = cgutils.unpack_tuple(builder, array.shape)[1]
+        place = builder.add(builder.mul(row, stride, flags=("nsw",)), column, flags=("nsw",))
+        assert place.type == size
+        return builder.bitcast(builder.gep(array.data, [place], inbounds=True), floats.as_pointer())
+
+    @intrinsic
+    def load(typing, array, row, column):
+        """array[row, column : column + 16]; the array is C-contiguous, the indices are not negative."""
+
+        def generate(context, builder, signature, values):
+            return builder.load(_pointer(context, builder, signature, values), align=4)
+
+        return vector(array, row, column), generate
+
+    @intrinsic
+    def store(typing, array, row, column, value):
+        """array[row, column : column + 16] = value"""
+
+        def generate(context, builder, signature, values):
+            what = _splat(context, builder, signature.args[3], values[3])
+            builder.store(what, _pointer(context, builder, signature, values), align=4)
+            return context.get_dummy_value()
+
+        return types.void(array, row, column, value), generate
+
+    @intrinsic
+    def splat(typing, number):
+        """16 times the same number."""
+
+        def generate(context, builder, signature, values):
+            return _splat(context, builder, signature.args[0], values[0])
+
+        return vector(number), generate
+
+    @intrinsic
+    def fma(typing, a, b, c):
+        """a * b + c; numbers among them stand for vectors of 16 times themselves."""
+
+        def generate(context, builder, signature, values):
+            a, b, c = (_splat(context, builder, k, v) for k, v in zip(signature.args, values, strict=True))
+            name = f"llvm.fmuladd.v{LANES}f32"
+            function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(floats, [floats] * 3), name)
+            return builder.call(function, [a, b, c])
+
+        return vector(a, b, c), generate
+
+    @intrinsic
+    def maximum(typing, a, b):
+        """The larger of each two numbers."""
+
+        def generate(context, builder, signature, values):
+            a, b = (_splat(context, builder, k, v) for k, v in zip(signature.args, values, strict=True))
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        return vector(a, b), generate
+
+    def _choose(comparison):
+        """Make the generator of x where the lane's number compares with `lane` like that, otherwise another number."""
+
+        def generate(context, builder, signature, values):
+            lane, x, other = values
+            number = builder.trunc(context.cast(builder, lane, signature.args[0], types.intp), ir.IntType(32))
+            one = builder.insert_element(ir.Constant(ints, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
+            border = builder.shuffle_vector(one, one, _constant(0, ints))
+            lanes = ir.Constant(ints, list(range(LANES)))
+            other = _splat(context, builder, signature.args[2], other)
+            return builder.select(builder.icmp_signed(comparison, lanes, border), x, other)
+
+        return generate
+
+    @intrinsic
+    def from_lane(typing, lane, x, other):
+        """x in the lanes from `lane` on, `other` in those before."""
+        return vector(lane, x, other), _choose(">=")
+
+    @intrinsic
+    def up_to_lane(typing, lane, x, other):
+        """x in the lanes up to `lane`, `other` in those after."""
+        return vector(lane, x, other), _choose("<=")
+
+    @intrinsic
+    def exp2(typing, x):
+        """2**x for x <= 0, to a relative error of 2e-7; exactly 0 from -127 down."""
+
+        def generate(context, builder, signature, values):
+            (x,) = values
+            fmuladd = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(floats, [floats] * 3), f"llvm.fmuladd.v{LANES}f32"
+            )
+            low, magic = _constant(-127.0), _constant(1.5 * 2**23)
+            x = builder.select(builder.fcmp_ordered(">", x, low), x, low)
+            # The sum has no bits left for fractions: its last bits are n, x rounded to an integer.
+            shifted = builder.fadd(x, magic)
+            r = builder.fsub(x, builder.fsub(shifted, magic))  # x = n + r, |r| <= 1/2
+            p = _constant(float(np.float32(EXP2_POLYNOMIAL[0])))
+            for coefficient in EXP2_POLYNOMIAL[1:]:
+                p = builder.call(fmuladd, [p, r, _constant(float(np.float32(coefficient)))])
+            n = builder.shl(builder.bitcast(shifted, ints), _constant(23, ints))
+            return builder.bitcast(builder.add(builder.bitcast(p, ints), n), floats)  # adds n to p's exponent
+
+        return vector(vector), generate
+
+    @intrinsic
+    def total(typing, x):
+        """Sum of the 16 numbers."""
+
+        def generate(context, builder, signature, values):
+            kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), floats])
+            name = f"llvm.vector.reduce.fadd.v{LANES}f32"
+            function = cgutils.get_or_insert_function(builder.module, kind, name)
+            zero = ir.Constant(ir.FloatType(), -0.0)
+            return builder.call(function, [zero, values[0]], fastmath=("reassoc",))  # in any order
+
+        return types.float32(x), generate
+
+    @intrinsic
+    def highest(typing, x):
+        """The largest of the 16 numbers."""
+
+        def generate(context, builder, signature, values):
+            name = f"llvm.vector.reduce.fmax.v{LANES}f32"
+            kind = ir.FunctionType(ir.FloatType(), [floats])
+            return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), values)
+
+        return types.float32(x), generate
+
+    def _define(symbol, instruction):
+        @type_callable(symbol)
+        def typer(context):
+            def result(a, b):
+                if isinstance(a, Vector) and isinstance(b, Vector):
+                    return vector
+
+            return result
+
+        @lower_builtin(symbol, Vector, Vector)
+        def lower(context, builder, signature, values):
+            return getattr(builder, instruction)(*values)
+
+    for _symbol, _instruction in (
+        *((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"), (operator.truediv, "fdiv")),
+        *((operator.iadd, "fadd"), (operator.isub, "fsub"), (operator.imul, "fmul")),
+    ):
+        _define(_symbol, _instruction)
+
+# 2**r for |r| <= 1/2, highest power first: of the polynomials of degree 5 with p(0) = 1, the least relative error.
+EXP2_POLYNOMIAL = (1.326471444e-3, 9.671508966e-3, 5.550733740e-2, 2.402224214e-1, 6.931469776e-1, 1.0)
+
+__all__ = [
+    *("LANES", "compile_kernel", "exp2", "fma", "from_lane", "highest", "is_numba_usable", "kernel", "load"),
+    *("maximum", "numba", "run_tasks", "splat", "store", "total", "up_to_lane"),
+]

@@ -1,0 +1,192 @@
+"""The blocks compiled by numba equal the model's modules, in values and in gradients, whatever the threads."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, modeling_igpt, simd_igpt
+from igpt_hf.blocks_igpt import are_blocks_usable, run_blocks
+
+
+pytestmark = pytest.mark.skipif(simd_igpt.numba is None, reason="numba is not installed")
+
+SHAPES = [
+    {},  # 16 tokens: with the prompt one more than fit into one vector
+    {"image_size": 28},
+    {"image_size": 10, "neighborhood_radius": 0},
+    {"image_size": 6, "neighborhood_radius": 1, "hidden_act": "quick_gelu", "num_hidden_layers": 3},
+    {"hidden_size": 64, "num_attention_heads": 8, "intermediate_size": 32, "patch_size": 1},
+]
+
+
+@pytest.fixture(autouse=True)
+def restored_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def loss_and_gradients(model, ids):
+    """Logits, and d loss / d every parameter, of a loss that looks at every logit."""
+    model.zero_grad()
+    logits = model(input_ids=ids, use_cache=False).logits
+    weights = torch.linspace(-1, 1, logits.numel()).view_as(logits).cos()
+    (logits * weights).sum().backward()
+    return logits.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def same_bits(results, expected):
+    return torch.equal(results[0], expected[0]) and all(torch.equal(g, expected[1][n]) for n, g in results[1].items())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_logits_and_all_gradients_equal_those_of_the_modules(tiny_model, random_ids, monkeypatch, shape):
+    model = tiny_model(**shape)
+    for parameter in model.parameters():
+        parameter.data *= 0.5
+    ids = random_ids(model.config, n=5)
+    assert are_blocks_usable(model.model, ids)
+    logits, gradients = loss_and_gradients(model, ids)
+    monkeypatch.setattr(modeling_igpt, "are_blocks_usable", lambda *_: False)
+    expected_logits, expected = loss_and_gradients(model, ids)
+    torch.testing.assert_close(logits, expected_logits, rtol=1e-5, atol=1e-5)
+    for name, gradient in gradients.items():
+        assert expected[name].abs().max() > 0, name
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5 * expected[name].abs().max().item())
+
+
+def test_sequences_may_be_shorter_than_an_image(tiny_model, random_ids, monkeypatch):
+    model, results = tiny_model(), []
+    ids = random_ids(model.config, n=2)
+    for length in (1, 7, 16):
+        results.append(model(input_ids=ids[:, :length], use_cache=False).logits)
+    monkeypatch.setattr(modeling_igpt, "are_blocks_usable", lambda *_: False)
+    for logits in results:
+        expected = model(input_ids=ids[:, : logits.shape[1]], use_cache=False).logits
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_scores_of_magnitude_100_and_more_stay_accurate(tiny_model, random_ids):
+    model = tiny_model()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.attention.qkv_proj.weight[:32] *= 12
+    ids = random_ids(model.config)
+    logits = model(input_ids=ids, use_cache=False).logits
+    exact = model.double()(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(logits.double(), exact, rtol=1e-3, atol=1e-3)
+
+
+def test_the_future_does_not_change_a_single_bit(tiny_model, random_ids):
+    model = tiny_model(image_size=28)
+    ids = random_ids(model.config, n=2)
+    changed = ids.clone()
+    changed[:, 100:] = (changed[:, 100:] + 5) % model.config.vocab_size
+    with torch.no_grad():
+        before, after = (model(input_ids=x, use_cache=False).logits for x in (ids, changed))
+    assert torch.equal(before[:, :100], after[:, :100])
+    assert not torch.equal(before[:, 100:], after[:, 100:])
+
+
+def test_results_are_bit_identical_from_run_to_run_and_for_every_number_of_threads(tiny_model, random_ids):
+    model = tiny_model()
+    ids = random_ids(model.config, n=45)  # more than there are groups of images
+    expected = loss_and_gradients(model, ids)
+    for threads in (1, 1, 2, 3):
+        torch.set_num_threads(threads)
+        assert same_bits(loss_and_gradients(model, ids), expected)
+
+
+def test_an_image_gets_the_same_bits_alone_and_in_a_batch_with_and_without_gradients(tiny_model, random_ids):
+    model = tiny_model()
+    ids = random_ids(model.config, n=4)
+    together = model(input_ids=ids, use_cache=False).logits
+    assert torch.equal(together[2:3], model(input_ids=ids[2:3], use_cache=False).logits)
+    with torch.no_grad():
+        assert torch.equal(together, model(input_ids=ids, use_cache=False).logits)
+
+
+def test_several_python_threads_may_call_at_once(tiny_model, random_ids):
+    model = tiny_model()
+    ids, results = random_ids(model.config, n=12), {}
+    expected = model.log_likelihood(ids)
+
+    def work(name):
+        results[name] = model.log_likelihood(ids)
+
+    workers = [threading.Thread(target=work, args=(name,)) for name in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(results) == 4 and all(torch.equal(result, expected) for result in results.values())
+
+
+def test_not_a_number_is_passed_on_and_not_hidden(tiny_model, random_ids):
+    model = tiny_model()
+    model.model.layers[1].mlp.up_proj.weight.data[3, 3] = float("nan")
+    assert model(input_ids=random_ids(model.config), use_cache=False).logits.isnan().all()
+
+
+def test_gradients_of_gradients_are_refused_not_wrong(tiny_model, random_ids):
+    model = tiny_model()
+    loss = run_blocks(model.model, random_ids(model.config)).square().sum()
+    weight = model.model.layers[0].mlp.up_proj.weight
+    (gradient,) = torch.autograd.grad(loss, weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_only_whole_plain_float32_sequences_on_the_cpu_are_taken(tiny_model, random_ids):
+    model = tiny_model()
+    ids = random_ids(model.config)
+    assert are_blocks_usable(model.model, ids)
+    for wrong in (ids.int(), ids[:, 1:], ids + 11, torch.cat([ids, ids[:, 1:]], dim=1), ids.to("meta")):
+        assert not are_blocks_usable(model.model, wrong)
+    assert not are_blocks_usable(tiny_model(attention_dropout=0.1).train().model, ids)
+    assert are_blocks_usable(tiny_model(attention_dropout=0.1).model, ids)
+    assert not are_blocks_usable(tiny_model(hidden_act="relu").model, ids)
+    assert not are_blocks_usable(tiny_model(num_attention_heads=4).model, ids)
+    assert not are_blocks_usable(tiny_model().bfloat16().model, ids)
+    hooked = tiny_model().model
+    handle = hooked.layers[0].register_forward_hook(lambda *_: None)
+    assert not are_blocks_usable(hooked, ids)
+    handle.remove()
+    assert are_blocks_usable(hooked, ids)
+    hooked.layers[0].mlp.act = nn.ReLU()
+    assert not are_blocks_usable(hooked, ids)
+    eager = tiny_model()
+    eager.set_attn_implementation("eager")
+    assert not are_blocks_usable(eager.model, ids)
+
+
+def test_a_second_process_loads_the_compiled_kernels_from_disk(tiny_model, random_ids):
+    loss_and_gradients(tiny_model(), random_ids(tiny_model().config))  # compiles, if no earlier run did
+    script = (
+        "from igpt_hf import blocks_igpt as b;"
+        "print([sum(kernel.stats.cache_hits.values()) for kernel in b.make_kernels()])"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout == "[1, 1]\n"
+
+
+def test_without_numba_the_model_gives_the_same_likelihoods(tmp_path):
+    torch.manual_seed(3)
+    model = IGPTForCausalImageModeling(IGPTConfig(image_size=8, num_hidden_layers=2))
+    torch.nn.init.normal_(model.lm_head.weight)
+    ids = torch.cat([torch.tensor([[16], [26]]), torch.arange(32).view(2, 16) % 16], dim=1)
+    model.save_pretrained(tmp_path)
+    script = (
+        "import sys; sys.modules['numba'] = None;"  # makes `import numba` raise ImportError
+        "import torch; from igpt_hf import IGPTForCausalImageModeling as M; from igpt_hf.blocks_igpt import *;"
+        f"model = M.from_pretrained({str(tmp_path)!r}); ids = torch.tensor({ids.tolist()});"
+        "print(are_blocks_usable(model.model, ids), *model.log_likelihood(ids).tolist())"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    usable, *nats = run.stdout.split()
+    assert usable == "False"
+    torch.testing.assert_close(torch.tensor([*map(float, nats)]), model.log_likelihood(ids).float(), rtol=0, atol=1e-4)
