@@ -400,7 +400,7 @@ def embed_backward(ids, context, grad, dtable, dposition):
 # --- blocks ----------------------------------------------------------------------------------------------------------
 
 
-def forward(ids, states, attendeds, statistics, weights, places, context, eps, slope, keeps, first, last):
+def blocks_forward(ids, states, attendeds, statistics, weights, places, context, eps, slope, keeps, first, last):
     """Images `first` to `last` - 1 through all blocks: states[image, layer] -> states[image, layer + 1].
 
     Args:
@@ -446,13 +446,13 @@ def forward(ids, states, attendeds, statistics, weights, places, context, eps, s
             states[image, 0] = x
 
 
-def backward(
+def blocks_backward(
     ids, states, attendeds, statistics, weights, transposed, places, context, eps, slope, dstates, grads, first, last
 ):
     """Groups `first` to `last` - 1: d loss / d output, in `dstates`, which is overwritten -> `grads`.
 
     Args:
-        states, attendeds, statistics: As `forward` kept them. What else it computed is computed again.
+        states, attendeds, statistics: As `blocks_forward` kept them. What else it computed is computed again.
         transposed: The matrices of query, key and value, of the attention's output, up and down: (L, outputs, inputs).
         dstates: (B, rows, C), zero in the rows after the last position.
         grads: A gradient for each of the weights and each group of images (groups, L, ...), zero at first.
@@ -511,8 +511,8 @@ def make_kernels():
     kept, tables = (ids, four, four, four), (places, context, real, real)
     weights, transposed, grads = (numba.types.UniTuple(*x) for x in ((three, 11), (three, 4), (four, 11)))
     return (
-        compile_kernel(forward, (*kept, weights, *tables, numba.boolean, number, number)),
-        compile_kernel(backward, (*kept, weights, transposed, *tables, three, grads, number, number)),
+        compile_kernel(blocks_forward, (*kept, weights, *tables, numba.boolean, number, number)),
+        compile_kernel(blocks_backward, (*kept, weights, transposed, *tables, three, grads, number, number)),
     )
 
 
@@ -552,7 +552,7 @@ class Blocks(torch.autograd.Function):
 
 
 def stacked_weights(embeddings, layers) -> tuple[torch.Tensor, ...]:
-    """The weights of all blocks as `forward` takes them; autograd leads back to the parameters.
+    """The weights of all blocks as `blocks_forward` takes them; autograd leads back to the parameters.
 
     The gains of the norms are multiplied into the matrices after them, log2(e) / sqrt(head size) into the queries.
     """

@@ -20,8 +20,6 @@ neither on the number of threads nor on the other images.
 """
 
 import functools
-import logging
-import threading
 
 import numpy as np
 import torch
@@ -52,7 +50,6 @@ MAX_HIDDEN_SIZE, MAX_VOCAB_SIZE = 128, 512  # beyond, torch's matrix products wi
 SLOTS = 4  # even: with guidance an image takes two
 DEFAULTS = (1.0, 0, 1.0, 0.0, 1.0)  # temperature, top_k, top_p, min_p, guidance_scale
 float32 = np.float32
-logger = logging.getLogger(__name__)
 
 
 @kernel
@@ -166,7 +163,9 @@ def pick(scores, uniform, settings, order, weights):
     return token
 
 
-def complete(weights, tables, shape, constants, start_token, ids, given, noise, settings, log_probs, first, last):
+def complete_images(
+    weights, tables, shape, constants, start_token, ids, given, noise, settings, log_probs, first, last
+):
     """Complete images `first` to `last` - 1.
 
     Args:
@@ -255,19 +254,13 @@ def complete(weights, tables, shape, constants, start_token, ids, given, noise, 
 
 @functools.cache
 def make_kernel():
-    """Compile `complete`."""
+    """Compile `complete_images`."""
     number, real, types = numba.int64, numba.float32, numba.types
     weights, tables = types.UniTuple(real[:, :, ::1], 13), types.Tuple((number[:, ::1], number[:, :, ::1]))
     matrix, numbers = number[:, ::1], numba.float64[:, ::1]
     sizes = (weights, tables, types.UniTuple(number, 3), types.UniTuple(real, 2), number)
     signature = (*sizes, matrix, number, numbers, types.UniTuple(numba.float64, 5), numbers, number, number)
-    message = "compiling the sampler; it is kept on disk, so only once"
-    timer = threading.Timer(2, logger.warning, [message])  # loading from disk does not take that long
-    timer.start()
-    try:
-        return compile_kernel(complete, signature)
-    finally:
-        timer.cancel()
+    return compile_kernel(complete_images, signature)
 
 
 def padded(size: int) -> int:
@@ -277,7 +270,7 @@ def padded(size: int) -> int:
 
 @torch.no_grad()
 def padded_weights(model) -> tuple[np.ndarray, ...]:
-    """The model's weights as `complete` takes them: those of `stacked_weights` and of the head, padded with zeros."""
+    """The weights as `complete_images` takes them: those of `stacked_weights` and of the head, padded with zeros."""
 
     def pad(weight, inputs, outputs, parts=1):
         """(L, i, parts * o) -> (L, inputs, parts * outputs)"""

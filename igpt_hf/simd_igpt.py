@@ -13,8 +13,10 @@ Without numba (`is_numba_usable()` is False) the names are here, for modules to 
 """
 
 import functools
+import logging
 import operator
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -31,6 +33,7 @@ except ImportError:
     exp2 = fma = from_lane = highest = load = maximum = splat = store = total = up_to_lane = None
 
 LANES = 16
+logger = logging.getLogger(__name__)
 
 
 def is_numba_usable() -> bool:
@@ -44,12 +47,17 @@ def kernel(function):
 
 
 def compile_kernel(function, signature):
-    """Compile a kernel for one signature; the result is kept on disk where that is possible, and holds no lock."""
+    """Compile a kernel for one signature, and say so if it takes long: it is kept on disk where that is possible."""
+    message = f"compiling `{function.__name__}` for this processor, once; the result is kept on disk"
+    timer = threading.Timer(2, logger.warning, [message])  # loading from disk does not take that long
+    timer.start()
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}  # contract: a * b + c rounds once
     try:
         return numba.njit(signature, cache=True, **options)(function)
     except (RuntimeError, OSError, ImportError):  # no folder to cache in, or this file was cached under another name
         return numba.njit(signature, **options)(function)
+    finally:
+        timer.cancel()
 
 
 @functools.cache
