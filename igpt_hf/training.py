@@ -26,6 +26,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, 
 
 from .configuration_igpt import PRESETS, IGPTConfig
 from .errors import DataError
+from .hub import ask_hub, push_folder
 from .image_processing_igpt import pixels_to_tokens
 from .optimization import MuonAdamW, average_weights, swap_average
 from .stock import STOCK_PRESET
@@ -241,6 +242,10 @@ class IGPTTrainingArguments(TrainingArguments):
     data_seed: int | None = field(default=None, metadata={"help": "Order of the images; `seed` unless given."})
     logging_steps: float = field(default=50, metadata={"help": "Log the running training loss every so many steps."})
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "The batches are small."})
+    hub_strategy: str = field(
+        default="end",
+        metadata={"help": "With --push_to_hub: at the end, with the card; or what else the library has."},
+    )
     # The Trainer writes this into the config that it saves; while training, `collate` switches the cache off.
     use_cache: bool = field(default=True, metadata={"help": "Saved with the model: generate with a cache."})
 
@@ -433,6 +438,24 @@ class IGPTTrainer(Trainer):
                 "anew."
             )
         return loss
+
+    def init_hf_repo(self, *args, **kwargs):
+        repo = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        ask_hub(lambda: super(IGPTTrainer, self).init_hf_repo(*args, **kwargs), repo, self.args.hub_token)
+
+    def push_to_hub(self, commit_message: str = "End of training", **kwargs) -> str | None:
+        """Upload what scripts/push_to_hub.py uploads, with the run's card as it is, not one of the library's.
+
+        Raises DataError where the Hub refuses or cannot be reached; the folder stays as it is.
+        """
+        if self.hub_model_id is None:
+            self.init_hf_repo()
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        args = self.args
+        about = {"private": args.hub_private_repo, "revision": args.hub_revision, "token": args.hub_token}
+        return push_folder(Path(args.output_dir), self.hub_model_id, message=commit_message, **about)
 
     def _run_epoch(self, **kwargs):
         if not self.control.should_training_stop:  # set at the start where a resumed run has had its --max_minutes

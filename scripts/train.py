@@ -101,14 +101,16 @@ def main():
     trainer.train(resume_from_checkpoint=checkpoint)
     test_split = TokenDataset(tokens["test"], config, seed=args.seed)
     test = trainer.evaluate(test_split, metric_key_prefix="test")
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # which does not push: the card is not there yet
     trainer.save_state()
 
-    # 4. Results, pictures, card.
+    # 4. Results, pictures, card; then the Hub, with --push_to_hub.
     if trainer.is_world_process_zero():
         results = collect_results(trainer, test, data_args.data)
         write_run(trainer, processor, splits, results, data_args)
         logger.info("%s: %s", args.output_dir, json.dumps(results, indent=2))
+        if args.push_to_hub:
+            logger.info("pushed: %s", trainer.push_to_hub())
     trainer.accelerator.wait_for_everyone()  # the others do not leave while the first one still writes
     trainer.accelerator.end_training()
 
