@@ -88,7 +88,7 @@ class BinaryImageGenerationPipeline(Pipeline):
         if isinstance(item, Image.Image | np.ndarray | torch.Tensor | os.PathLike | str):
             return False
         raise ValueError(
-            f"an input is None, a class's index or name, a picture (PIL, path, array) or a list of these, got {item!r}."
+            f"an input is None, a class (index or name), a picture (PIL, path, array), or a list of them; got {item!r}"
         )
 
     def _class_names(self) -> dict[str, int]:

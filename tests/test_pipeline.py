@@ -78,7 +78,7 @@ def test_what_cannot_be_drawn_is_refused_in_words(draw):
     with pytest.raises(ValueError, match="either classes or pictures"):
         draw([0, Image.new("L", (8, 8))])
     for nothing in (3.5, {"a": 1}, (0, 1), b"cat", [[0]]):
-        with pytest.raises(ValueError, match="an input is None, a class's index or name, a picture"):
+        with pytest.raises(ValueError, match="an input is None, a class .index or name., a picture"):
             draw(nothing)
     for setting in ({"keep_rows": 4}, {"class_label": 1}):
         with pytest.raises(ValueError, match="go with a picture to complete, not with a class"):
