@@ -1,7 +1,13 @@
 """Configuration of the Image GPT for binary images, and its presets."""
 
+from typing import TYPE_CHECKING
+
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
+
+
+if TYPE_CHECKING:  # never run; the library copies what is named here along with a checkpoint
+    from .pipeline_igpt import BinaryImageGenerationPipeline  # noqa: F401
 
 
 # Shapes only: everything else is shared. The last three are the paper's (Chen et al. 2020, section 3.4).
@@ -141,6 +147,21 @@ class IGPTConfig(PreTrainedConfig):
     def max_position_embeddings(self) -> int:
         """Length of a whole sequence: the prompt and the image."""
         return 1 + self.num_image_tokens
+
+    @property
+    def custom_pipelines(self) -> dict:
+        """Where `transformers.pipeline` finds a checkpoint's own pipeline, for those who trust its code.
+
+        Where the package is installed there is no entry: its pipeline is registered, and nobody's trust is asked for.
+        """
+        if not __name__.startswith("transformers_modules."):
+            return {}
+        implementation = {"impl": "pipeline_igpt.BinaryImageGenerationPipeline", "pt": ["AutoModelForCausalLM"]}
+        return {"binary-image-generation": {**implementation, "type": "image"}}
+
+    @custom_pipelines.setter
+    def custom_pipelines(self, value):
+        """Nothing to keep: `Pipeline.save_pretrained` sets what is known already."""
 
 
 __all__ = ["PRESETS", "IGPTConfig"]

@@ -1,7 +1,10 @@
 """The `binary-image-generation` pipeline: a class, or half a picture, in; pictures out."""
 
 import os
+from numbers import Integral
 
+import numpy as np
+import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, Pipeline, set_seed
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -32,6 +35,9 @@ class BinaryImageGenerationPipeline(Pipeline):
     _pipeline_calls_generate = True
 
     def _sanitize_parameters(self, keep_rows=None, class_label=None, **generate_kwargs):
+        count = generate_kwargs.get("num_return_sequences")
+        if count is not None and count < 1:
+            raise ValueError(f"num_return_sequences must be at least 1, got {count}.")
         known = {"keep_rows": keep_rows, "class_label": class_label}
         return {name: value for name, value in known.items() if value is not None}, generate_kwargs, {}
 
@@ -47,7 +53,7 @@ class BinaryImageGenerationPipeline(Pipeline):
             class_label: With a picture: the class, by index or name, that the rest is to be of.
 
         Raises:
-            ValueError: A class that there is none of, or rows that do not fit.
+            ValueError: A class that there is none of, rows that do not fit, or something that is no input.
         """
         if seed is not None:
             set_seed(seed)
@@ -55,7 +61,9 @@ class BinaryImageGenerationPipeline(Pipeline):
             are_classes = {self._is_class(item) for item in inputs}
             if len(are_classes) > 1:
                 raise ValueError("a list holds either classes or pictures to complete: prompts of one length.")
-            batch_size = batch_size or min(256, len(inputs))
+            if not inputs:
+                return []
+            batch_size = min(256, len(inputs)) if batch_size is None else batch_size
         return super().__call__(inputs, batch_size=batch_size, **kwargs)
 
     def preprocess(self, inputs, keep_rows: int | None = None, class_label=None):
@@ -65,18 +73,31 @@ class BinaryImageGenerationPipeline(Pipeline):
         label = self._class_index(inputs if is_class else class_label)
         labels = None if label is None else [label]
         if is_class:
+            if keep_rows is not None or class_label is not None:
+                raise ValueError("keep_rows and class_label go with a picture to complete, not with a class.")
             return processor.prompt(class_labels=labels)
         rows = processor.grid_size // 2 * processor.patch_size if keep_rows is None else keep_rows
         return processor.prompt(class_labels=labels, images=inputs, keep_rows=rows)
 
     def _is_class(self, item) -> bool:
-        """Whether an input asks for a class, or for any; a text is a path if there is such a file."""
-        return item is None or isinstance(item, int) or (isinstance(item, str) and not os.path.isfile(item))
+        """Whether an input asks for a class, or for any; a text that is no class's name is a path if there is one."""
+        if isinstance(item, str) and (item in self._class_names() or not os.path.isfile(item)):
+            return True
+        if item is None or isinstance(item, Integral):
+            return True
+        if isinstance(item, Image.Image | np.ndarray | torch.Tensor | os.PathLike | str):
+            return False
+        raise ValueError(
+            f"an input is None, a class (index or name), a picture (PIL, path, array), or a list of them; got {item!r}"
+        )
+
+    def _class_names(self) -> dict[str, int]:
+        return {str(name): index for index, name in self.model.config.id2label.items()}
 
     def _class_index(self, label) -> int | None:
-        if not isinstance(label, str):
-            return label  # an index, or None for any class; the processor checks it
-        names = {str(name): index for index, name in self.model.config.id2label.items()}
+        if not isinstance(label, str):  # an index, or None for any class; the processor checks it
+            return int(label) if isinstance(label, Integral) and not isinstance(label, bool) else label
+        names = self._class_names()
         if label not in names:
             raise ValueError(f"{label!r} is no class ({', '.join(names)}), and no file.")
         return names[label]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
+from . import __version__
 from .model_card import hardware, make_model_card, versions
 from .plots import completion_sheet, loss_curve, sample_sheet
 from .training import DataArguments, LossHistory, Stopwatch
@@ -66,37 +67,61 @@ def write_run(trainer, processor, splits, results: dict, data_args: DataArgument
 
 
 def _card_facts(trainer, processor, splits, results: dict, data_args: DataArguments, history: LossHistory) -> dict:
-    args, config = trainer.args, trainer.model.config
+    args, config, num_pixels = trainer.args, trainer.model.config, processor.image_size**2
     split_facts = []
     for name, split in splits.items():
         nats = results[f"{name}_nats_per_image"]
-        bits = nats / (config.num_pixels * math.log(2))
+        facts = {"name": name, "num_images": len(split), "nats": nats, "bits": nats / (num_pixels * math.log(2))}
         # The nats of the training split are those of the part that is evaluated beside the validation split.
-        measured = len(trainer.eval_dataset["train"]) if name == "train" else len(split)
-        facts = {"name": name, "num_images": len(split), "num_measured": measured, "nats": nats, "bits": bits}
+        facts["num_measured"] = len(trainer.eval_dataset["train"]) if name == "train" else len(split)
+        facts["stderr"] = results.get(f"{name}_nats_per_image_stderr")
         split_facts.append(facts)
     return {
-        **config.to_dict(),
         **results,
         "name": Path(args.output_dir).name,
         "model_id": args.output_dir,
-        "vocab_size": config.vocab_size,
-        "num_pixels": config.num_pixels,
-        "num_labels": config.num_labels,
-        "sequence_length": config.max_position_embeddings,
-        "class_names": ", ".join(config.id2label.values()),
-        "protocol": f"binarised by {data_args.binarize}"
-        + (f" at {data_args.threshold} of full grey" if data_args.binarize == "threshold" else "")
-        + (f"; tight crops have a margin of {processor.margin} pixels" if processor.margin else ""),
+        "is_stock": config.model_type == "imagegpt",
+        "source": data_args.data,
+        "num_images": sum(len(split) for split in splits.values()),
         "splits": split_facts,
+        "class_names": ", ".join(config.id2label.values()),
+        "num_labels": config.num_labels,
+        "image_size": processor.image_size,
+        "patch_size": processor.patch_size,
+        "num_pixels": num_pixels,
+        "protocol": _protocol(processor),
+        "vocab_size": config.vocab_size,
+        "sequence_length": config.max_position_embeddings,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
         "num_evaluations": len(history.epochs),
-        "optimizer": f"Muon ({args.muon_learning_rate}) and AdamW" if args.use_muon else str(args.optim),
+        "optimizer": f"Muon ({args.muon_learning_rate}) and AdamW" if args.use_muon else args.optim.value,
         "learning_rate": args.learning_rate,
         "scheduler": args.lr_scheduler_type.value,
+        "warmup_steps": f"{args.warmup_steps:.0%} of the steps" if args.warmup_steps < 1 else args.warmup_steps,
+        "weight_decay": args.weight_decay,
+        "max_grad_norm": args.max_grad_norm,
         "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "hardware": hardware(),
+        "weights_kept": f"a moving average, decay {args.ema_decay}" if args.ema_decay else "those of the step",
+        "class_dropout_prob": trainer.train_dataset.class_dropout_prob,
+        "num_train_epochs": f"{trainer.state.num_train_epochs:.4g}",
+        "num_steps": trainer.state.global_step,
+        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+        "hardware": hardware(args.device, args.world_size),
         "versions": versions(),
+        "package_version": __version__,
     }
+
+
+def _protocol(processor) -> str:
+    """How pictures became binary: without it no likelihood means anything."""
+    binarisation = {
+        "threshold": f"a pixel is white from {processor.threshold} of full grey on",
+        "stochastic": "a pixel is white with the probability of its grey level, drawn anew in each epoch, once for "
+        "validation and test",
+    }[processor.binarize]
+    return binarisation + (f"; tight crops have a margin of {processor.margin} pixels" if processor.margin else "")
 
 
 __all__ = ["collect_results", "write_run"]

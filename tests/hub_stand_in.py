@@ -6,6 +6,13 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import yaml
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+
+LICENSES = {"apache-2.0", "mit", "other", "unknown"}  # of the Hub's list those that a card of ours may name
+TASKS = {"unconditional-image-generation", "image-classification"}
+
 
 class HubStandIn:
     """Repositories in memory. `with HubStandIn() as hub:` serves at `hub.url`; `hub.files[repo]` is what it holds.
@@ -14,12 +21,18 @@ class HubStandIn:
         upload_mode: "regular" (in the commit) or "lfs" for *.safetensors.
         refuse: Answer 403 to every commit.
         broken_commits: So many commits lose their connection before they are answered, and are not kept.
+        broken_uploads: So many uploads of LFS objects do.
     """
 
-    def __init__(self, upload_mode: str = "regular", refuse: bool = False, broken_commits: int = 0):
-        self.upload_mode, self.refuse, self.broken_commits = upload_mode, refuse, broken_commits
+    def __init__(
+        self, upload_mode: str = "regular", refuse: bool = False, broken_commits: int = 0, broken_uploads: int = 0
+    ):
+        self.upload_mode, self.refuse = upload_mode, refuse
+        self.broken_commits, self.broken_uploads = broken_commits, broken_uploads
         self.files: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
+        self.messages: dict[str, list[str]] = {}  # of the commits
+        self.announced: dict[str, set[str]] = {}  # by preupload
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.problems: list[str] = []  # requests that no Hub would accept
@@ -73,15 +86,17 @@ class HubStandIn:
     def answer(self, method: str, path: str, body: bytes, headers):
         """(status, headers, content); a status of None breaks the connection."""
         parts = path.strip("/").split("/")
+        is_write = method in ("POST", "PUT") and not path.startswith("/objects/")
+        if is_write and path != "/api/validate-yaml" and not headers.get("Authorization", "").startswith("Bearer hf_"):
+            return reply({"error": "Invalid username or password."}, status=401)
+        if path == "/api/agent-harnesses":  # for the client's user agent; it does without
+            return reply({"error": "not found"}, status=404)
         if path == "/api/repos/create":
             return self.create(json.loads(body))
         if path == "/api/validate-yaml":
-            return reply({"errors": [], "warnings": []})
+            return self.validate(json.loads(body))
         if path.startswith("/objects/"):
-            if hashlib.sha256(body).hexdigest() != parts[-1]:
-                self.problems.append(f"object {parts[-1]} has another hash")
-            self.objects[parts[-1]] = body
-            return reply({})
+            return self.upload(parts[-1], body)
         if path.endswith("/info/lfs/objects/batch"):
             objects = [
                 {**item, "actions": {"upload": {"href": f"{self.url}/objects/{item['oid']}"}}}
@@ -89,9 +104,9 @@ class HubStandIn:
             ]
             return reply({"transfer": "basic", "objects": objects}, {"Content-Type": "application/vnd.git-lfs+json"})
         if parts[:2] == ["api", "models"]:
-            return self.model(method, "/".join(parts[2:4]), parts[4:], body, headers)
+            return self.model(method, "/".join(parts[2:4]), parts[4:], body)
         if len(parts) >= 5 and parts[2] == "resolve":
-            return self.resolve("/".join(parts[:2]), "/".join(parts[4:]))
+            return self.resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
         self.problems.append(f"{method} {path}")
         return reply({"error": "not found"}, status=404)
 
@@ -103,60 +118,102 @@ class HubStandIn:
         self.files[repo], self.private[repo] = {}, bool(wish.get("private")) or wish.get("visibility") == "private"
         return reply(url)
 
-    def model(self, method: str, repo: str, rest: list[str], body: bytes, headers):
+    def validate(self, wish: dict):
+        """What the Hub checks of a card's head, as far as the cards of models of ours use it."""
+        head = wish["content"].partition("---\n")[2].partition("\n---")[0]
+        try:
+            data = yaml.safe_load(head)
+            assert wish["repoType"] == "model"
+            assert isinstance(data, dict), "no metadata"
+            assert data.get("license") in {None, *LICENSES}, f"license {data.get('license')}"
+            assert data.get("license") != "other" or data.get("license_name"), "license_name is missing"
+            assert data.get("pipeline_tag") in {None, *TASKS}, f"pipeline_tag {data.get('pipeline_tag')}"
+            assert all(name.count("/") == 1 for name in data.get("datasets", [])), f"datasets {data.get('datasets')}"
+            if "model-index" in data:
+                name, results = model_index_to_eval_results(data["model-index"])
+                assert name
+                assert all(isinstance(result.metric_value, int | float) for result in results)
+        except (AssertionError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+            self.problems.append(f"metadata: {error!r}")
+            return reply({"errors": [{"message": repr(error)}], "warnings": []}, status=400)
+        return reply({"errors": [], "warnings": []})
+
+    def upload(self, oid: str, body: bytes):
+        if self.broken_uploads:
+            self.broken_uploads -= 1
+            return None, {}, b""
+        if hashlib.sha256(body).hexdigest() != oid:
+            self.problems.append(f"object {oid} has another hash")
+        self.objects[oid] = body
+        return reply({})
+
+    def model(self, method: str, repo: str, rest: list[str], body: bytes):
         if repo not in self.files:
             return reply({"error": "no such repository"}, {"X-Error-Code": "RepoNotFound"}, 404)
         files = self.files[repo]
         if rest[:1] == ["preupload"]:
-            modes = [
-                {
-                    "path": item["path"],
-                    "uploadMode": self.upload_mode if item["path"].endswith(".safetensors") else "regular",
-                    "shouldIgnore": False,
-                    "oid": None,
-                }
-                for item in json.loads(body)["files"]
-            ]
-            return reply({"files": modes})
+            return self.preupload(repo, json.loads(body)["files"])
         if rest[:1] == ["commit"]:
-            return self.commit(repo, body, headers)
+            return self.commit(repo, [json.loads(line) for line in body.splitlines()])
         if rest[:1] == ["tree"]:
-            return reply([{"type": "file", "path": p, "size": len(c), "oid": sha(c)} for p, c in files.items()])
+            return reply([{"type": "file", "path": p, "size": len(c), "oid": blob(c)} for p, c in files.items()])
         siblings = [{"rfilename": name} for name in files]
         return reply({"id": repo, "modelId": repo, "sha": self.revision(repo), "siblings": siblings, "private": False,
                       "tags": [], "downloads": 0, "likes": 0})  # fmt: skip
 
-    def commit(self, repo: str, body: bytes, headers):
-        if self.refuse or not headers.get("Authorization"):
+    def preupload(self, repo: str, files: list[dict]):
+        answers = []
+        for item in files:
+            sample = base64.b64decode(item["sample"])
+            if len(sample) != min(512, item["size"]):
+                self.problems.append(f"{item['path']}: a sample of {len(sample)} of {item['size']} bytes")
+            mode = self.upload_mode if item["path"].endswith(".safetensors") else "regular"
+            content = self.files[repo].get(item["path"])
+            oid = None if content is None else blob(content)
+            answers.append({"path": item["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        self.announced[repo] = {item["path"] for item in files}
+        return reply({"files": answers})
+
+    def commit(self, repo: str, lines: list[dict]):
+        if self.refuse:
             return reply({"error": "forbidden"}, status=403)
         if self.broken_commits:
             self.broken_commits -= 1
             return None, {}, b""
-        for line in body.splitlines():
-            entry = json.loads(line)
+        header, *entries = lines
+        if header["key"] != "header" or not header["value"]["summary"]:
+            self.problems.append(f"a commit begins with its header, not with {header}")
+        self.messages.setdefault(repo, []).append(header["value"]["summary"])
+        for entry in entries:
             value = entry["value"]
+            if value["path"] not in self.announced[repo]:
+                self.problems.append(f"{value['path']} was not announced")
             if entry["key"] == "file":
                 self.files[repo][value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
-                if value["oid"] not in self.objects:
+                content = self.objects.get(value["oid"], b"")
+                if len(content) != value["size"]:
                     self.problems.append(f"{value['path']} was committed before it was uploaded")
-                self.files[repo][value["path"]] = self.objects.get(value["oid"], b"")
+                self.files[repo][value["path"]] = content
         return reply({"success": True, "commitOid": self.revision(repo), "commitUrl": f"{self.url}/{repo}/commit/1"})
 
-    def resolve(self, repo: str, name: str):
+    def resolve(self, repo: str, revision: str, name: str):
+        if repo in self.files and revision not in ("main", self.revision(repo)):
+            self.problems.append(f"{repo} has no revision {revision}")
         content = self.files.get(repo, {}).get(name)
         if content is None:
             return reply({"error": "no such file"}, {"X-Error-Code": "EntryNotFound"}, 404)
-        headers = {"ETag": f'"{sha(content)}"', "X-Repo-Commit": self.revision(repo)}
+        headers = {"ETag": f'"{blob(content)}"', "X-Repo-Commit": self.revision(repo)}
         return 200, {**headers, "Content-Length": str(len(content))}, content
 
     def revision(self, repo: str) -> str:
-        return sha(repr(sorted(self.files[repo].items())).encode())
+        return hashlib.sha1(repr(sorted(self.files[repo].items())).encode()).hexdigest()
 
 
 def reply(content, headers=None, status: int = 200):
     return status, {"Content-Type": "application/json", **(headers or {})}, json.dumps(content).encode()
 
 
-def sha(content: bytes) -> str:
-    return hashlib.sha1(content).hexdigest()
+def blob(content: bytes) -> str:
+    """What git calls a file of this content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

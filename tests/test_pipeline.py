@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers import pipeline
 
@@ -38,6 +39,7 @@ def test_the_seed_decides(draw):
 
 
 def test_a_list_gives_a_picture_each_whatever_the_batches(draw):
+    assert all(map(same, draw([0, 1, 2], seed=7), draw([0, 1, 2], seed=7)))
     pictures = draw([0, "dog", None, 2], seed=7)
     assert len(pictures) == 4
     assert all(isinstance(picture, Image.Image) for picture in pictures)
@@ -75,3 +77,31 @@ def test_what_cannot_be_drawn_is_refused_in_words(draw):
         draw(Image.new("L", (8, 8)), keep_rows=3)
     with pytest.raises(ValueError, match="either classes or pictures"):
         draw([0, Image.new("L", (8, 8))])
+    for nothing in (3.5, {"a": 1}, (0, 1), b"cat", [[0]]):
+        with pytest.raises(ValueError, match="an input is None, a class .index or name., a picture"):
+            draw(nothing)
+    for setting in ({"keep_rows": 4}, {"class_label": 1}):
+        with pytest.raises(ValueError, match="go with a picture to complete, not with a class"):
+            draw(0, **setting)
+    with pytest.raises(ValueError, match="num_return_sequences must be at least 1, got 0"):
+        draw(0, num_return_sequences=0)
+    with pytest.raises(ValueError, match="batch_size"):
+        draw([0, 1], batch_size=0)
+
+
+def test_an_empty_list_gives_no_picture(draw):
+    assert draw([]) == []
+
+
+def test_numbers_of_numpy_and_arrays_and_tensors_are_inputs_too(draw):
+    assert same(draw(np.int64(1), seed=3), draw(1, seed=3))
+    picture = np.pad(np.ones((4, 3), bool), ((2, 2), (3, 2)))
+    completed = [draw(item, seed=3) for item in (Image.fromarray(picture), picture, torch.from_numpy(picture))]
+    assert same(completed[0], completed[1])
+    assert same(completed[1], completed[2])
+
+
+def test_the_name_of_a_class_is_not_a_path(draw, tmp_path, monkeypatch):
+    Image.new("L", (8, 8)).save(tmp_path / "dog", format="PNG")
+    monkeypatch.chdir(tmp_path)
+    assert same(draw("dog", seed=3), draw(1, seed=3))

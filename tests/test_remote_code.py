@@ -7,15 +7,16 @@ import sys
 
 import pytest
 import torch
+from transformers import pipeline
 
-from igpt_hf import IGPTForCausalImageModeling, IGPTImageProcessor
+from igpt_hf import BinaryImageGenerationPipeline, IGPTForCausalImageModeling, IGPTImageProcessor
 
 
 CODE = """
 import json, sys
 sys.modules["igpt_hf"] = None  # as if it were not installed
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, set_seed
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, pipeline, set_seed
 path = sys.argv[1]
 trust = {"trust_remote_code": True}
 config = AutoConfig.from_pretrained(path, **trust)
@@ -34,6 +35,10 @@ result = {
 }
 model.save_pretrained(sys.argv[2])
 processor.save_pretrained(sys.argv[2])
+draw = pipeline("binary-image-generation", model=path, **trust)
+result["drawn"] = [draw(1, seed=0).size, len(draw([0, None]))]
+inferred = pipeline(model=sys.argv[2], **trust)  # the task is that of the only pipeline there
+result["pipelines"] = [type(draw).__name__, type(inferred).__name__]
 again = AutoModelForCausalLM.from_pretrained(sys.argv[2], **trust)
 result["again"] = (-again.log_likelihood(ids)).tolist()
 print(json.dumps(result))
@@ -62,6 +67,8 @@ def test_a_checkpoint_works_the_same_without_the_package(checkpoint, tmp_path):
     assert result["names"] == ["IGPTConfig", "IGPTForCausalImageModeling", "IGPTModel", "IGPTImageProcessor"]
     assert set(result["modules"]) == {"transformers_modules"}
     assert result["same_weights"]
+    assert result["drawn"] == [[8, 8], 2]
+    assert result["pipelines"] == ["BinaryImageGenerationPipeline"] * 2
     model = IGPTForCausalImageModeling.from_pretrained(checkpoint)
     processor = IGPTImageProcessor.from_pretrained(checkpoint)
     torch.manual_seed(0)
@@ -73,9 +80,16 @@ def test_a_checkpoint_works_the_same_without_the_package(checkpoint, tmp_path):
     assert result["pixels"] == processor.decode_pixels(ids).tolist()
 
 
+def test_where_the_package_is_installed_nobody_has_to_trust_the_code_in_a_checkpoint(checkpoint, tmp_path):
+    draw = pipeline("binary-image-generation", model=str(checkpoint))
+    assert type(draw) is BinaryImageGenerationPipeline
+    draw.save_pretrained(tmp_path)
+    assert pipeline("binary-image-generation", model=str(tmp_path))(1).size == (8, 8)
+
+
 def test_the_code_in_a_checkpoint_imports_nothing_that_only_training_needs(checkpoint):
     files = {path.name for path in checkpoint.glob("*.py")}
-    assert {"configuration_igpt.py", "modeling_igpt.py", "image_processing_igpt.py"} <= files
+    assert {"configuration_igpt.py", "modeling_igpt.py", "image_processing_igpt.py", "pipeline_igpt.py"} <= files
     for path in checkpoint.glob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert not any(f"import {name}" in text for name in ("datasets", "evaluate", "matplotlib", "igpt_hf")), path
