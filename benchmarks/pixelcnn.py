@@ -56,7 +56,7 @@ class GatedLayer(nn.Module):
         nn.init.zeros_(self.class_bias.weight)
 
     def forward(self, above: torch.Tensor, left: torch.Tensor, labels: torch.Tensor):
-        """The stacks before -> after; at row i, `above` knows the rows up to i and `left` those before, and its left."""
+        """The stacks before -> after; `above` knows the rows up to its own, `left` the rows before and its left."""
         reach = self.reach
         vertical = self.vertical(nn.functional.pad(above, (reach, reach, reach, 0)))  # (B, 2C, rows, columns)
         seen = nn.functional.pad(vertical, (0, 0, 1, -1))  # a row down: row i is told of the rows before it

@@ -29,10 +29,10 @@ from igpt_hf.attention_igpt import is_kernel_usable
 from igpt_hf.image_processing_igpt import pixels_to_tokens, tokens_to_pixels
 from igpt_hf.mixing_igpt import attend_and_mix
 from igpt_hf.modeling_igpt import (
+    IGPTMLP,
     IGPTEmbeddings,
     IGPTForCausalImageModeling,
     IGPTLocalMixing,
-    IGPTMLP,
     IGPTPreTrainedModel,
 )
 from igpt_hf.neighborhood_igpt import context_ids, neighborhood_offsets
