@@ -70,18 +70,22 @@ def _card_facts(trainer, processor, splits, results: dict, data_args: DataArgume
     split_facts = []
     for name, split in splits.items():
         nats = results[f"{name}_nats_per_image"]
-        bits = nats / (config.num_pixels * math.log(2))
+        bits = nats / (processor.image_size**2 * math.log(2))
         # The nats of the training split are those of the part that is evaluated beside the validation split.
         measured = len(trainer.eval_dataset["train"]) if name == "train" else len(split)
         facts = {"name": name, "num_images": len(split), "num_measured": measured, "nats": nats, "bits": bits}
         split_facts.append(facts)
     return {
-        **config.to_dict(),
         **results,
         "name": Path(args.output_dir).name,
         "model_id": args.output_dir,
+        "image_size": processor.image_size,
+        "patch_size": processor.patch_size,
+        "num_pixels": processor.image_size**2,
         "vocab_size": config.vocab_size,
-        "num_pixels": config.num_pixels,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
         "num_labels": config.num_labels,
         "sequence_length": config.max_position_embeddings,
         "class_names": ", ".join(config.id2label.values()),

@@ -22,12 +22,13 @@ import yaml
 from transformers import EarlyStoppingCallback, HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ExportableState, ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SaveStrategy
 
 from .configuration_igpt import PRESETS, IGPTConfig
 from .errors import DataError
 from .image_processing_igpt import pixels_to_tokens
 from .optimization import MuonAdamW, average_weights, swap_average
+from .stock import STOCK_PRESET
 
 
 logger = logging.getLogger(__name__)
@@ -122,7 +123,8 @@ class DataArguments:
 
 def _config_arguments() -> type:
     """A dataclass with a flag for the preset and one for each field of `IGPTConfig`; None: the preset decides."""
-    fields = [("preset", str, field(default="xxs", metadata={"help": f"Size of the model: {', '.join(PRESETS)}."}))]
+    presets = ", ".join([*PRESETS, STOCK_PRESET])
+    fields = [("preset", str, field(default="xxs", metadata={"help": f"The model: {presets}."}))]
     taken = {training_field.name for training_field in dataclasses.fields(TrainingArguments)}  # use_cache
     for config_field in dataclasses.fields(IGPTConfig):
         if config_field.name in IGPTConfig.__annotations__ and config_field.name not in taken:
@@ -159,8 +161,11 @@ def parse_arguments(argv: list[str] | None = None):
     *arguments, namespace, unknown = parser.parse_args_into_dataclasses(flags + argv, return_remaining_strings=True)
     if unknown:
         raise DataError(f"unknown flag {' '.join(unknown)}; --help lists all.")
-    if arguments[-1].eval_strategy == "no":
+    args = arguments[-1]
+    if args.eval_strategy == "no":
         raise DataError("--eval_strategy no leaves nothing to choose the best model by: take epoch or steps.")
+    if args.max_minutes is not None and not args.max_minutes > 0:
+        raise DataError(f"--max_minutes {args.max_minutes} leaves no time to train: take more than 0.")
     return tuple(arguments)
 
 
@@ -198,6 +203,13 @@ class IGPTTrainingArguments(TrainingArguments):
         default=5, metadata={"help": "Stop after this many evaluations in a row without a better validation loss."}
     )
     num_train_epochs: float = field(default=20, metadata={"help": "Passes over the training split, at most."})
+    max_minutes: float | None = field(
+        default=None,
+        metadata={
+            "help": "Stop after so many minutes of training, evaluations and earlier parts of a resumed run included; "
+            "a last evaluation follows. The learning rate decays over num_train_epochs (or max_steps) all the same."
+        },
+    )
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images per step and device."})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Images per evaluation step and device."})
     use_muon: bool = field(
@@ -301,7 +313,10 @@ class PatientEarlyStopping(EarlyStoppingCallback):
 
 
 class Stopwatch(TrainerCallback, ExportableState):
-    """Seconds of training, evaluations included; checkpoints keep them, so that a resumed run counts the whole."""
+    """Seconds of training, evaluations included, and the end of it at `--max_minutes`.
+
+    Checkpoints keep the seconds, so that a resumed run counts the whole.
+    """
 
     def __init__(self):
         self.seconds_before, self.start = 0.0, None
@@ -313,6 +328,22 @@ class Stopwatch(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.start = time.monotonic()
+        control.should_training_stop = state.global_step > 0 and self._is_over(args)  # a resumed run has had its time
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Stop at `--max_minutes`, with an evaluation and a checkpoint; strategy `epoch` makes them by itself."""
+        if self._is_over(args):
+            control.should_training_stop = True
+            control.should_evaluate |= args.eval_strategy == IntervalStrategy.STEPS
+            control.should_save |= args.save_strategy == SaveStrategy.STEPS
+
+    def _is_over(self, args) -> bool:
+        if args.max_minutes is None:
+            return False
+        is_over = torch.tensor(float(self.seconds >= 60 * args.max_minutes), device=args.device)
+        if args.world_size > 1:  # clocks differ: all processes stop at the same step
+            torch.distributed.all_reduce(is_over, torch.distributed.ReduceOp.MAX)
+        return bool(is_over)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.seconds_before, self.start = self.seconds, None
@@ -404,6 +435,10 @@ class IGPTTrainer(Trainer):
             )
         return loss
 
+    def _run_epoch(self, **kwargs):
+        if not self.control.should_training_stop:  # set at the start where a resumed run has had its --max_minutes
+            super()._run_epoch(**kwargs)
+
     def create_optimizer(self, model=None):
         args = self.args
         if self.optimizer is None and args.use_muon:
@@ -461,13 +496,23 @@ class IGPTTrainer(Trainer):
         return super()._finalize_training(*args, **kwargs)
 
 
-def make_trainer(model, args: IGPTTrainingArguments, splits, processor, callbacks=()) -> Trainer:
+def make_trainer(
+    model, args: IGPTTrainingArguments, splits, processor, callbacks=(), layout: IGPTConfig | None = None
+) -> Trainer:
     """Wire a Trainer: tokenised splits in, exact nats per image of train and validation at each evaluation.
 
     The training loss is measured like the validation loss, on a fixed part of the training split of the same size, in
     eval mode, so that the two curves can be compared.
+
+    Args:
+        model: An `IGPTForCausalImageModeling`, or the stock model of `igpt_hf.stock`.
+        args: Of the run.
+        splits: From `igpt_hf.data.tokenize`.
+        processor: Saved along with the model.
+        callbacks: More than the usual ones.
+        layout: How images are laid out in tokens, where the model's configuration does not say it.
     """
-    config = model.config
+    config = model.config if layout is None else layout
     train = TokenDataset(splits["train"], config, config.class_dropout_prob, seed=args.seed)
     validation = TokenDataset(splits["validation"], config, seed=args.seed)
     part = splits["train"].select(range(min(len(validation), len(train))))

@@ -5,6 +5,7 @@
     accelerate launch scripts/train.py --data path/to/folder --preset xs --num_train_epochs 30 --report_to tensorboard
     accelerate launch scripts/train.py --config configs/quick.yaml --seed 1
     accelerate launch scripts/train.py --output_dir runs/hoda --data digits.cdb --resume_from_checkpoint true
+    accelerate launch scripts/train.py --preset stock-xxs --per_device_train_batch_size 8 --max_minutes 60
 
 Writes the best model by validation likelihood, its card, all_results.json, loss_curve.png, samples.png and
 completions.png into --output_dir. `--help` lists all flags: those of TrainingArguments and IGPTConfig, and a few for
@@ -29,6 +30,7 @@ from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
 from igpt_hf.data import load_splits, tokenize
 from igpt_hf.plots import sample_sheet
 from igpt_hf.reporting import collect_results, write_run
+from igpt_hf.stock import STOCK_PRESET, stock_layout, stock_model, stock_processor
 from igpt_hf.training import (
     SampleSheetCallback,
     TokenDataset,
@@ -65,10 +67,14 @@ def main():
         skip_bad_images=data_args.skip_bad_images,
     )
     names = splits["train"].features["label"].names
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     overrides = {name: value for name, value in vars(config_args).items() if name != "preset" and value is not None}
-    config = IGPTConfig.from_preset(
-        config_args.preset, **overrides, id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)}
-    )
+    is_stock = config_args.preset == STOCK_PRESET
+    if is_stock:
+        config = stock_layout(len(names), **overrides)
+        args.use_muon = False  # the library's model, trained as the library would
+    else:
+        config = IGPTConfig.from_preset(config_args.preset, **overrides, **labels)
     processor = IGPTImageProcessor(
         image_size=config.image_size,
         patch_size=config.patch_size,
@@ -82,9 +88,10 @@ def main():
 
     # 2. Model and trainer.
     set_seed(args.seed)
-    model = IGPTForCausalImageModeling(config)
+    model = stock_model(config, **labels) if is_stock else IGPTForCausalImageModeling(config)
+    saved_processor = stock_processor(config.image_size) if is_stock else processor
     sheet = SampleSheetCallback(lambda model: sample_sheet(model, processor, per_class=4))
-    trainer = make_trainer(model, args, tokens, processor, callbacks=[sheet])
+    trainer = make_trainer(model, args, tokens, saved_processor, callbacks=[sheet], layout=config)
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
     logger.info(
         "%s: %s images of %d classes; %d parameters", data_args.data, sizes, len(names), model.num_parameters()

@@ -396,6 +396,26 @@ def test_training_stops_after_evaluations_without_a_better_loss(
     assert "early stopping" not in library_warnings.text
 
 
+@pytest.mark.parametrize("strategy", ["epoch", "steps"])
+def test_training_stops_when_its_minutes_are_over_and_goes_on_from_there(splits, tiny_processor, tmp_path, strategy):
+    def train(folder, **overrides):
+        flags = {"eval_strategy": strategy, "save_strategy": strategy, "eval_steps": 4, "save_steps": 4}
+        trainer = new_trainer(tmp_path / folder, splits, tiny_processor, **flags, **overrides)
+        trainer.train(resume_from_checkpoint=last_complete_checkpoint(tmp_path / folder))
+        steps = [log["step"] for log in trainer.state.log_history if "eval_validation_nats_per_image" in log]
+        return trainer, steps
+
+    stopped, evaluations = train("limited", max_minutes=1e-9)
+    assert (stopped.state.global_step, evaluations) == (1, [1])
+    again, evaluations = train("limited", max_minutes=1e-9)  # it has had its time
+    assert (again.state.global_step, evaluations) == (1, [1])
+    _, evaluations = train("limited", max_minutes=10)
+    _, evaluations_of_whole = train("whole")
+    assert evaluations == [1, *evaluations_of_whole]
+    last = [load_file(tmp_path / folder / "checkpoint-12" / "model.safetensors") for folder in ("limited", "whole")]
+    assert_equal_weights(*last)
+
+
 class Poison(TrainerCallback):
     """Make a weight not a number after a step."""
 
@@ -546,6 +566,11 @@ def test_flags_are_not_to_be_shortened_and_evaluation_not_to_be_left_out(tmp_pat
         with pytest.raises((SystemExit, ValueError)) as error:
             parse_arguments(flags)
         assert flags[0] in str(error.value) + capsys.readouterr().err
+
+
+def test_no_minutes_to_train_are_refused():
+    with pytest.raises(DataError, match="--max_minutes 0.0 leaves no time to train"):
+        parse_arguments(["--max_minutes", "0"])
 
 
 def test_an_unknown_flag_is_named_wherever_it_comes_from(tmp_path, capsys):
