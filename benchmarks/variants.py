@@ -312,6 +312,7 @@ class VariantForCausalImageModeling(IGPTForCausalImageModeling):
 
     def __init__(self, config):
         super().__init__(config)
+        self.changes = type(self).changes
         self.model = VariantModel(config, self.changes)
         if "pixel-logits" in self.changes:
             self.pixel_logits = nn.Parameter(torch.zeros(128, config.vocab_size))
