@@ -60,7 +60,7 @@ def main():
     # 1. Data: pictures -> tokens, once.
     splits = load_splits(
         data_args.data,
-        seed=args.seed,
+        seed=args.seed if data_args.split_seed is None else data_args.split_seed,
         image_column=data_args.image_column,
         label_column=data_args.label_column,
         max_images=data_args.max_images,
