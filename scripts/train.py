@@ -5,10 +5,11 @@
     accelerate launch scripts/train.py --data path/to/folder --preset xs --num_train_epochs 30 --report_to tensorboard
     accelerate launch scripts/train.py --config configs/quick.yaml --seed 1
     accelerate launch scripts/train.py --output_dir runs/hoda --data digits.cdb --resume_from_checkpoint true
+    accelerate launch scripts/train.py --task classification --model_name_or_path runs/hoda --data digits.cdb
 
 Writes the best model by validation likelihood, its card, all_results.json, loss_curve.png, samples.png and
-completions.png into --output_dir. `--help` lists all flags: those of TrainingArguments and IGPTConfig, and a few for
-data.
+completions.png into --output_dir. A classifier is chosen by validation accuracy and has accuracy_curve.png instead of
+these pictures. `--help` lists all flags: those of TrainingArguments and IGPTConfig, and a few for data.
 """
 
 import json
@@ -25,13 +26,24 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
+from igpt_hf import (
+    DataError,
+    IGPTConfig,
+    IGPTForCausalImageModeling,
+    IGPTForImageClassification,
+    IGPTImageProcessor,
+)
 from igpt_hf.data import load_splits, tokenize
+from igpt_hf.loading import load_pretrained
 from igpt_hf.plots import sample_sheet
-from igpt_hf.reporting import collect_results, write_run
+from igpt_hf.reporting import (
+    collect_classification_results,
+    collect_results,
+    write_classification_run,
+    write_run,
+)
 from igpt_hf.training import (
     SampleSheetCallback,
-    TokenDataset,
     make_trainer,
     parse_arguments,
     prepare_output_dir,
@@ -40,10 +52,32 @@ from igpt_hf.training import (
 
 
 logger = logging.getLogger("train")
+MODELS = {"generation": IGPTForCausalImageModeling, "classification": IGPTForImageClassification}
+
+
+def start_from(names: list[str], data_args, config_args):
+    """Load the checkpoint that training starts from, and its processor.
+
+    Raises:
+        DataError: The checkpoint has other classes than the data, or a flag wants another model or other pixels.
+    """
+    path = data_args.model_name_or_path
+    for name in (*vars(config_args), "threshold", "invert", "margin", "binarize"):
+        arguments = config_args if name in vars(config_args) else data_args
+        if getattr(arguments, name) != getattr(type(arguments), name):
+            raise DataError(f"--{name} cannot be changed: it comes with --model_name_or_path {path}.")
+    model, processor = load_pretrained(path, MODELS[data_args.task])
+    known = [str(model.config.id2label[label]) for label in range(model.config.num_labels)]
+    if known != names:
+        raise DataError(f"{path} knows the classes {', '.join(known)}, but the data has {', '.join(names)}.")
+    return model, processor
 
 
 def main():
     data_args, config_args, args = parse_arguments()
+    is_classifier = data_args.task == "classification"
+    if is_classifier and args.metric_for_best_model == type(args).metric_for_best_model:
+        args.metric_for_best_model, args.greater_is_better = "eval_validation_accuracy", True
     logging.basicConfig(format="%(message)s")
     for name in ("igpt_hf", "train"):
         logging.getLogger(name).setLevel(logging.INFO if args.should_log else logging.ERROR)
@@ -55,7 +89,7 @@ def main():
         "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
     )
 
-    # 1. Data: pictures -> tokens, once.
+    # 1. Data and model; pictures -> tokens, once.
     splits = load_splits(
         data_args.data,
         seed=args.seed,
@@ -65,26 +99,34 @@ def main():
         skip_bad_images=data_args.skip_bad_images,
     )
     names = splits["train"].features["label"].names
-    overrides = {name: value for name, value in vars(config_args).items() if name != "preset" and value is not None}
-    config = IGPTConfig.from_preset(
-        config_args.preset, **overrides, id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)}
-    )
-    processor = IGPTImageProcessor(
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-        num_labels=config.num_labels,
-        threshold=data_args.threshold,
-        invert=data_args.invert,
-        margin=config.image_size // 14 if data_args.margin is None else data_args.margin,
-        binarize=data_args.binarize,
-    )
+    set_seed(args.seed)
+    if data_args.model_name_or_path is not None:
+        model, processor = start_from(names, data_args, config_args)
+    else:
+        overrides = {
+            name: value for name, value in vars(config_args).items() if name != "preset" and value is not None
+        }
+        config = IGPTConfig.from_preset(
+            config_args.preset,
+            **overrides,
+            id2label=dict(enumerate(names)),
+            label2id={n: i for i, n in enumerate(names)},
+        )
+        processor = IGPTImageProcessor(
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            num_labels=config.num_labels,
+            threshold=data_args.threshold,
+            invert=data_args.invert,
+            margin=config.image_size // 14 if data_args.margin is None else data_args.margin,
+            binarize=data_args.binarize,
+        )
+        model = MODELS[data_args.task](config)
     tokens = tokenize(splits, processor)
 
-    # 2. Model and trainer.
-    set_seed(args.seed)
-    model = IGPTForCausalImageModeling(config)
+    # 2. Trainer.
     sheet = SampleSheetCallback(lambda model: sample_sheet(model, processor, per_class=4))
-    trainer = make_trainer(model, args, tokens, processor, callbacks=[sheet])
+    trainer = make_trainer(model, args, tokens, processor, callbacks=[] if is_classifier else [sheet])
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
     logger.info(
         "%s: %s images of %d classes; %d parameters", data_args.data, sizes, len(names), model.num_parameters()
@@ -92,15 +134,19 @@ def main():
 
     # 3. Train, and read the test split once, with the best model.
     trainer.train(resume_from_checkpoint=checkpoint)
-    test_split = TokenDataset(tokens["test"], config, seed=args.seed)
+    test_split = type(trainer.train_dataset)(tokens["test"], model.config, seed=args.seed)
     test = trainer.evaluate(test_split, metric_key_prefix="test")
     trainer.save_model()
     trainer.save_state()
 
     # 4. Results, pictures, card.
     if trainer.is_world_process_zero():
-        results = collect_results(trainer, test, data_args.data)
-        write_run(trainer, processor, splits, results, data_args)
+        if is_classifier:
+            results = collect_classification_results(trainer, test, data_args)
+            write_classification_run(trainer, results)
+        else:
+            results = collect_results(trainer, test, data_args.data)
+            write_run(trainer, processor, splits, results, data_args)
         logger.info("%s: %s", args.output_dir, json.dumps(results, indent=2))
     trainer.accelerator.wait_for_everyone()  # the others do not leave while the first one still writes
     trainer.accelerator.end_training()
