@@ -179,18 +179,20 @@ def codec_bits(pixels: np.ndarray) -> dict[str, dict[str, float]]:
     num, _, width = pixels.shape
     sheets = [pixels[i : i + SHEET_IMAGES].reshape(-1, width) for i in range(0, num, SHEET_IMAGES)]
     bits = {}
-    for name, settings in tqdm(CODECS.items(), desc="Codecs", delay=2):
-        alone = sum(_file_size(image, settings) for image in pixels)
-        in_sheets = sum(_file_size(sheet, settings) for sheet in sheets)
-        bits[name] = {"alone": 8 * alone / num, "in_sheets": 8 * in_sheets / num}
+    for codec in tqdm(CODECS, desc="Codecs", delay=2):
+        alone, in_sheets = codec_sizes(pixels, codec).sum(), codec_sizes(sheets, codec).sum()
+        bits[codec] = {"alone": 8 * alone / num, "in_sheets": 8 * in_sheets / num}
     return bits
 
 
-def _file_size(pixels: np.ndarray, settings: dict) -> int:
-    """Bytes of one black and white picture in a codec."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.astype(bool)).save(buffer, **settings)  # mode "1"
-    return len(buffer.getvalue())
+def codec_sizes(images, codec: str) -> np.ndarray:
+    """Bytes of each of n black and white images, (height, width) of 0/1, in a file of its own: (n,)."""
+    sizes = []
+    for pixels in images:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.astype(bool)).save(buffer, **CODECS[codec])  # mode "1"
+        sizes.append(len(buffer.getvalue()))
+    return np.array(sizes)
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------
@@ -243,6 +245,7 @@ __all__ = [
     "check_image_size",
     "check_two_classes",
     "codec_bits",
+    "codec_sizes",
     "labels_as_in_model",
     "likelihood_report",
     "likelihoods",

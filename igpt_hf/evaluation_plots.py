@@ -29,10 +29,10 @@ def evaluation_picture(
     from matplotlib.figure import Figure
 
     strips = [3] * len(examples) + ([2] if nearest is not None else [])  # rows of images in each
-    figure = Figure(figsize=(16, 5.2 + sum(1.15 * rows + 0.45 for rows in strips)), layout="constrained")
+    heights = [4.6] + [1.15 * rows + 0.55 for rows in strips]  # inches
+    figure = Figure(figsize=(16, sum(heights) + 0.5), layout="constrained")
     figure.suptitle(title, fontsize=14)
-    heights = [4.4] + [1.15 * rows + 0.45 for rows in strips]
-    top, *others = figure.subfigures(len(heights), height_ratios=heights)
+    top, *others = figure.subfigures(len(heights), height_ratios=heights, hspace=0.03)
 
     calibration_axes, class_axes, confusion_axes, codec_axes = top.subplots(1, 4)
     _draw_calibration(calibration_axes, report)
@@ -44,7 +44,7 @@ def evaluation_picture(
         _draw_strip(part, f"{name}, nats given the class", rows, [f"{nats:.1f}" for nats in images["nats"]])
     if nearest is not None:
         rows = {"sample": nearest["samples"], "nearest": nearest["neighbours"]}
-        name = "Samples closest to a training image, that image, and the pixels in which they differ"
+        name = "The samples closest to a training image, that image, and in how many pixels they differ"
         _draw_strip(others[-1], name, rows, [str(distance) for distance in nearest["distance"]])
     figure.savefig(path, dpi=100)
 
@@ -55,10 +55,11 @@ def _draw_calibration(axes, report: dict):
     axes.plot(bins["predicted"], bins["observed"], "o-", color=BLUE, markersize=4)
     axes.set(xlabel="predicted probability of white", ylabel="share of white pixels", xlim=(0, 1), ylim=(0, 1))
     axes.set_title(f"Calibration of pixels: off by {bins['calibration_error']:.2%}")
-    axes.set_box_aspect(1)
     counts = axes.twinx()
     counts.bar(bins["predicted"], bins["count"], width=0.035, color=GREY, alpha=0.3)
-    counts.set(yscale="log", ylabel="pixels")
+    counts.set(yscale="log", ylabel="pixels (bars)")
+    for both in (axes, counts):
+        both.set_box_aspect(1)
     axes.set_zorder(counts.get_zorder() + 1)
     axes.patch.set_visible(False)
 
@@ -66,10 +67,11 @@ def _draw_calibration(axes, report: dict):
 def _draw_nats_per_class(axes, report: dict):
     names, nats = list(report["nats_per_class"]), list(report["nats_per_class"].values())
     axes.barh(names, nats, color=BLUE)
-    axes.axvline(report["nats_per_image"], color=RED, label=f"all: {report['nats_per_image']:.2f}")
+    axes.axvline(report["nats_per_image"], color=RED)
     axes.invert_yaxis()
-    axes.set(xlabel="nats per image, given the class", title="Nats per class")
-    axes.legend(loc="lower right")
+    axes.set(
+        xlabel="nats per image, given the class", title=f"Nats per class (line: all, {report['nats_per_image']:.2f})"
+    )
     axes.set_box_aspect(1)
 
 
@@ -101,7 +103,7 @@ def _draw_codecs(axes, report: dict):
 
 def _draw_strip(figure, title: str, rows: dict[str, np.ndarray], captions: list[str]):
     """Rows of images, captions above the first; black and white pictures as such, others as heat with one scale."""
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, fontweight="bold")
     grid = figure.subplots(len(rows), SHOWN, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")

@@ -12,8 +12,14 @@ surprised the model in them, and with --samples those closest to a training imag
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
+
+
+# OpenMP's waiting threads should soon sleep: spinning, they keep the attention kernel's threads from the cores. Read
+# once, when torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 import numpy as np
 import torch

@@ -11,8 +11,14 @@ file and, beside it, a plot of the same name.
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
+
+
+# OpenMP's waiting threads should soon sleep: spinning, they keep the attention kernel's threads from the cores. Read
+# once, when torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 import numpy as np
 from transformers.utils import logging as transformers_logging
