@@ -5,7 +5,9 @@ since the usual Inception network has never seen binary glyphs. Every figure tha
 figure for real images beside it, on as many images: its floor.
 """
 
+import contextlib
 import hashlib
+import io
 import math
 import os
 from typing import NamedTuple
@@ -126,7 +128,8 @@ def fidelity(real: torch.Tensor, fake: torch.Tensor) -> dict[str, float]:
     fid = FrechetInceptionDistance(feature=identity)
     fid.update(real, real=True)
     fid.update(fake, real=False)
-    shares = compute_prdc(real.numpy(), fake.numpy(), nearest_k=NEAREST_K)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints the numbers of images
+        shares = compute_prdc(real.numpy(), fake.numpy(), nearest_k=NEAREST_K)
     return {"fid": fid.compute().item(), **{name: float(share) for name, share in shares.items()}}
 
 
@@ -201,14 +204,20 @@ def draw_samples(model, processor, prior: torch.Tensor, num: int, seed: int, bat
     return Images(processor.decode_pixels(torch.cat(ids)), labels.numpy())
 
 
+def _thin(images: Images, num: int) -> Images:
+    """Keep `num` images in their order, in the same proportions of classes."""
+    rows = images.labels.argsort(kind="stable")[np.linspace(0, len(images.labels) - 1, num).round().astype(int)]
+    return Images(*(array[np.sort(rows)] for array in images))
+
+
 def sample_report(samples: Images, splits: dict[str, Images], num_labels: int, seed: int) -> dict:
     """Measure samples against the real images of `train`, `validation` and `test`.
 
     * `sample_accuracy`: share of samples in which the classifier sees the class that was asked for;
       `classifier_test_accuracy` is what it reaches on real images.
     * `fid`, `precision`, `recall`, `density`, `coverage` of the classifier's features, test images against samples;
-      with `_real_floor`, test images against validation images. All on `num_compared` images a side, since they depend
-      on that number; and they hold for these features only.
+      with `_real_floor`, test images against validation images. All on `num_compared` images a side, in the same
+      proportions of classes, since they depend on that number; and they hold for these features only.
     * `train_on_samples_accuracy`: test accuracy of a classifier that was trained on the samples; beside it
       `train_on_real_accuracy`, of one trained on as many training images.
     * `two_sample_accuracy`: from `two_sample_accuracy`; then what `novelty` returns.
@@ -228,14 +237,14 @@ def sample_report(samples: Images, splits: dict[str, Images], num_labels: int, s
         "sample_accuracy_stderr": math.sqrt(accuracy * (1 - accuracy) / num),
         "num_compared": num_compared,
     }
-    real, other, fake = (classifier.features(images.pixels[:num_compared]) for images in (test, validation, samples))
+    some_test, some_validation, some_samples = (_thin(images, num_compared) for images in (test, validation, samples))
+    real, other, fake = (classifier.features(images.pixels) for images in (some_test, some_validation, some_samples))
     report |= fidelity(real, fake)
     report |= {f"{name}_real_floor": value for name, value in fidelity(real, other).items()}
-    as_many = Images(*(array[:num] for array in train))
-    for name, images in (("samples", samples), ("real", as_many)):
+    for name, images in (("samples", samples), ("real", _thin(train, min(num, len(train.labels))))):
         model = train_classifier(images, num_labels, seed, what=f"classifier on {num} {name}")
         report[f"train_on_{name}_accuracy"] = model.accuracy(test)
-    told_apart = two_sample_accuracy(test.pixels[:num_compared], samples.pixels[:num_compared], seed)
+    told_apart = two_sample_accuracy(some_test.pixels, some_samples.pixels, seed)
     report["two_sample_accuracy"], report["two_sample_accuracy_stderr"] = told_apart
     return report | novelty(samples.pixels, test.pixels, train.pixels)
 
