@@ -92,7 +92,7 @@ def _draw_confusion(axes, report: dict):
 def _draw_codecs(axes, report: dict):
     bits = {"model, class told": report["bits_per_image"], "model, class unknown": report["bits_per_image_marginal"]}
     bits |= {f"{name}, in sheets": codec["in_sheets"] for name, codec in report["codecs"].items()}
-    bits |= {f"{name}, one by one": codec["alone"] for name, codec in report["codecs"].items()}
+    bits |= {f"{name}, alone": codec["alone"] for name, codec in report["codecs"].items()}
     names = [name.replace("_", " ") for name in bits]
     bars = axes.barh(names, list(bits.values()), color=[RED, RED, *[BLUE] * (len(bits) - 2)])
     axes.bar_label(bars, fmt="%.0f", padding=3)
@@ -104,17 +104,19 @@ def _draw_codecs(axes, report: dict):
 def _draw_strip(figure, title: str, rows: dict[str, np.ndarray], captions: list[str]):
     """Rows of images, captions above the first; black and white pictures as such, others as heat with one scale."""
     figure.suptitle(title, fontsize=11, fontweight="bold")
-    grid = figure.subplots(len(rows), SHOWN, squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for line, (name, images) in zip(grid, rows.items(), strict=True):
+    for axes, (name, images) in zip(figure.subplots(len(rows), 1), rows.items(), strict=True):
         is_binary = images.dtype == np.uint8
         scale = {"cmap": "gray", "vmax": 1} if is_binary else {"cmap": "magma", "vmax": np.quantile(images, 0.998)}
-        for axes, image in zip(line, images, strict=False):
-            axes.imshow(image, vmin=0, interpolation="nearest", **scale)
-        line[0].text(-0.12, 0.5, name, transform=line[0].transAxes, rotation=90, ha="center", va="center", fontsize=8)
-    for axes, caption in zip(grid[0], captions, strict=False):
-        axes.set_title(caption, fontsize=8, pad=2)
+        num, side, _ = images.shape
+        gap = max(1, side // 14)
+        line = np.full((side, SHOWN * (side + gap) - gap), np.nan)  # one picture for all: axes are slow
+        for i, image in enumerate(images):
+            line[:, i * (side + gap) : i * (side + gap) + side] = image
+        axes.imshow(line, vmin=0, interpolation="nearest", **scale)
+        axes.set_ylabel(name, fontsize=8)
+        axes.set_xticks([i * (side + gap) + (side - 1) / 2 for i in range(num)], captions, fontsize=8)
+        axes.tick_params(length=0, labelbottom=False, labeltop=name == next(iter(rows)), labelleft=False)
+        axes.spines[:].set_visible(False)
 
 
 def probe_curve(path: str | Path, layers: list[dict], best: int, title: str):
