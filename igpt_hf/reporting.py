@@ -33,6 +33,15 @@ Data: {{ data }}, split 85/10/5 with seed {{ seed }}; {{ num_parameters }} param
 {{ "%.1f"|format(train_runtime / 60) }} minutes.
 
 ![Accuracy over epochs](accuracy_curve.png)
+
+```python
+from igpt_hf import IGPTForImageClassification, IGPTImageProcessor
+
+model = IGPTForImageClassification.from_pretrained("{{ model_id }}")
+processor = IGPTImageProcessor.from_pretrained("{{ model_id }}")
+logits = model(input_ids=processor(images)["input_ids"]).logits  # images of any size and mode
+names = [model.config.id2label[label] for label in logits.argmax(-1).tolist()]
+```
 """
 
 
@@ -109,7 +118,7 @@ def write_classification_run(trainer, results: dict):
     ]
     tags = ["image-gpt", "binary-images", "igpt_hf"]
     card_data = ModelCardData(library_name="transformers", pipeline_tag="image-classification", tags=tags)
-    facts = {**results, "name": folder.name, "rows": rows}
+    facts = {**results, "name": folder.name, "model_id": str(folder), "rows": rows}
     card = ModelCard.from_template(card_data, template_str=CLASSIFIER_CARD, **facts)
     card.save(folder / "README.md")
 

@@ -190,7 +190,9 @@ def check_sizes(num_samples: int, num_validation: int, num_test: int):
         )
 
 
-def draw_samples(model, processor, prior: torch.Tensor, num: int, seed: int, batch_size: int = 256) -> Images:
+def draw_samples(
+    model, processor, prior: torch.Tensor, num: int, seed: int, batch_size: int = 256, **generate_arguments
+) -> Images:
     """Sample images whose classes have the proportions of `prior` (num_labels,), in random order."""
     quantiles = (torch.arange(num, dtype=torch.float64) + 0.5) / num
     with torch.random.fork_rng():
@@ -198,7 +200,7 @@ def draw_samples(model, processor, prior: torch.Tensor, num: int, seed: int, bat
         labels = torch.searchsorted(prior.double().cumsum(0), quantiles).clamp(max=len(prior) - 1)
         labels = labels[torch.randperm(num)]
         ids = [
-            model.generate(**processor.prompt(class_labels=chunk).to(model.device)).cpu()
+            model.generate(**processor.prompt(class_labels=chunk).to(model.device), **generate_arguments).cpu()
             for chunk in tqdm(labels.split(batch_size), desc="Sampling", unit="batch", delay=2)
         ]
     return Images(processor.decode_pixels(torch.cat(ids)), labels.numpy())

@@ -55,6 +55,8 @@ def parse_arguments():
     parser.add_argument("--resize", action="store_true", help="fit pictures of another size than the model's to it")
     parser.add_argument("--max_images", type=int, help="evaluate only the first so many of the split")
     parser.add_argument("--samples", type=int, help="draw so many images and compare them with the real ones")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the samples; 1: the model's distribution")
+    parser.add_argument("--guidance_scale", type=float, default=1.0, help="of the samples; above 1: more of a class")
     parser.add_argument("--prior", default="data", choices=["data", "uniform"], help="p(class): as in train, or equal")
     parser.add_argument("--seed", type=int, default=42, help="of the split, the samples and the classifiers")
     parser.add_argument("--batch_size", type=int, default=128)
@@ -63,6 +65,8 @@ def parse_arguments():
     for name in ("max_images", "samples", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise DataError(f"--{name} must be at least 1, got {getattr(args, name)}.")
+    if not (args.temperature > 0 and args.guidance_scale >= 0):
+        raise DataError("--temperature must be positive, --guidance_scale not negative.")
     if not Path(args.output).absolute().parent.is_dir():
         raise DataError(f"the folder of --output {args.output} does not exist.")
     if Path(args.output).suffix == ".png":
@@ -129,21 +133,8 @@ def main():
     # 3. Samples.
     nearest = None
     if args.samples is not None:
-        from igpt_hf.sample_quality import Images, draw_samples, nearest_neighbours, sample_report
-
-        real = {
-            name: Images(processor.decode_pixels(rows), (rows[:, 0] - config.vocab_size).numpy())
-            for name, rows in ids.items()
-        }
-        samples = draw_samples(model, processor, prior, args.samples, args.seed)
-        report |= sample_report(samples, real, config.num_labels, args.seed)
-        neighbour, distance = nearest_neighbours(samples.pixels, real["train"].pixels)
-        closest = distance.argsort(kind="stable")[:SHOWN]
-        nearest = {
-            "samples": samples.pixels[closest],
-            "neighbours": real["train"].pixels[neighbour[closest]],
-            "distance": distance[closest],
-        }
+        quality, nearest = measure_samples(args, model, processor, prior, ids)
+        report |= quality
 
     # 4. JSON, picture, table.
     Path(args.output).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -153,6 +144,28 @@ def main():
     evaluation_picture(picture, report, title, examples(pixels, maps), nearest)
     print_table(report)
     print(f"-> {args.output}, {picture}")
+
+
+def measure_samples(args, model, processor, prior: torch.Tensor, ids: dict[str, torch.Tensor]):
+    """Draw samples and compare them with the three splits -> numbers, and the samples closest to training images."""
+    from igpt_hf.sample_quality import Images, draw_samples, nearest_neighbours, sample_report
+
+    config = model.config
+    real = {
+        name: Images(processor.decode_pixels(rows), (rows[:, 0] - config.vocab_size).numpy())
+        for name, rows in ids.items()
+    }
+    settings = {"temperature": args.temperature, "guidance_scale": args.guidance_scale}
+    samples = draw_samples(model, processor, prior, args.samples, args.seed, **settings)
+    quality = settings | sample_report(samples, real, config.num_labels, args.seed)
+    neighbour, distance = nearest_neighbours(samples.pixels, real["train"].pixels)
+    closest = distance.argsort(kind="stable")[:SHOWN]
+    nearest = {
+        "samples": samples.pixels[closest],
+        "neighbours": real["train"].pixels[neighbour[closest]],
+        "distance": distance[closest],
+    }
+    return quality, nearest
 
 
 def examples(pixels: np.ndarray, maps: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
