@@ -11,7 +11,7 @@ install: .venv/installed  ## .venv with all that the scripts need
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(INSTALL) torch
-	$(INSTALL) --editable .
+	$(INSTALL) --editable '.[eval]'
 	touch $@
 
 .venv/installed-dev: .venv/installed

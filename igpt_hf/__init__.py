@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .data import load_splits, tokenize
     from .hoda import read_cdb
     from .image_processing_igpt import IGPTImageProcessor
-    from .modeling_igpt import IGPTForCausalImageModeling, IGPTModel
+    from .modeling_igpt import IGPTForCausalImageModeling, IGPTForImageClassification, IGPTModel
     from .pipeline_igpt import BinaryImageGenerationPipeline
     from .synthetic import synthetic_digits
 
@@ -26,6 +26,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "BinaryImageGenerationPipeline": "pipeline_igpt",
     "IGPTForCausalImageModeling": "modeling_igpt",
+    "IGPTForImageClassification": "modeling_igpt",
     "IGPTImageProcessor": "image_processing_igpt",
     "IGPTModel": "modeling_igpt",
     "load_splits": "data",
@@ -93,10 +94,15 @@ def _register_config():
 
 
 def _register_models():
-    from transformers.models.auto.modeling_auto import AutoModel, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import (
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForImageClassification,
+    )
 
     AutoModel.register(IGPTConfig, _Model("IGPTModel"))
     AutoModelForCausalLM.register(IGPTConfig, _Model("IGPTForCausalImageModeling"))
+    AutoModelForImageClassification.register(IGPTConfig, _Model("IGPTForImageClassification"))
 
 
 def _register_image_processor():
@@ -117,6 +123,7 @@ __all__ = [
     "DataError",
     "IGPTConfig",
     "IGPTForCausalImageModeling",
+    "IGPTForImageClassification",
     "IGPTImageProcessor",
     "IGPTModel",
     "load_splits",

@@ -1,21 +1,26 @@
 """Load a trained model with its image processor, with errors that a user can act on."""
 
+import json
 from pathlib import Path
 
+import torch
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig
 
 from .configuration_igpt import IGPTConfig
 from .errors import DataError
 from .image_processing_igpt import IGPTImageProcessor
-from .modeling_igpt import IGPTForCausalImageModeling
+from .modeling_igpt import IGPTForCausalImageModeling, IGPTForImageClassification, IGPTPreTrainedModel
 
 
-def load_pretrained(name: str) -> tuple[IGPTForCausalImageModeling, IGPTImageProcessor]:
+def load_pretrained(
+    name: str, model_class: type[IGPTPreTrainedModel] = IGPTForCausalImageModeling
+) -> tuple[IGPTPreTrainedModel, IGPTImageProcessor]:
     """Load the model and the processor of a folder, or of a model id on the Hub.
 
     Raises:
-        DataError: There is no such folder or id, or it holds no Image GPT of this package.
+        DataError: There is no such folder or id, it holds no Image GPT of this package, a classifier where a model
+            that draws is wanted, weights that are no numbers, or a processor of other images than the model's.
     """
     if not Path(name).is_dir() and (Path(name).is_absolute() or name.count("/") != 1):
         raise DataError(
@@ -25,11 +30,44 @@ def load_pretrained(name: str) -> tuple[IGPTForCausalImageModeling, IGPTImagePro
         kind = AutoConfig.from_pretrained(name).model_type
         if kind != IGPTConfig.model_type:
             raise DataError(f"{name} is a model of type {kind}, not one of this package: transformers loads it.")
-        return IGPTForCausalImageModeling.from_pretrained(name), IGPTImageProcessor.from_pretrained(name)
+        model, processor = model_class.from_pretrained(name), IGPTImageProcessor.from_pretrained(name)
     except DataError:
         raise
     except (OSError, ValueError, HFValidationError) as error:
         raise DataError(f"{name} cannot be loaded as an Image GPT: {error}") from error
+    classifies = IGPTForImageClassification.__name__ in (model.config.architectures or [])
+    if classifies and model_class is IGPTForCausalImageModeling:
+        raise DataError(
+            f"{name} is a classifier (train.py --task classification), whose class prompts are not trained: pass the "
+            "model that draws images. The classifier's accuracy is in its all_results.json."
+        )
+    _check(model, processor, name)
+    return model, processor
 
 
-__all__ = ["load_pretrained"]
+def _check(model: IGPTPreTrainedModel, processor: IGPTImageProcessor, name: str):
+    for weight_name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise DataError(
+                f"{name}: the weights {weight_name} are not all numbers (NaN or infinite): the training diverged, or "
+                "the file is damaged. Take an earlier checkpoint, or train again with a lower learning rate."
+            )
+    for setting in ("image_size", "patch_size", "num_labels"):
+        expected, found = getattr(model.config, setting), getattr(processor, setting)
+        if expected != found:
+            raise DataError(
+                f"{name}: config.json says {setting}={expected}, preprocessor_config.json {setting}={found}. They do "
+                "not belong together: save the model and its processor from the same run."
+            )
+
+
+def was_trained_on(name: str, data: str) -> bool:
+    """Whether the all_results.json of a run says that its model was trained on this source."""
+    results = Path(name) / "all_results.json"
+    if not results.is_file():
+        return False
+    source = json.loads(results.read_text(encoding="utf-8")).get("data", "")
+    return source == data or Path(source).absolute() == Path(data).absolute()
+
+
+__all__ = ["load_pretrained", "was_trained_on"]

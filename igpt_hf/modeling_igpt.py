@@ -13,6 +13,7 @@ Shapes: B images, T positions, H heads, D head size, C = H * D hidden size, K ne
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
@@ -544,9 +545,71 @@ class IGPTGuidanceLogitsProcessor(LogitsProcessor):
         return unconditional + self.scale * (scores.log_softmax(-1) - unconditional)
 
 
+# --- classification -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class IGPTImageClassifierOutput(ImageClassifierOutput):
+    """What `IGPTForImageClassification` returns: `logits` (B, num_labels), `nats` (B,) and, with labels, `loss`."""
+
+    nats: torch.FloatTensor | None = None
+
+
+class IGPTForImageClassification(IGPTPreTrainedModel):
+    """Image GPT with a class head on the average of the final hidden states (section 3.3, fine-tuning).
+
+    It keeps the head that predicts tokens: fine-tuning minimises the joint objective L_GEN + L_CLF, which does better
+    than L_CLF alone. Its weights start from those of an `IGPTForCausalImageModeling`.
+
+    Example:
+        >>> model = IGPTForImageClassification.from_pretrained("runs/hoda")  # the class head is new
+        >>> model(input_ids=processor(images)["input_ids"]).logits.argmax(-1)  # (n,)
+    """
+
+    accepts_loss_kwargs = False  # the Trainer divides the loss itself where it accumulates gradients
+
+    def __init__(self, config: IGPTConfig):
+        super().__init__(config)
+        self.model = IGPTModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head.starts_at_zero = True
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,  # not used: an image is read at once
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> IGPTImageClassifierOutput:
+        """Classify whole images: (B, 1 + N) ids -> `logits` (B, num_labels), `nats` (B,) = -ln p(image | start token).
+
+        The prompt is replaced by the start token, so that no class can leak in. The last token is predicted, not read.
+
+        Args:
+            labels: Class indices, (B,). With them, `loss` is L_GEN, in nats per token, plus L_CLF, in nats per image.
+        """
+        start = torch.full_like(input_ids[:, :1], self.config.start_token_id)
+        inputs = torch.cat([start, input_ids[:, 1:-1]], dim=1)
+        outputs = self.model(input_ids=inputs, use_cache=False, **kwargs)
+        logits = self.classifier(outputs.last_hidden_state.mean(dim=1))
+        token_logits = self.lm_head(outputs.last_hidden_state).float().transpose(1, 2)  # (B, V, N)
+        nats = nn.functional.cross_entropy(token_logits, input_ids[:, 1:], reduction="none").sum(dim=1)
+        loss = None
+        if labels is not None:
+            generative = nats.mean() / self.config.num_image_tokens
+            loss = generative + nn.functional.cross_entropy(logits.float(), labels)
+        return IGPTImageClassifierOutput(
+            loss=loss, logits=logits, nats=nats, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
 # Checkpoints carry the code of these classes, with the modules that it imports.
 IGPTConfig.register_for_auto_class()
 IGPTModel.register_for_auto_class("AutoModel")
 IGPTForCausalImageModeling.register_for_auto_class("AutoModelForCausalLM")
+IGPTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 
-__all__ = ["IGPTForCausalImageModeling", "IGPTModel", "IGPTPreTrainedModel"]
+__all__ = ["IGPTForCausalImageModeling", "IGPTForImageClassification", "IGPTModel", "IGPTPreTrainedModel"]

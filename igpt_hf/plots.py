@@ -51,6 +51,25 @@ def loss_curve(epochs, train, validation, path: str | Path, best: int | None = N
     figure.savefig(path, dpi=120)
 
 
+def accuracy_curve(epochs, train, validation, results: dict, path: str | Path):
+    """Draw a classifier's train and validation accuracy over epochs into a PNG; marks the kept model and the test."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(epochs, train, "o-", markersize=3, label="train (fixed part, evaluated like validation)")
+    axes.plot(epochs, validation, "o-", markersize=3, label="validation")
+    best, test = results["validation_accuracy"], results["test_accuracy"]
+    axes.plot(results["best_epoch"], best, "k*", markersize=12, label=f"kept: {best:.2%}")
+    axes.axhline(test, color="grey", linestyle=":", label=f"test: {test:.2%}")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.set(xlabel="epoch", ylabel="right", title="Accuracy")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
 def sample_sheet(model, processor, per_class: int = 10, **generate_arguments) -> Image.Image:
     """Sample `per_class` images of each class: one row per class, named."""
     names = [model.config.id2label[label] for label in range(model.config.num_labels)]
@@ -74,4 +93,4 @@ def completion_sheet(model, processor, images, class_labels, per_image: int = 8,
     return image_grid(rows, [model.config.id2label[label] for label in class_labels])
 
 
-__all__ = ["completion_sheet", "image_grid", "loss_curve", "sample_sheet"]
+__all__ = ["accuracy_curve", "completion_sheet", "image_grid", "loss_curve", "sample_sheet"]

@@ -4,12 +4,46 @@ import json
 import math
 from pathlib import Path
 
+from huggingface_hub import ModelCard, ModelCardData
 from transformers import set_seed
 
 from . import __version__
 from .model_card import hardware, make_model_card, versions
-from .plots import completion_sheet, loss_curve, sample_sheet
+from .plots import accuracy_curve, completion_sheet, loss_curve, sample_sheet
 from .training import DataArguments, LossHistory, Stopwatch
+
+
+CLASSIFIER_CARD = """---
+{{ card_data }}
+---
+
+# {{ name }}
+
+An Image GPT that tells the class of binary images, made with [igpt_hf](https://pypi.org/project/igpt_hf/). It was
+trained with the joint objective of Chen et al. 2020 (section 3.3), starting from
+{{ model_name_or_path or "random weights" }}.
+
+| split | right | nats/image, class unknown |
+|---|---|---|
+{% for split, accuracy, nats in rows -%}
+| {{ split }} | {{ "%.2f"|format(100 * accuracy) }}% | {{ "%.2f"|format(nats) }} |
+{% endfor %}
+The model is that of epoch {{ "%.0f"|format(best_epoch) }} of {{ "%.0f"|format(epochs) }}, chosen by
+`{{ metric_for_best_model }}`; the test split was read once. The training split is measured on a part of it.
+Data: {{ data }}, split 85/10/5 with seed {{ seed }}; {{ num_parameters }} parameters,
+{{ "%.1f"|format(train_runtime / 60) }} minutes.
+
+![Accuracy over epochs](accuracy_curve.png)
+
+```python
+from igpt_hf import IGPTForImageClassification, IGPTImageProcessor
+
+model = IGPTForImageClassification.from_pretrained("{{ model_id }}")
+processor = IGPTImageProcessor.from_pretrained("{{ model_id }}")
+logits = model(input_ids=processor(images)["input_ids"]).logits  # images of any size and mode
+names = [model.config.id2label[label] for label in logits.argmax(-1).tolist()]
+```
+"""
 
 
 def collect_results(trainer, test: dict[str, float], data: str) -> dict:
@@ -39,6 +73,55 @@ def collect_results(trainer, test: dict[str, float], data: str) -> dict:
         "monotonic_train_loss": history.is_monotonic("train"),
         "monotonic_validation_loss": history.is_monotonic("validation"),
     }
+
+
+def collect_classification_results(trainer, test: dict[str, float], data_args: DataArguments) -> dict:
+    """Gather the numbers of a classifier's run for all_results.json; nats are per image, from the start token.
+
+    Args:
+        trainer: After training, with the best model loaded.
+        test: Metrics of the test split.
+        data_args: For the source of the data and of the first weights.
+    """
+    args, state = trainer.args, trainer.state
+    stopwatch = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch))
+    results = {"task": "classification", "model_name_or_path": data_args.model_name_or_path}
+    for split in ("train", "validation"):
+        best = next(
+            entry
+            for entry in state.log_history
+            if entry["step"] == state.best_global_step and f"eval_{split}_accuracy" in entry
+        )
+        for name in ("accuracy", "nats_per_image_unconditional"):
+            results[f"{split}_{name}"] = best[f"eval_{split}_{name}"]
+    for name in ("accuracy", "accuracy_stderr", "cross_entropy", "nats_per_image_unconditional"):
+        results[f"test_{name}"] = test[f"test_{name}"]
+    return results | {
+        "num_parameters": trainer.model.num_parameters(),
+        "epochs": state.epoch,
+        "best_epoch": best["epoch"],
+        "metric_for_best_model": args.metric_for_best_model,
+        "train_runtime": stopwatch.seconds,
+        "data": data_args.data,
+        "seed": args.seed,
+    }
+
+
+def write_classification_run(trainer, results: dict):
+    """Write all_results.json, accuracy_curve.png and README.md into the run's folder."""
+    folder = Path(trainer.args.output_dir)
+    (folder / "all_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    history = LossHistory.from_log(trainer.state.log_history, "accuracy")
+    accuracy_curve(history.epochs, history.train, history.validation, results, folder / "accuracy_curve.png")
+    rows = [
+        (split, results[f"{split}_accuracy"], results[f"{split}_nats_per_image_unconditional"])
+        for split in ("train", "validation", "test")
+    ]
+    tags = ["image-gpt", "binary-images", "igpt_hf"]
+    card_data = ModelCardData(library_name="transformers", pipeline_tag="image-classification", tags=tags)
+    facts = {**results, "name": folder.name, "model_id": str(folder), "rows": rows}
+    card = ModelCard.from_template(card_data, template_str=CLASSIFIER_CARD, **facts)
+    card.save(folder / "README.md")
 
 
 def write_run(trainer, processor, splits, results: dict, data_args: DataArguments):
@@ -124,4 +207,4 @@ def _protocol(processor) -> str:
     return binarisation + (f"; tight crops have a margin of {processor.margin} pixels" if processor.margin else "")
 
 
-__all__ = ["collect_results", "write_run"]
+__all__ = ["collect_classification_results", "collect_results", "write_classification_run", "write_run"]

@@ -15,6 +15,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from .configuration_igpt import PRESETS, IGPTConfig
 from .errors import DataError
 from .hub import ask_hub, push_folder
 from .image_processing_igpt import pixels_to_tokens
+from .modeling_igpt import IGPTForImageClassification
 from .optimization import MuonAdamW, average_weights, swap_average
 from .stock import STOCK_PRESET
 
@@ -89,6 +91,15 @@ class TokenDataset(torch.utils.data.Dataset):
         }
 
 
+class LabelDataset(TokenDataset):
+    """A split for `IGPTForImageClassification`: the labels are classes. The model itself leaves the prompts out."""
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        """A batch: `input_ids` (B, 1 + N) and `labels` (B,)."""
+        classes = self.prompts[torch.as_tensor(indices)] - self.config.vocab_size
+        return {"input_ids": super().__getitems__(indices)["input_ids"], "labels": classes}
+
+
 def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """`TokenDataset` hands out whole batches already; no cache is built where nothing is generated."""
     return {**batch, "use_cache": False}
@@ -99,8 +110,14 @@ def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @dataclass
 class DataArguments:
-    """Where the images come from and how they become binary."""
+    """What is learned, from which images, and how they become binary."""
 
+    task: Literal["generation", "classification"] = field(
+        default="generation", metadata={"help": "Draw images, or tell their class (section 3.3, fine-tuning)."}
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Start from this checkpoint, with its configuration; default: from scratch."}
+    )
     data: str = field(
         default="synthetic",
         metadata={
@@ -275,23 +292,36 @@ def likelihood_metrics(num_pixels: int):
     return compute_metrics
 
 
+def classification_metrics(prediction) -> dict[str, float]:
+    """The Trainer's `compute_metrics` for a classifier; exact means over the images, wherever a batch ends."""
+    logits, nats = (torch.from_numpy(np.asarray(array)).double() for array in prediction.predictions)  # (n, C), (n,)
+    labels = torch.from_numpy(np.asarray(prediction.label_ids))
+    is_right = (logits.argmax(dim=1) == labels).double()
+    return {
+        "accuracy": is_right.mean().item(),
+        "accuracy_stderr": (is_right.std() / math.sqrt(len(labels))).item() if len(labels) > 1 else 0.0,
+        "cross_entropy": torch.nn.functional.cross_entropy(logits, labels).item(),
+        "nats_per_image_unconditional": nats.mean().item(),
+    }
+
+
 @dataclass
 class LossHistory:
-    """Train and validation nats per image, measured alike (eval mode, told classes) at the same steps."""
+    """A metric of train and validation, nats per image unless said otherwise, measured alike at the same steps."""
 
     epochs: list[float]
     train: list[float]
     validation: list[float]
 
     @classmethod
-    def from_log(cls, log_history: list[dict]) -> "LossHistory":
+    def from_log(cls, log_history: list[dict], metric: str = "nats_per_image") -> "LossHistory":
         """Read the Trainer's log: the evaluations of both splits, joined by step."""
         rows: dict[int, dict[str, float]] = {}
         for entry in log_history:
             for split in ("train", "validation"):
-                if f"eval_{split}_nats_per_image" in entry:
+                if f"eval_{split}_{metric}" in entry:
                     row = rows.setdefault(entry["step"], {"epoch": entry["epoch"]})
-                    row[split] = entry[f"eval_{split}_nats_per_image"]
+                    row[split] = entry[f"eval_{split}_{metric}"]
         complete = [row for _, row in sorted(rows.items()) if "train" in row and "validation" in row]
         return cls(*([row[key] for row in complete] for key in ("epoch", "train", "validation")))
 
@@ -371,7 +401,12 @@ class OneLineProgress(ProgressCallback):
     """The Trainer's progress bars, with one line for each evaluation instead of the whole log."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.training_bar is None or "eval_validation_nats_per_image" not in (logs or {}):
+        logs = logs or {}
+        if self.training_bar is not None and "eval_validation_accuracy" in logs:
+            nats, accuracy = logs["eval_validation_nats_per_image_unconditional"], logs["eval_validation_accuracy"]
+            line = f"epoch {state.epoch:5.2f}  validation {accuracy:7.2%} right, {nats:7.2f} nats/image, class unknown"
+            self.training_bar.write(line, file=sys.stderr)
+        if self.training_bar is None or "eval_validation_nats_per_image" not in logs:
             return
         train = next(e["eval_train_nats_per_image"] for e in state.log_history[::-1] if "eval_train_loss" in e)
         validation = logs["eval_validation_nats_per_image"]
@@ -524,10 +559,10 @@ def make_trainer(
     """Wire a Trainer: tokenised splits in, exact nats per image of train and validation at each evaluation.
 
     The training loss is measured like the validation loss, on a fixed part of the training split of the same size, in
-    eval mode, so that the two curves can be compared.
+    eval mode, so that the two curves can be compared. An `IGPTForImageClassification` gets its accuracy, too.
 
     Args:
-        model: An `IGPTForCausalImageModeling`, or the stock model of `igpt_hf.stock`.
+        model: An `IGPTForCausalImageModeling`, an `IGPTForImageClassification`, or the stock model of `igpt_hf.stock`.
         args: Of the run.
         splits: From `igpt_hf.data.tokenize`.
         processor: Saved along with the model.
@@ -535,10 +570,12 @@ def make_trainer(
         layout: How images are laid out in tokens, where the model's configuration does not say it.
     """
     config = model.config if layout is None else layout
-    train = TokenDataset(splits["train"], config, config.class_dropout_prob, seed=args.seed)
-    validation = TokenDataset(splits["validation"], config, seed=args.seed)
+    is_classifier = isinstance(model, IGPTForImageClassification)
+    dataset = LabelDataset if is_classifier else TokenDataset
+    train = dataset(splits["train"], config, config.class_dropout_prob, seed=args.seed)
+    validation = dataset(splits["validation"], config, seed=args.seed)
     part = splits["train"].select(range(min(len(validation), len(train))))
-    part_of_train = TokenDataset(part, config, seed=args.seed)
+    part_of_train = dataset(part, config, seed=args.seed)
     trainer = IGPTTrainer(
         model,
         args,
@@ -546,8 +583,8 @@ def make_trainer(
         train_dataset=train,
         eval_dataset={"train": part_of_train, "validation": validation},
         processing_class=processor,
-        preprocess_logits_for_metrics=lambda logits, labels: nats_per_image(logits, labels),
-        compute_metrics=likelihood_metrics(config.num_pixels),
+        preprocess_logits_for_metrics=None if is_classifier else nats_per_image,
+        compute_metrics=classification_metrics if is_classifier else likelihood_metrics(config.num_pixels),
         callbacks=[
             EpochCallback(train),
             Stopwatch(),
@@ -569,6 +606,7 @@ CHECKPOINT_FILES = ("model.safetensors", "config.json", "optimizer.pt", "schedul
 RUN_FILES = (
     *("model.safetensors", "config.json", "generation_config.json", "preprocessor_config.json", "training_args.bin"),
     *("README.md", "all_results.json", "loss_curve.png", "samples.png", "completions.png", "trainer_state.json"),
+    "accuracy_curve.png",
 )
 
 

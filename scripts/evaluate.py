@@ -1,23 +1,44 @@
-"""Tell how well a trained Image GPT predicts images: exact likelihoods, and the classes that follow from them.
+"""Tell how well a trained Image GPT predicts, classifies and draws images: exact likelihoods, codes, samples.
 
-    python scripts/evaluate.py runs/hoda --data digits.cdb --output report.json              # the test split
-    python scripts/evaluate.py runs/hoda --data other.cdb --split all --output report.json   # images never seen
+    python scripts/evaluate.py runs/hoda --data digits.cdb --output report.json                  # the test split
+    python scripts/evaluate.py runs/hoda --data digits.cdb --samples 1000 --output report.json   # and its samples
+    python scripts/evaluate.py runs/hoda --data other.cdb --split all --output report.json       # images never seen
 
-The splits are those of the training run if the data and --seed are. Prints a table and writes a JSON file.
+The splits are those of the training run if the data and --seed are. Prints a table, writes a JSON file and, beside it,
+a picture of the same name: calibration, nats per class, confusion, codecs, the hardest and easiest images with what
+surprised the model in them, and with --samples those closest to a training image.
 """
 
 import argparse
 import json
+import math
+import os
 import sys
 from pathlib import Path
 
+
+# OpenMP's waiting threads should soon sleep: spinning, they keep the attention kernel's threads from the cores. Read
+# once, when torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
+import numpy as np
 import torch
-from datasets import DatasetDict, concatenate_datasets
+from datasets import DatasetDict
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf import DataError, load_splits, tokenize
-from igpt_hf.evaluation import labels_as_in_model, likelihood_report, likelihoods
-from igpt_hf.loading import load_pretrained
+from igpt_hf.evaluation import (
+    calibration,
+    check_image_size,
+    check_two_classes,
+    codec_bits,
+    labels_as_in_model,
+    likelihood_report,
+    likelihoods,
+    surprise_maps,
+)
+from igpt_hf.evaluation_plots import SHOWN, evaluation_picture
+from igpt_hf.loading import load_pretrained, was_trained_on
 from igpt_hf.training import TokenDataset, use_all_cores
 
 
@@ -31,22 +52,34 @@ def parse_arguments():
     parser.add_argument("--image_column", default="image")
     parser.add_argument("--label_column", default="label")
     parser.add_argument("--skip_bad_images", action="store_true", help="leave out images that cannot be read")
+    parser.add_argument("--resize", action="store_true", help="fit pictures of another size than the model's to it")
     parser.add_argument("--max_images", type=int, help="evaluate only the first so many of the split")
+    parser.add_argument("--samples", type=int, help="draw so many images and compare them with the real ones")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the samples; 1: the model's distribution")
+    parser.add_argument("--guidance_scale", type=float, default=1.0, help="of the samples; above 1: more of a class")
     parser.add_argument("--prior", default="data", choices=["data", "uniform"], help="p(class): as in train, or equal")
-    parser.add_argument("--seed", type=int, default=42, help="of the split")
+    parser.add_argument("--seed", type=int, default=42, help="of the split, the samples and the classifiers")
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--output", default="report.json")
-    return parser.parse_args()
-
-
-def main():
-    args = parse_arguments()
-    transformers_logging.disable_progress_bar()
+    parser.add_argument("--output", default="report.json", help="the picture is written beside it, as .png")
+    args = parser.parse_args()
+    for name in ("max_images", "samples", "batch_size"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise DataError(f"--{name} must be at least 1, got {getattr(args, name)}.")
+    if not (args.temperature > 0 and args.guidance_scale >= 0):
+        raise DataError("--temperature must be positive, --guidance_scale not negative.")
     if not Path(args.output).absolute().parent.is_dir():
         raise DataError(f"the folder of --output {args.output} does not exist.")
-    if args.max_images is not None and args.max_images < 1:
-        raise DataError(f"--max_images must be at least 1, got {args.max_images}.")
-    use_all_cores()
+    if Path(args.output).suffix == ".png":
+        raise DataError(f"--output {args.output} is the JSON file; the picture gets its name with .png.")
+    return args
+
+
+def load_checked(args):
+    """Load model, processor and splits -> also the model's class index of each class of the data.
+
+    Raises:
+        DataError: They do not belong together, or there is too little to work on.
+    """
     model, processor = load_pretrained(args.model)
     splits = load_splits(
         args.data,
@@ -55,36 +88,138 @@ def main():
         label_column=args.label_column,
         skip_bad_images=args.skip_bad_images,
     )
+    check_two_classes(splits["train"])
     index = torch.tensor(labels_as_in_model(splits["train"].features["label"].names, model.config))
+    if not args.resize and not was_trained_on(args.model, args.data):
+        check_image_size(splits["train"]["image"], model.config.image_size)
+    if args.samples is not None:
+        from igpt_hf.sample_quality import check_sizes
 
-    images = concatenate_datasets(list(splits.values())) if args.split == "all" else splits[args.split]
-    if args.max_images is not None:
-        images = images.select(range(min(args.max_images, len(images))))
-    tokens = tokenize(DatasetDict({args.split: images}), processor)[args.split]
-    ids = TokenDataset(tokens, model.config, seed=args.seed).__getitems__(range(len(tokens)))["input_ids"]
-    labels = index[torch.tensor(tokens["label"][:])]
+        check_sizes(args.samples, len(splits["validation"]), len(splits["test"]))
+    return model, processor, splits, index
 
-    counts = torch.bincount(index[torch.tensor(splits["train"]["label"][:])], minlength=model.config.num_labels)
+
+def main():
+    args = parse_arguments()
+    transformers_logging.disable_progress_bar()
+    use_all_cores()
+    model, processor, splits, index = load_checked(args)
+    config = model.config
+    counts = torch.bincount(index[torch.tensor(splits["train"]["label"][:])], minlength=config.num_labels)
     prior = counts / counts.sum() if args.prior == "data" else torch.full((len(counts),), 1 / len(counts))
+
+    # 1. Pictures -> ids (n, 1 + tokens), with the prompt of their class in the model.
+    chosen = list(splits) if args.split == "all" else [args.split]
+    needed = chosen if args.samples is None else list(splits)
+    ids = {}
+    for name, split in tokenize(DatasetDict({name: splits[name] for name in needed}), processor).items():
+        ids[name] = TokenDataset(split, config, seed=args.seed).__getitems__(range(len(split)))["input_ids"]
+        ids[name][:, 0] = config.vocab_size + index[ids[name][:, 0] - config.vocab_size]
+    images = torch.cat([ids[name] for name in chosen])[: args.max_images]
+    labels, pixels = images[:, 0] - config.vocab_size, processor.decode_pixels(images)
+
+    # 2. Likelihood, codes, surprise.
     report = {"model": args.model, "data": args.data, "split": args.split, "seed": args.seed, "prior": args.prior}
-    report |= likelihood_report(likelihoods(model, ids, args.batch_size), labels, prior, model.config.num_pixels)
-    report["nats_per_class"] = {model.config.id2label[label]: nats for label, nats in report["nats_per_class"].items()}
+    report["class_names"] = [config.id2label[label] for label in range(config.num_labels)]
+    scores = likelihoods(model, images, args.batch_size)
+    report |= likelihood_report(scores, labels, prior, config.num_pixels)
+    report["nats_per_class"] = {config.id2label[label]: nats for label, nats in report["nats_per_class"].items()}
+    for name in ("", "_marginal"):
+        report[f"bits_per_image{name}"] = report[f"nats_per_image{name}"] / math.log(2)
+    report["codecs"] = codec_bits(pixels)
+    maps = surprise_maps(model, images, args.batch_size)
+    report["calibration"] = calibration(maps["white"], pixels)
+
+    # 3. Samples.
+    nearest = None
+    if args.samples is not None:
+        quality, nearest = measure_samples(args, model, processor, prior, ids)
+        report |= quality
+
+    # 4. JSON, picture, table.
     Path(args.output).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    picture = Path(args.output).with_suffix(".png")
+    title = f"{args.model} on {report['num_images']} images of {args.data} ({args.split}): "
+    title += f"{report['nats_per_image']:.2f} ± {report['nats_per_image_stderr']:.2f} nats per image given the class"
+    evaluation_picture(picture, report, title, examples(pixels, maps), nearest)
     print_table(report)
-    print(f"-> {args.output}")
+    print(f"-> {args.output}, {picture}")
+
+
+def measure_samples(args, model, processor, prior: torch.Tensor, ids: dict[str, torch.Tensor]):
+    """Draw samples and compare them with the three splits -> numbers, and the samples closest to training images."""
+    from igpt_hf.sample_quality import Images, draw_samples, nearest_neighbours, sample_report
+
+    config = model.config
+    real = {
+        name: Images(processor.decode_pixels(rows), (rows[:, 0] - config.vocab_size).numpy())
+        for name, rows in ids.items()
+    }
+    settings = {"temperature": args.temperature, "guidance_scale": args.guidance_scale}
+    samples = draw_samples(model, processor, prior, args.samples, args.seed, **settings)
+    quality = settings | sample_report(samples, real, config.num_labels, args.seed)
+    neighbour, distance = nearest_neighbours(samples.pixels, real["train"].pixels)
+    closest = distance.argsort(kind="stable")[:SHOWN]
+    nearest = {
+        "samples": samples.pixels[closest],
+        "neighbours": real["train"].pixels[neighbour[closest]],
+        "distance": distance[closest],
+    }
+    return quality, nearest
+
+
+def examples(pixels: np.ndarray, maps: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """The hardest, the most ordinary and the easiest images, with their surprise maps."""
+    nats = maps["pixels"].sum(axis=(1, 2))
+    order = nats.argsort(kind="stable")
+    middle = max(0, (len(order) - SHOWN) // 2)
+    strips = {"Hardest images": order[::-1][:SHOWN], "Ordinary images": order[middle : middle + SHOWN]}
+    strips["Easiest images"] = order[:SHOWN]
+    return {
+        name: {
+            "pixels": pixels[rows],
+            "nats": nats[rows],
+            "token_nats": maps["tokens"][rows],
+            "pixel_nats": maps["pixels"][rows],
+        }
+        for name, rows in strips.items()
+    }
 
 
 def print_table(report: dict):
     """One line per number."""
+
+    def line(meaning: str, value: str):
+        print(f"{meaning:>36}  {value}")
+
     print(f"{report['num_images']} images of {report['data']}, {report['split']}")
     for name, meaning in (
         ("nats_per_image", "given the class"),
         ("nats_per_image_marginal", "class unknown (mixture)"),
         ("nats_per_image_unconditional", "start token"),
     ):
-        print(f"{meaning:>26}  {report[name]:8.3f} +- {report[name + '_stderr']:.3f} nats/image")
-    print(f"{'given the class':>26}  {report['bits_per_pixel']:8.5f} bits/pixel")
-    print(f"{'class by Bayes rule':>26}  {report['bayes_accuracy']:8.2%} right")
+        line(meaning, f"{report[name]:8.3f} +- {report[name + '_stderr']:.3f} nats/image")
+    line("given the class", f"{report['bits_per_pixel']:8.5f} bits/pixel")
+    line("class by Bayes' rule", f"{report['bayes_accuracy']:8.2%} right")
+    line("calibration error of pixels", f"{report['calibration']['calibration_error']:8.3%}")
+    line("model, class unknown", f"{report['bits_per_image_marginal']:8.1f} bits/image")
+    for name, bits in report["codecs"].items():
+        line(name, f"{bits['in_sheets']:8.1f} bits/image in sheets of 500, {bits['alone']:.1f} one by one")
+    if "num_samples" not in report:
+        return
+    print(f"{report['num_samples']} samples; comparisons with {report['num_compared']} real images a side")
+    line("classifier, on test images", f"{report['classifier_test_accuracy']:8.2%} right")
+    line("on samples", f"{report['sample_accuracy']:8.2%} +- {report['sample_accuracy_stderr']:.2%} as asked for")
+    for name in ("fid", "precision", "recall", "density", "coverage"):
+        line(name, f"{report[name]:8.3f}  (real images: {report[name + '_real_floor']:.3f})")
+    line("trained on samples, test images", f"{report['train_on_samples_accuracy']:8.2%} right "
+         f"(trained on as many real images: {report['train_on_real_accuracy']:.2%})")  # fmt: skip
+    line("told from real images", f"{report['two_sample_accuracy']:8.2%} +- {report['two_sample_accuracy_stderr']:.2%}"
+         " (chance: 50%)")  # fmt: skip
+    line("nearest training image", f"{report['nearest_training_pixels']:8.1f} pixels off "
+         f"(test images: {report['nearest_training_pixels_test']:.1f})")  # fmt: skip
+    line("exact copies of training images", f"{report['exact_copies']:8.2%} "
+         f"(test images: {report['exact_copies_test']:.2%})")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image, ImageDraw
-from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageClassification
 
 import igpt_hf  # noqa: F401  registers the model
 from igpt_hf.data import load_splits
@@ -51,7 +51,11 @@ def run(*command, check: bool = True) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def script(monkeypatch):
-    """Run a script in this process, which spares the imports; it ends as the command would."""
+    """Run a script in this process, which spares the imports; it ends as the command would.
+
+    In one thread, since other tests may run beside it.
+    """
+    monkeypatch.setattr("igpt_hf.training.use_all_cores", lambda num_threads=None: 1)
 
     def main(name: str, *argv):
         monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
@@ -440,6 +444,223 @@ def test_classes_that_the_model_does_not_know_are_named(script, animals_run, tmp
     message = refusal(script, "evaluate.py", animals_run, "--output", tmp_path / "report.json")  # synthetic digits
     assert "classes that the model does not know (0, 1, 2" in message
     assert "cat, dog, eel" in message
+
+
+@pytest.fixture(scope="session")
+def many_animals(tmp_path_factory) -> Path:
+    """More of the same animals: 204 images for training, 24 for validation, 12 for the test."""
+    folder, rng = tmp_path_factory.mktemp("data") / "many", np.random.default_rng(1)
+    for kind in ("cat", "dog", "eel"):
+        (folder / kind).mkdir(parents=True)
+        for i in range(80):
+            draw(kind, rng).save(folder / kind / f"{i}.png")
+    return folder
+
+
+def test_an_evaluation_with_samples_has_every_key_a_picture_and_a_table(
+    script, animals_run, many_animals, tmp_path, capsys
+):
+    output = tmp_path / "report.json"
+    script("evaluate.py", animals_run, "--data", many_animals, "--samples", "15", "--output", output)
+    report = json.loads(output.read_text())
+    numbers = {"num_images", "nats_per_image", "nats_per_image_marginal", "nats_per_image_unconditional"}
+    numbers |= {"bits_per_pixel", "bits_per_image_marginal", "bayes_accuracy", "classifier_test_accuracy"}
+    numbers |= {"sample_accuracy", "fid", "fid_real_floor", "precision", "recall", "density", "coverage", "novelty"}
+    numbers |= {"train_on_samples_accuracy", "two_sample_accuracy", "exact_copies", "exact_copies_test"}
+    assert {name for name in numbers if not isinstance(report.get(name), (int, float))} == set()
+    assert (report["num_images"], report["num_samples"], report["num_compared"]) == (12, 15, 12)
+    assert report["codecs"].keys() == {"png", "webp", "group4_tiff"}
+    assert np.sum(report["confusion_matrix"]) == 12
+    assert sum(report["calibration"]["count"]) == 12 * 12 * 12
+    with Image.open(tmp_path / "report.png") as picture:
+        assert picture.width > 1000
+    table = capsys.readouterr().out
+    for number in (f"{report['nats_per_image']:.3f}", f"{report['fid']:.3f}", f"{report['sample_accuracy']:.2%}"):
+        assert number in table
+
+
+def test_the_report_is_the_same_each_time(script, animals_run, many_animals, tmp_path):
+    reports = []
+    for _ in range(2):
+        flags = ["--samples", "12", "--seed", "1", "--output", tmp_path / "report.json"]
+        script("evaluate.py", animals_run, "--data", many_animals, *flags)
+        reports.append(json.loads((tmp_path / "report.json").read_text()))
+    assert reports[0] == reports[1]
+
+
+@pytest.fixture
+def one_size(tmp_path) -> Path:
+    """Pictures of 16x16 pixels, of classes that the model knows."""
+    for kind in ("cat", "dog"):
+        (tmp_path / "squares" / kind).mkdir(parents=True)
+        for i in range(4):
+            Image.new("L", (16, 16), 40 * i).save(tmp_path / "squares" / kind / f"{i}.png")
+    return tmp_path / "squares"
+
+
+@pytest.mark.parametrize("name", ["evaluate.py", "probe.py"])
+def test_data_that_does_not_fit_the_model_is_refused_before_any_work(script, name, animals_run, one_size, tmp_path):
+    output = tmp_path / "report.json"
+    message = refusal(script, name, animals_run, "--data", one_size, "--output", output)
+    assert "the pictures are 16x16, the model's are 12x12" in message
+    shutil.rmtree(one_size / "dog")
+    message = refusal(script, name, animals_run, "--data", one_size, "--resize", "--output", output)
+    assert "one class only (cat)" in message
+    assert not output.exists()
+
+
+def test_pictures_of_another_size_are_fitted_where_that_is_asked_for(script, animals_run, one_size, tmp_path):
+    flags = ["--data", one_size, "--split", "all", "--resize", "--output", tmp_path / "report.json"]
+    script("evaluate.py", animals_run, *flags)
+    assert json.loads((tmp_path / "report.json").read_text())["num_images"] == 8
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--samples", "0"], ["--samples must be at least 1, got 0"]),
+        (["--samples", "9"], ["--samples 9", "12 test", "24 validation", "at least 10"]),
+        (["--max_images", "0"], ["--max_images must be at least 1, got 0"]),
+        (["--output", "nowhere/report.json"], ["nowhere"]),
+        (["--output", "report.png"], ["report.png", "JSON"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_an_evaluation_that_cannot_be_done_is_refused(
+    script, animals_run, many_animals, tmp_path, monkeypatch, flags, words
+):
+    monkeypatch.chdir(tmp_path)
+    message = refusal(script, "evaluate.py", animals_run, "--data", many_animals, *flags)
+    assert [word for word in words if word not in message] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_no_numbers_are_refused(script, animals_run, many_animals, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(animals_run, broken, ignore=shutil.ignore_patterns("checkpoint-*"))
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    message = refusal(script, "evaluate.py", broken, "--data", many_animals, "--output", tmp_path / "report.json")
+    assert "model.norm.weight are not all numbers" in message
+
+
+def test_a_processor_of_another_model_is_refused(script, animals_run, many_animals, tmp_path):
+    mixed = tmp_path / "mixed"
+    shutil.copytree(animals_run, mixed, ignore=shutil.ignore_patterns("checkpoint-*"))
+    settings = json.loads((mixed / "preprocessor_config.json").read_text())
+    (mixed / "preprocessor_config.json").write_text(json.dumps(settings | {"image_size": 28}))
+    message = refusal(script, "evaluate.py", mixed, "--data", many_animals, "--output", tmp_path / "report.json")
+    assert "image_size=12" in message
+    assert "image_size=28" in message
+
+
+# --- probe.py -------------------------------------------------------------------------------------------------------
+
+
+def test_a_probe_is_fitted_for_each_layer_and_validation_chooses(script, animals_run, many_animals, tmp_path, capsys):
+    output = tmp_path / "probe.json"
+    script("probe.py", animals_run, "--data", many_animals, "--output", output)
+    report = json.loads(output.read_text())
+    assert [layer["layer"] for layer in report["layers"]] == [0, 1]  # the embeddings and one block
+    best = report["layers"][report["best_layer"]]
+    assert best["validation_accuracy"] == max(layer["validation_accuracy"] for layer in report["layers"])
+    assert report["test_accuracy"] == best["test_accuracy"] > 0.5  # of three classes
+    assert (report["num_train"], report["num_validation"], report["num_test"]) == (204, 24, 12)
+    with Image.open(tmp_path / "probe.png") as picture:
+        assert picture.width > 300
+    assert "best by validation" in capsys.readouterr().out
+
+
+# --- train.py --task classification ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def classifier_run(animals_run, many_animals, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "classifier"
+    flags = ["--task", "classification", "--model_name_or_path", animals_run, "--data", many_animals]
+    run(*LAUNCH, *flags, "--output_dir", folder, "--num_train_epochs", "8", "--num_threads", "1")
+    return folder
+
+
+def test_a_classifier_learns_from_a_generators_weights_and_the_best_by_validation_is_kept(
+    classifier_run, animals_run, many_animals
+):
+    results = results_of(classifier_run)
+    assert results["task"] == "classification"
+    assert results["model_name_or_path"] == str(animals_run)
+    assert results["validation_accuracy"] > 0.8
+    state = json.loads((classifier_run / "trainer_state.json").read_text())
+    accuracies = [entry["eval_validation_accuracy"] for entry in state["log_history"]
+                  if "eval_validation_accuracy" in entry]  # fmt: skip
+    assert len(accuracies) >= 2
+    assert results["validation_accuracy"] == max(accuracies)
+    model = AutoModelForImageClassification.from_pretrained(classifier_run)
+    processor = AutoImageProcessor.from_pretrained(classifier_run)
+    splits = load_splits(many_animals, seed=42)
+    for name in ("validation", "test"):
+        with torch.no_grad():
+            outputs = model(input_ids=processor(splits[name]["image"][:])["input_ids"])
+        labels = torch.tensor(splits[name]["label"][:])
+        assert results[f"{name}_accuracy"] == pytest.approx(
+            (outputs.logits.argmax(-1) == labels).float().mean().item()
+        )
+        nats = outputs.nats.double().mean().item()
+        assert results[f"{name}_nats_per_image_unconditional"] == pytest.approx(nats, rel=1e-5)
+
+
+def test_a_classifiers_folder_has_its_card_whose_python_runs_and_its_curve(classifier_run, many_animals):
+    results = results_of(classifier_run)
+    card = ModelCard.load(classifier_run / "README.md")
+    names = {"images": load_splits(many_animals)["test"]["image"][:5]}
+    exec(re.search(r"```python\n(.*?)```", card.text, re.DOTALL)[1], names)
+    assert set(names["names"]) <= {"cat", "dog", "eel"}
+    assert len(names["names"]) == 5
+    assert card.data.to_dict()["pipeline_tag"] == "image-classification"
+    assert f"{100 * results['test_accuracy']:.2f}%" in card.text
+    assert re.findall(r"\{\{|\}\}|\{%|%\}|None|nan", card.text) == []
+    with Image.open(classifier_run / "accuracy_curve.png") as picture:
+        assert picture.width > 300
+
+
+def test_a_classifier_is_no_generator(script, classifier_run, many_animals, tmp_path):
+    message = refusal(script, "evaluate.py", classifier_run, "--data", many_animals, "--output", tmp_path / "r.json")
+    assert "is a classifier" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model_name_or_path", "nowhere"], ["nowhere is no folder"]),
+        (["--model_name_or_path", "{model}", "--hidden_size", "32"], ["--hidden_size cannot be changed"]),
+        (["--model_name_or_path", "{model}", "--threshold", "0.3"], ["--threshold cannot be changed"]),
+        (["--model_name_or_path", "{model}", "--data", "synthetic", "--max_images", "60"], ["cat, dog, eel", "0, 1"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_start_that_does_not_fit_is_refused(script, animals_run, many_animals, tmp_path, flags, words):
+    flags = [flag.replace("{model}", str(animals_run)) for flag in flags]
+    fixed = ["--task", "classification", "--data", many_animals, "--output_dir", tmp_path / "run"]
+    message = refusal(script, "train.py", *fixed, *flags)
+    assert [word for word in words if word not in message] == []
+    assert not (tmp_path / "run").exists()
+
+
+# --- examples -------------------------------------------------------------------------------------------------------
+
+
+def test_foreign_images_are_found_by_their_likelihood(animals_run, many_animals, tmp_path):
+    rng = np.random.default_rng(0)
+    for kind in ("a", "b"):
+        (tmp_path / "noise" / kind).mkdir(parents=True)
+        for i in range(30):
+            noise = (rng.random((12, 12)) < 0.5).astype(np.uint8) * 255
+            Image.fromarray(noise).save(tmp_path / "noise" / kind / f"{i}.png")
+    command = [sys.executable, SCRIPTS.parent / "examples" / "anomaly.py", animals_run, "--data", many_animals]
+    done = run(*command, "--other", tmp_path / "noise", "--output", tmp_path / "anomaly.png")
+    assert "-log2 p(image)  AUC 1.000" in done.stdout
+    with Image.open(tmp_path / "anomaly.png") as picture:
+        assert picture.width > 500
 
 
 # --- explain.py -----------------------------------------------------------------------------------------------------

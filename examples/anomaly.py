@@ -1,0 +1,126 @@
+"""Find images that are not like the training data, by their likelihood: MNIST's digits among Persian ones.
+
+    python examples/anomaly.py runs/hoda --data digits.cdb --other path/to/mnist.parquet --output anomaly.png
+
+Scores the test split of --data (normal) and as many images of --other (foreign), and prints the area under the ROC
+curve of each score: the probability that a foreign image has the higher score than a normal one, so 0.5 is chance.
+
+Know what you measure before you rely on it:
+
+* A likelihood measures how complex an image is, too. Simple foreign images can be likelier than the model's own kind:
+  a model of CIFAR-10 finds SVHN's house numbers likelier than CIFAR-10's photographs (Nalisnick et al. 2019, "Do deep
+  generative models know what they don't know?"). Here a black image beats every digit. So compare with a score that
+  knows nothing, such as the amount of ink: what it can tell apart needs no model.
+* Subtracting the size of the image in a lossless codec, which is complex where the image is (Serra et al. 2020, "Input
+  complexity and out-of-distribution detection with likelihood-based generative models"), mends a part of that.
+* Both sets go through the same image processor, but not every difference between them is of the kind you care about:
+  MNIST's digits are smaller (20x20 pixels) than HODA's in this model (24x24), and drawn with other pens.
+* A threshold is chosen on normal images alone (here: 5% of them are lost), and says nothing
+  about foreign images of another kind than those that it was tried on.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score, roc_curve
+from transformers.utils import logging as transformers_logging
+
+from igpt_hf import DataError, load_splits
+from igpt_hf.evaluation import codec_sizes
+from igpt_hf.loading import load_pretrained
+from igpt_hf.training import use_all_cores
+
+
+SCORES = {
+    "ink": "white pixels (no model)",
+    "codec": "bits of the codec (no model)",
+    "likelihood": "-log2 p(image)",
+    "corrected": "-log2 p(image) - bits of the codec",
+}
+
+
+def scores_of(images: list, model, processor) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Score n pictures, higher is stranger: each score (n,), and the binary pixels (n, height, width)."""
+    ids = processor(images)["input_ids"]  # the start token: classes are unknown
+    pixels = processor.decode_pixels(ids)
+    bits = -model.log_likelihood(ids).numpy() / math.log(2)
+    codec = 8.0 * codec_sizes(pixels, "png")
+    return {
+        "ink": pixels.sum(axis=(1, 2)).astype(float),
+        "codec": codec,
+        "likelihood": bits,
+        "corrected": bits - codec,
+    }, pixels
+
+
+def draw(path: Path, normal: dict, foreign: dict, is_foreign: np.ndarray, pixels: np.ndarray):
+    """ROC curves, the likelihoods of both sets, and the foreign images that look most normal to the model."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 6.2), layout="constrained")
+    top, bottom = figure.subfigures(2, height_ratios=[4, 1.3])
+    roc_axes, bits_axes = top.subplots(1, 2)
+    for name, meaning in SCORES.items():
+        false_alarms, found, _ = roc_curve(is_foreign, np.concatenate([normal[name], foreign[name]]))
+        style = "--" if "no model" in meaning else "-"
+        roc_axes.plot(false_alarms, found, style, label=f"{meaning}: {auc(normal[name], foreign[name]):.3f}")
+    roc_axes.plot([0, 1], [0, 1], ":", color="grey")
+    roc_axes.set(xlabel="normal images reported", ylabel="foreign images found", title="ROC, and the area under it")
+    roc_axes.legend(loc="lower right")
+    bins = np.linspace(0, np.quantile(np.concatenate([normal["likelihood"], foreign["likelihood"]]), 0.995), 60)
+    for name, score in (("normal", normal), ("foreign", foreign)):
+        bits_axes.hist(score["likelihood"], bins, alpha=0.6, label=name)
+    bits_axes.set(xlabel="-log2 p(image), bits", ylabel="images", title="Likelihood of both sets")
+    bits_axes.legend()
+    likeliest = foreign["likelihood"].argsort()[:16]
+    bottom.suptitle("The foreign images that the model finds likeliest, in bits", fontsize=11)
+    for axes, row in zip(bottom.subplots(1, 16), likeliest, strict=False):
+        axes.imshow(pixels[row], cmap="gray", vmin=0, vmax=1)
+        axes.set_title(f"{foreign['likelihood'][row]:.0f}", fontsize=8)
+        axes.axis("off")
+    figure.savefig(path, dpi=110)
+
+
+def auc(normal: np.ndarray, foreign: np.ndarray) -> float:
+    """Probability that a foreign image scores higher than a normal one."""
+    is_foreign = np.repeat([0, 1], [len(normal), len(foreign)])
+    return float(roc_auc_score(is_foreign, np.concatenate([normal, foreign])))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder of a trained model, or its id on the Hub")
+    parser.add_argument("--data", required=True, help="what it was trained on; its test split is scored")
+    parser.add_argument("--other", required=True, help="foreign images, any source that train.py takes")
+    parser.add_argument("--seed", type=int, default=42, help="of the splits")
+    parser.add_argument("--output", default="anomaly.png")
+    args = parser.parse_args()
+    if not Path(args.output).absolute().parent.is_dir():
+        raise DataError(f"the folder of --output {args.output} does not exist.")
+    transformers_logging.disable_progress_bar()
+    use_all_cores()
+    torch.manual_seed(args.seed)
+    model, processor = load_pretrained(args.model)
+    known, other = (load_splits(source, seed=args.seed)["test"] for source in (args.data, args.other))
+    num = min(len(known), len(other))
+    normal, _ = scores_of(known["image"][:num], model, processor)
+    foreign, pixels = scores_of(other["image"][:num], model, processor)
+
+    print(f"{num} images of {args.data} and {num} of {args.other}; foreign found where 5% of the normal are reported")
+    for name, meaning in SCORES.items():
+        found = (foreign[name] > np.quantile(normal[name], 0.95)).mean()
+        print(f"{meaning:>36}  AUC {auc(normal[name], foreign[name]):.3f}  found {found:6.1%}")
+    is_foreign = np.repeat([0, 1], num)
+    draw(Path(args.output), normal, foreign, is_foreign, pixels)
+    print(f"-> {args.output}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (DataError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
