@@ -10,7 +10,6 @@ import dataclasses
 import logging
 import math
 import os
-import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -22,8 +21,8 @@ import yaml
 from transformers import EarlyStoppingCallback, HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ExportableState, ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .checkpoints import last_complete_checkpoint, whole_checkpoint
 from .configuration_igpt import PRESETS, IGPTConfig
 from .errors import DataError
 from .image_processing_igpt import pixels_to_tokens
@@ -446,8 +445,8 @@ class IGPTTrainer(Trainer):
             return super().evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, *args, **kwargs):
-        with self.averaged():
-            return super()._save_checkpoint(*args, **kwargs)
+        with whole_checkpoint(self), self.averaged():
+            super()._save_checkpoint(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -493,63 +492,3 @@ def make_trainer(model, args: IGPTTrainingArguments, splits, processor, callback
     if trainer.pop_callback(ProgressCallback) is not None:  # None with --disable_tqdm
         trainer.add_callback(OneLineProgress)
     return trainer
-
-
-# --- output folder --------------------------------------------------------------------------------------------------
-
-CHECKPOINT_FILES = ("model.safetensors", "config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json")
-RUN_FILES = (
-    *("model.safetensors", "config.json", "generation_config.json", "preprocessor_config.json", "training_args.bin"),
-    *("README.md", "all_results.json", "loss_curve.png", "samples.png", "completions.png", "trainer_state.json"),
-)
-
-
-def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
-    """All checkpoint folders of a run, oldest first."""
-    found = [
-        path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()
-    ]
-    return sorted(found, key=lambda path: int(path.name.split("-")[-1]))
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint holds all that a resume needs; the Trainer writes trainer_state.json last."""
-    return all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size for name in CHECKPOINT_FILES)
-
-
-def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """Path of the newest complete checkpoint of a run, or None."""
-    complete = [path for path in checkpoints(output_dir) if is_complete(path)]
-    return str(complete[-1]) if complete else None
-
-
-def prepare_output_dir(args: IGPTTrainingArguments) -> str | None:
-    """Refuse to overwrite another run; returns the checkpoint to resume from, if that was asked for.
-
-    Raises:
-        DataError: output_dir is in use and neither `--resume_from_checkpoint` nor `--overwrite_output_dir` was given,
-            or there is no complete checkpoint to resume from.
-    """
-    folder = Path(args.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"--output_dir {folder} is a file. Choose a folder.")
-    resume = args.resume_from_checkpoint
-    if resume and resume.lower() not in ("true", "false"):
-        if not is_complete(Path(resume)):
-            raise DataError(f"--resume_from_checkpoint {resume} is no complete checkpoint.")
-        return resume
-    if resume and resume.lower() == "true":
-        checkpoint = last_complete_checkpoint(folder)
-        if checkpoint is None:
-            raise DataError(f"{folder} holds no complete checkpoint to resume from. Start anew without that flag.")
-        return checkpoint
-    in_use = [folder / name for name in RUN_FILES if (folder / name).exists()] + checkpoints(folder)
-    if args.overwrite_output_dir:
-        for path in [*in_use, folder / "samples", folder / "runs"]:  # the last: TensorBoard's
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    elif in_use:
-        raise DataError(
-            f"{folder} holds a run already ({in_use[0].name}). Go on: --resume_from_checkpoint true. Start anew "
-            "and delete it: --overwrite_output_dir true. Or choose another --output_dir."
-        )
-    return None

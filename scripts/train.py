@@ -26,7 +26,9 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
+from igpt_hf.checkpoints import Preempted, SaveOnSigterm, prepare_output_dir
 from igpt_hf.data import load_splits, tokenize
+from igpt_hf.launching import describe_launch, end_with_launcher, launch_warnings, on_first_process
 from igpt_hf.plots import sample_sheet
 from igpt_hf.reporting import collect_results, write_run
 from igpt_hf.training import (
@@ -34,7 +36,6 @@ from igpt_hf.training import (
     TokenDataset,
     make_trainer,
     parse_arguments,
-    prepare_output_dir,
     use_all_cores,
 )
 
@@ -48,12 +49,11 @@ def main():
     for name in ("igpt_hf", "train"):
         logging.getLogger(name).setLevel(logging.INFO if args.should_log else logging.ERROR)
     transformers_logging.disable_progress_bar()  # one bar for the training, none for each file that is saved
-    checkpoint = prepare_output_dir(args)
-    logger.info(
-        "%d process(es) on %s, %d CPU thread(s) each, precision %s",
-        *(args.world_size, args.device, use_all_cores(data_args.num_threads)),
-        "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
-    )
+    end_with_launcher()
+    checkpoint = on_first_process(lambda: prepare_output_dir(args))
+    logger.info(describe_launch(args, use_all_cores(data_args.num_threads)))
+    for warning in launch_warnings(args):
+        logger.warning("warning: %s", warning)
 
     # 1. Data: pictures -> tokens, once.
     splits = load_splits(
@@ -84,14 +84,18 @@ def main():
     set_seed(args.seed)
     model = IGPTForCausalImageModeling(config)
     sheet = SampleSheetCallback(lambda model: sample_sheet(model, processor, per_class=4))
-    trainer = make_trainer(model, args, tokens, processor, callbacks=[sheet])
+    trainer = make_trainer(model, args, tokens, processor, callbacks=[sheet, SaveOnSigterm()])
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
     logger.info(
         "%s: %s images of %d classes; %d parameters", data_args.data, sizes, len(names), model.num_parameters()
     )
 
     # 3. Train, and read the test split once, with the best model.
-    trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except Preempted as message:
+        logger.info(message)
+        return trainer.accelerator.end_training()
     test_split = TokenDataset(tokens["test"], config, seed=args.seed)
     test = trainer.evaluate(test_split, metric_key_prefix="test")
     trainer.save_model()
@@ -109,5 +113,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, StrictDataclassError, FloatingPointError) as error:  # DataError is a ValueError
+    except (ValueError, StrictDataclassError, FloatingPointError, OSError) as error:  # DataError is a ValueError
         sys.exit(f"error: {error}")
