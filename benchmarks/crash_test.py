@@ -3,9 +3,9 @@
     python benchmarks/crash_test.py --kills 20 --output crash_test.json    # about ten minutes
 
 An uninterrupted run is the reference. The same run is then started, killed (SIGKILL) and resumed until it has been
-killed `--kills` times: in turn while a checkpoint is being written, and at a random moment. Each resume must go on from
-the last complete checkpoint, pass over the incomplete one with a message and keep it; at the end weights, optimizer and
-random state must be equal to the reference's, bit by bit.
+killed `--kills` times: in turn while a checkpoint is being written, and at a random moment. Each resume must go on
+from the last complete checkpoint, pass over the incomplete one with a message and keep it; at the end weights,
+optimizer and schedule must be equal to the reference's, bit by bit.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def kill_once(command: list[str], folder: Path, in_checkpoint: bool, rng: random
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """Names of the tensors that are not equal, bit by bit, in two checkpoints: weights, optimizer, random state."""
+    """Names of the tensors that are not equal, bit by bit, in two checkpoints."""
     pairs = [(load_file(first / "model.safetensors"), load_file(second / "model.safetensors"))]
     for name in ("optimizer.pt", "scheduler.pt"):
         pairs.append(tuple(torch.load(path / name, weights_only=True) for path in (first, second)))

@@ -27,6 +27,7 @@ from .configuration_igpt import PRESETS, IGPTConfig
 from .errors import DataError
 from .image_processing_igpt import pixels_to_tokens
 from .optimization import MuonAdamW, average_weights, swap_average
+from .streaming import ShardedTokens, TokenStream
 
 
 logger = logging.getLogger(__name__)
@@ -86,8 +87,10 @@ class TokenDataset(torch.utils.data.Dataset):
         }
 
 
-def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`TokenDataset` hands out whole batches already; no cache is built where nothing is generated."""
+def collate(batch: dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """`TokenDataset` hands out whole batches already, a stream does not; no cache is built to train or evaluate."""
+    if isinstance(batch, list):
+        batch = torch.utils.data.default_collate(batch)
     return {**batch, "use_cache": False}
 
 
@@ -115,6 +118,13 @@ class DataArguments:
         metadata={"help": "Pixels kept free around tight crops; default: image_size / 14, which is 2 of 28."},
     )
     binarize: str = field(default="threshold", metadata={"help": "threshold, or stochastic: anew in each epoch."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Parquet and Hub: tokenize shard by shard into a cache, train from the disk."}
+    )
+    shuffle_buffer: int = field(default=10_000, metadata={"help": "Streaming: images among which one is drawn next."})
+    max_eval_images: int = field(
+        default=10_000, metadata={"help": "Streaming: validation and test images that are evaluated, at most, each."}
+    )
     num_threads: int | None = field(default=None, metadata={"help": "CPU threads per process; default: all cores."})
 
 
@@ -459,16 +469,25 @@ class IGPTTrainer(Trainer):
         return super()._finalize_training(*args, **kwargs)
 
 
-def make_trainer(model, args: IGPTTrainingArguments, splits, processor, callbacks=()) -> Trainer:
+def make_trainer(
+    model, args: IGPTTrainingArguments, splits, processor, callbacks=(), shuffle_buffer: int = 10_000
+) -> Trainer:
     """Wire a Trainer: tokenised splits in, exact nats per image of train and validation at each evaluation.
 
-    The training loss is measured like the validation loss, on a fixed part of the training split of the same size, in
-    eval mode, so that the two curves can be compared.
+    The training split is a data set, or `ShardedTokens` that are streamed through a shuffle buffer. The training loss
+    is measured like the validation loss, on a fixed part of the training split of the same size, in eval mode, so that
+    the two curves can be compared.
     """
     config = model.config
-    train = TokenDataset(splits["train"], config, config.class_dropout_prob, seed=args.seed)
     validation = TokenDataset(splits["validation"], config, seed=args.seed)
-    part = splits["train"].select(range(min(len(validation), len(train))))
+    part_size = min(len(validation), len(splits["train"]))
+    if isinstance(splits["train"], ShardedTokens):
+        args.accelerator_config.dispatch_batches = False  # each process reads for itself, and keeps its part
+        train = TokenStream(splits["train"], config, config.class_dropout_prob, args.seed, shuffle_buffer)
+        part = splits["train"].head("train", part_size)
+    else:
+        train = TokenDataset(splits["train"], config, config.class_dropout_prob, seed=args.seed)
+        part = splits["train"].select(range(part_size))
     part_of_train = TokenDataset(part, config, seed=args.seed)
     trainer = IGPTTrainer(
         model,

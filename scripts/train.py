@@ -31,6 +31,7 @@ from igpt_hf.data import load_splits, tokenize
 from igpt_hf.launching import describe_launch, end_with_launcher, launch_warnings, on_first_process
 from igpt_hf.plots import sample_sheet
 from igpt_hf.reporting import collect_results, write_run
+from igpt_hf.streaming import open_shards, stream_splits
 from igpt_hf.training import (
     SampleSheetCallback,
     TokenDataset,
@@ -51,20 +52,25 @@ def main():
     transformers_logging.disable_progress_bar()  # one bar for the training, none for each file that is saved
     end_with_launcher()
     checkpoint = on_first_process(lambda: prepare_output_dir(args))
-    logger.info(describe_launch(args, use_all_cores(data_args.num_threads)))
+    num_threads = use_all_cores(data_args.num_threads)
+    logger.info(describe_launch(args, num_threads))
     for warning in launch_warnings(args):
         logger.warning("warning: %s", warning)
 
     # 1. Data: pictures -> tokens, once.
-    splits = load_splits(
-        data_args.data,
-        seed=args.seed,
-        image_column=data_args.image_column,
-        label_column=data_args.label_column,
-        max_images=data_args.max_images,
-        skip_bad_images=data_args.skip_bad_images,
-    )
-    names = splits["train"].features["label"].names
+    if data_args.streaming:
+        source = open_shards(data_args.data, data_args.image_column, data_args.label_column, data_args.max_images)
+        names = source.names
+    else:
+        splits = load_splits(
+            data_args.data,
+            seed=args.seed,
+            image_column=data_args.image_column,
+            label_column=data_args.label_column,
+            max_images=data_args.max_images,
+            skip_bad_images=data_args.skip_bad_images,
+        )
+        names = splits["train"].features["label"].names
     overrides = {name: value for name, value in vars(config_args).items() if name != "preset" and value is not None}
     config = IGPTConfig.from_preset(
         config_args.preset, **overrides, id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)}
@@ -78,13 +84,22 @@ def main():
         margin=config.image_size // 14 if data_args.margin is None else data_args.margin,
         binarize=data_args.binarize,
     )
-    tokens = tokenize(splits, processor)
+    if data_args.streaming:
+        splits, tokens = stream_splits(
+            *(source, processor, args.seed, data_args.max_eval_images),
+            num_workers=num_threads,
+            first_shard=len(source.shards) * args.process_index // args.world_size,
+            skip_bad_images=data_args.skip_bad_images,
+        )
+    else:
+        tokens = tokenize(splits, processor)
 
     # 2. Model and trainer.
     set_seed(args.seed)
     model = IGPTForCausalImageModeling(config)
     sheet = SampleSheetCallback(lambda model: sample_sheet(model, processor, per_class=4))
-    trainer = make_trainer(model, args, tokens, processor, callbacks=[sheet, SaveOnSigterm()])
+    callbacks = [sheet, SaveOnSigterm()]
+    trainer = make_trainer(model, args, tokens, processor, callbacks, shuffle_buffer=data_args.shuffle_buffer)
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
     logger.info(
         "%s: %s images of %d classes; %d parameters", data_args.data, sizes, len(names), model.num_parameters()
