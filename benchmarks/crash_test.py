@@ -3,7 +3,7 @@
     python benchmarks/crash_test.py --kills 20 --output crash_test.json    # about ten minutes
 
 An uninterrupted run is the reference. The same run is then started, killed (SIGKILL) and resumed until it has been
-killed `--kills` times: in turn while a checkpoint is being written, and at a random moment. Each resume must go on
+killed `--kills` times: in turn while it writes a checkpoint, while it trains, and at any time. Each resume must go on
 from the last complete checkpoint, pass over the incomplete one with a message and keep it; at the end weights,
 optimizer and schedule must be equal to the reference's, bit by bit.
 """
@@ -21,13 +21,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from igpt_hf.checkpoints import MANIFEST, SET_ASIDE, checkpoints, find_problem, last_complete_checkpoint
+from igpt_hf.checkpoints import SET_ASIDE, checkpoints, find_problem, last_complete_checkpoint
 
 
 TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
 RUN = "--image_size 14 --num_hidden_layers 1 --num_threads 1 --disable_tqdm true --per_device_train_batch_size 8"
 RUN += " --attention_dropout 0.1 --eval_strategy steps --eval_steps 10 --save_strategy steps --save_steps 10"
 RUN += " --save_total_limit 2 --early_stopping_patience 100 --per_device_eval_batch_size 32"
+MOMENTS = ("in a checkpoint", "while it trains", "in a checkpoint", "at any time")
 
 
 def command(folder: Path, images: int, epochs: int) -> list[str]:
@@ -35,34 +36,32 @@ def command(folder: Path, images: int, epochs: int) -> list[str]:
     return [sys.executable, str(TRAIN), *RUN.split(), *flags]
 
 
-def is_being_written(folder: Path) -> bool:
-    """Whether a checkpoint without its manifest is there, after one that has it."""
-    sealed = [(path / MANIFEST).exists() for path in checkpoints(folder)]
-    return any(sealed) and not all(sealed)
+def identities(folder: Path) -> dict[int, Path]:
+    """The checkpoint folders that are there, by inode: one that is written anew counts as another."""
+    return {path.stat().st_ino: path for path in folder.glob("*checkpoint-*")}
 
 
-def kill_once(command: list[str], folder: Path, in_checkpoint: bool, rng: random.Random) -> dict | None:
+def kill_once(command: list[str], folder: Path, moment: str, rng: random.Random) -> dict | None:
     """Start the run and kill it; returns what was found afterwards, or None where it came to its end before."""
-    complete_before = {path.name for path in checkpoints(folder) if find_problem(path) is None}
+    before = identities(folder)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if in_checkpoint:
-        while not is_being_written(folder) and process.poll() is None:
-            time.sleep(0.0005)
-        time.sleep(rng.uniform(0, 0.015))
+    if moment == "at any time":
+        time.sleep(rng.uniform(0, 20))  # the imports take the first seconds
     else:
-        time.sleep(rng.uniform(3, 15))  # the imports take the first few seconds
+        while not identities(folder).keys() - before.keys() and process.poll() is None:
+            time.sleep(0.0005)
+        time.sleep(rng.uniform(0, 0.015 if moment == "in a checkpoint" else 4))
     if process.poll() is not None:
         assert process.returncode == 0, process.stderr.read()[-2000:]
         return None
     process.kill()
     log = process.communicate()[1]
-    incomplete = [path.name for path in checkpoints(folder) if find_problem(path) is not None]
+    problems = {path.name: find_problem(path) for path in checkpoints(folder)}
     return {
-        "killed_in_checkpoint": in_checkpoint,
-        "resumed_from": last if (last := last_complete_checkpoint(folder)) is None else Path(last).name,
-        "incomplete": incomplete,
+        "moment": moment,
+        "complete": [name for name, problem in problems.items() if problem is None],
+        "incomplete": [name for name, problem in problems.items() if problem is not None],
         "passed_over": re.findall(r"(checkpoint-\d+) is passed over", log),
-        "complete_before": sorted(complete_before),
     }
 
 
@@ -105,21 +104,21 @@ def main():
         while len(kills) < args.kills:
             has_checkpoint = last_complete_checkpoint(killed) is not None
             resume = ["--resume_from_checkpoint", "true"] if has_checkpoint else ["--overwrite_output_dir", "true"]
-            in_checkpoint = len(kills) % 2 == 0
-            kill = kill_once(command(killed, args.images, args.epochs) + resume, killed, in_checkpoint, rng)
+            moment = MOMENTS[len(kills) % len(MOMENTS)]
+            kill = kill_once(command(killed, args.images, args.epochs) + resume, killed, moment, rng)
             if kill is None:
                 raise SystemExit(f"error: the run ended after {len(kills)} kills: take more --epochs.")
             kills.append(kill)
             print(len(kills), json.dumps(kill), flush=True)
         last = [*command(killed, args.images, args.epochs), "--resume_from_checkpoint", "true"]
         log = subprocess.run(last, check=True, capture_output=True, text=True).stderr
-        incomplete = sum(len(kill["incomplete"]) for kill in kills)
+        incomplete = {(number, name) for number, kill in enumerate(kills) for name in kill["incomplete"]}
+        left_over = {(number, name) for number, name in incomplete if (number - 1, name) in incomplete}  # not new
         passed_over = sum(len(kill["passed_over"]) for kill in kills) + log.count("is passed over")
         ends = checkpoints(whole)[-1], checkpoints(killed)[-1]
         results = {
             "kills": len(kills),
-            "kills_in_a_checkpoint": sum(bool(kill["incomplete"]) for kill in kills),
-            "incomplete_checkpoints": incomplete,
+            "incomplete_checkpoints": len(incomplete - left_over),
             "passed_over_with_a_message": passed_over,
             "kept_for_the_user": len(list(killed.glob(f"{SET_ASIDE}*"))),
             "last_step": ends[0].name,
@@ -131,6 +130,7 @@ def main():
     args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({key: value for key, value in results.items() if key != "each"}, indent=1))
     is_right = results["final_model_is_bit_equal"] and not results["tensors_not_bit_equal"]
+    is_right &= passed_over == results["kept_for_the_user"]
     raise SystemExit(0 if is_right and ends[0].name == ends[1].name else "error: the killed run did not end alike.")
 
 

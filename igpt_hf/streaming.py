@@ -231,13 +231,13 @@ def _tokenized_rows(source: ShardedSource, processor, seed: int, skip_bad_images
     generator = split_generator(seed, shard)
     rows = shard.open().select_columns([source.image_column, source.label_column])
     _check_classes(rows.features[source.label_column], source, shard)
-    rows = rows.cast_column(source.image_column, Image(decode=False))
-    for batch in rows.iter(READ_ROWS):
+    encoded = rows.cast_column(source.image_column, Image(decode=False))
+    for batch in encoded.iter(READ_ROWS):
         labels = _class_indices(batch[source.label_column], source, shard, first_row)
         pictures, good = [], []
-        for offset, encoded in enumerate(batch[source.image_column]):
+        for offset, image in enumerate(batch[source.image_column]):
             try:
-                pictures.append(decode_image(encoded))
+                pictures.append(decode_image(image))
                 good.append(offset)
             except DataError as error:
                 num_bad += 1
@@ -249,7 +249,9 @@ def _tokenized_rows(source: ShardedSource, processor, seed: int, skip_bad_images
         split = draw_splits(generator, len(labels))
         first_row += len(labels)
         if pictures:
-            yield split[good], processor.tokenize(pictures), labels[good]
+            rows = [first_row - len(labels) + offset for offset in good]
+            tokens = data._tokenize_batch({"image": pictures}, rows, shard.name, processor, "tokens")["tokens"]
+            yield split[good], tokens, labels[good]
     if num_bad:
         logger.warning("Skipped %d of %d images of %s", num_bad, first_row, shard.name)
 
