@@ -414,6 +414,8 @@ class IGPTTrainer(Trainer):
 
     def create_optimizer(self, model=None):
         args = self.args
+        if self.is_fsdp_enabled and args.use_muon:
+            raise ValueError("Muon needs whole matrices, and FSDP cuts them into parts: --use_muon false.")
         if self.optimizer is None and args.use_muon:
             self.optimizer = MuonAdamW(
                 *(self.model if model is None else model, args.learning_rate, args.muon_learning_rate),
