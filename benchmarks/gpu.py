@@ -1,13 +1,16 @@
 """Throughput on a GPU: training and sampling of several presets, beside the card's own matrix products.
 
     python benchmarks/gpu.py --output gpu.json                       # one CUDA card, bf16, about ten minutes
+    python benchmarks/gpu.py --presets igpt-s --image_sizes 32 64 --output igpt-s.json
     python benchmarks/gpu.py --device cpu --quick --output gpu.json  # small and slow: does it run?
 
 Training steps are compiled (`torch.compile`) and run in bf16 autocast; sampling uses the library's `generate` with a
-static cache, which it compiles by itself on CUDA. Medians; the first, compiling, runs are not counted.
+static cache, which it compiles by itself on CUDA. Medians; the first, compiling, runs are not counted. Batches hold as
+many tokens whatever the size of the images.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -77,6 +80,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--output", type=Path, default=Path("gpu.json"))
+    parser.add_argument("--presets", nargs="+", choices=TRAINING_BATCH, help="default: all three")
+    parser.add_argument("--image_sizes", nargs="+", type=int, default=[28])
     parser.add_argument("--quick", action="store_true", help="batches of 2, one repetition, the two small presets")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -86,18 +91,27 @@ def main():
         "device": device_name,
         "matmul_tflops": matmul_tflops(args.device, 256 if args.quick else 8192, repetitions),
     }
-    for preset in ("xxs", "s") if args.quick else TRAINING_BATCH:
-        config = IGPTConfig.from_preset(preset)
+    presets = args.presets or (["xxs", "s"] if args.quick else list(TRAINING_BATCH))
+    for preset, image_size in itertools.product(presets, args.image_sizes):
+        config = IGPTConfig.from_preset(preset, image_size=image_size)
         model = IGPTForCausalImageModeling(config).to(args.device)
-        sizes = (2, 2) if args.quick else (TRAINING_BATCH[preset], SAMPLING_BATCH[preset])
-        row = {"training_images_per_second": training(model, sizes[0], args.device, repetitions, not args.quick)}
+        sizes = [
+            2 if args.quick else max(1, batch[preset] * 196 // config.num_image_tokens)
+            for batch in (TRAINING_BATCH, SAMPLING_BATCH)
+        ]
+        if args.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        row = {"batch": sizes[0]}
+        row["training_images_per_second"] = training(model, sizes[0], args.device, repetitions, not args.quick)
+        if args.device == "cuda":
+            row["training_peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
         # A step costs about 6 operations for each parameter and token.
         flops = 6 * model.num_parameters() * config.num_image_tokens * row["training_images_per_second"]
         row["fraction_of_matmul"] = flops / 1e12 / results["matmul_tflops"]
         row["sampling_images_per_second"] = sampling(model, sizes[1], args.device, repetitions)
-        results[preset] = row
-        print(preset, json.dumps(row), flush=True)
-    if not args.quick:
+        results[preset if image_size == 28 else f"{preset} {image_size}x{image_size}"] = row
+        print(preset, image_size, json.dumps(row), flush=True)
+    if not args.quick and "xxs" in presets:
         model = IGPTForCausalImageModeling(IGPTConfig.from_preset("xxs")).to(args.device)
         results["seconds_for_10000_samples"] = 10_000 / sampling(model, 2_000, args.device, 5)
     args.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

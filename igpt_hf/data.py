@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 VALIDATION_SHARE, TEST_SHARE = 0.10, 0.05  # the rest, 85%, is for training
 MIN_IMAGES_PER_CLASS = 3  # one for each of the three splits
 MAX_PIXELS = 50_000_000  # a larger picture is refused before it is decoded: it could fill the memory
+# Others are refused: Pillow runs an interpreter for EPS, and the rest of its decoders are seldom used and tested.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm"}
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing", "eval"}
 CHECK_BATCH = 32  # images that a thread checks at a time: one by one, handing them over would take longest
@@ -383,16 +385,31 @@ def _find_problems(encoded: Dataset, stop_at_first: bool) -> dict[int, str]:
 
 def _problem(encoded: dict[str, Any] | None) -> str | None:
     """Why an image, {"bytes", "path"} as the data set stores it, cannot be decoded; None if it can."""
-    if encoded is None or (encoded["bytes"] is None and encoded["path"] is None):
-        return "is null"
     try:
-        with PIL.Image.open(encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"])) as image:
-            if image.width * image.height > MAX_PIXELS:  # only the header has been read so far
-                return f"has {image.width}x{image.height} pixels, more than {MAX_PIXELS:,}"
-        Image().decode_example(encoded)
-    except DECODE_ERRORS as error:
-        return f"is no image that can be decoded ({type(error).__name__}: {error})"
+        decode_image(encoded)
+    except DataError as problem:
+        return str(problem)
     return None
+
+
+def decode_image(encoded: dict[str, Any] | None) -> PIL.Image.Image:
+    """Decode an image, {"bytes", "path"} as a data set stores it.
+
+    Raises:
+        DataError: It is null, damaged, too large or of another format than `FORMATS`; the message says which, and
+            wants the image's name before it.
+    """
+    if encoded is None or (encoded["bytes"] is None and encoded["path"] is None):
+        raise DataError("is null")
+    try:
+        file = encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"])
+        with PIL.Image.open(file, formats=FORMATS) as image:  # only the header is read here
+            width, height = image.size
+        if width * height <= MAX_PIXELS:
+            return Image().decode_example(encoded)
+    except DECODE_ERRORS as error:
+        raise DataError(f"is no image that can be decoded ({type(error).__name__}: {error})") from error
+    raise DataError(f"has {width}x{height} pixels, more than {MAX_PIXELS:,}")
 
 
 def _split(labels: np.ndarray, rows: np.ndarray, names: list[str], seed: int) -> dict[str, np.ndarray]:

@@ -10,7 +10,6 @@ import dataclasses
 import logging
 import math
 import os
-import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -23,8 +22,9 @@ import yaml
 from transformers import EarlyStoppingCallback, HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ExportableState, ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SaveStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from .checkpoints import last_complete_checkpoint, whole_checkpoint
 from .configuration_igpt import PRESETS, IGPTConfig
 from .errors import DataError
 from .hub import ask_hub, push_folder
@@ -32,6 +32,7 @@ from .image_processing_igpt import pixels_to_tokens
 from .modeling_igpt import IGPTForImageClassification
 from .optimization import MuonAdamW, average_weights, swap_average
 from .stock import STOCK_PRESET
+from .streaming import ShardedTokens, TokenStream
 
 
 logger = logging.getLogger(__name__)
@@ -100,8 +101,10 @@ class LabelDataset(TokenDataset):
         return {"input_ids": super().__getitems__(indices)["input_ids"], "labels": classes}
 
 
-def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`TokenDataset` hands out whole batches already; no cache is built where nothing is generated."""
+def collate(batch: dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """`TokenDataset` hands out whole batches already, a stream does not; no cache is built to train or evaluate."""
+    if isinstance(batch, list):
+        batch = torch.utils.data.default_collate(batch)
     return {**batch, "use_cache": False}
 
 
@@ -135,6 +138,13 @@ class DataArguments:
         metadata={"help": "Pixels kept free around tight crops; default: image_size / 14, which is 2 of 28."},
     )
     binarize: str = field(default="threshold", metadata={"help": "threshold, or stochastic: anew in each epoch."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Parquet and Hub: tokenize shard by shard into a cache, train from the disk."}
+    )
+    shuffle_buffer: int = field(default=10_000, metadata={"help": "Streaming: images among which one is drawn next."})
+    max_eval_images: int = field(
+        default=10_000, metadata={"help": "Streaming: validation and test images that are evaluated, at most, each."}
+    )
     num_threads: int | None = field(default=None, metadata={"help": "CPU threads per process; default: all cores."})
 
 
@@ -498,6 +508,8 @@ class IGPTTrainer(Trainer):
 
     def create_optimizer(self, model=None):
         args = self.args
+        if self.is_fsdp_enabled and args.use_muon:
+            raise ValueError("Muon needs whole matrices, and FSDP cuts them into parts: --use_muon false.")
         if self.optimizer is None and args.use_muon:
             self.optimizer = MuonAdamW(
                 *(self.model if model is None else model, args.learning_rate, args.muon_learning_rate),
@@ -539,8 +551,8 @@ class IGPTTrainer(Trainer):
             return super().evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, *args, **kwargs):
-        with self.averaged():
-            return super()._save_checkpoint(*args, **kwargs)
+        with whole_checkpoint(self), self.averaged():
+            super()._save_checkpoint(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -554,7 +566,13 @@ class IGPTTrainer(Trainer):
 
 
 def make_trainer(
-    model, args: IGPTTrainingArguments, splits, processor, callbacks=(), layout: IGPTConfig | None = None
+    model,
+    args: IGPTTrainingArguments,
+    splits,
+    processor,
+    callbacks=(),
+    layout: IGPTConfig | None = None,
+    shuffle_buffer: int = 10_000,
 ) -> Trainer:
     """Wire a Trainer: tokenised splits in, exact nats per image of train and validation at each evaluation.
 
@@ -564,17 +582,24 @@ def make_trainer(
     Args:
         model: An `IGPTForCausalImageModeling`, an `IGPTForImageClassification`, or the stock model of `igpt_hf.stock`.
         args: Of the run.
-        splits: From `igpt_hf.data.tokenize`.
+        splits: From `igpt_hf.data.tokenize`; the training split may be `ShardedTokens`, to be streamed.
         processor: Saved along with the model.
         callbacks: More than the usual ones.
         layout: How images are laid out in tokens, where the model's configuration does not say it.
+        shuffle_buffer: Images of a stream that are shuffled at a time.
     """
     config = model.config if layout is None else layout
     is_classifier = isinstance(model, IGPTForImageClassification)
     dataset = LabelDataset if is_classifier else TokenDataset
-    train = dataset(splits["train"], config, config.class_dropout_prob, seed=args.seed)
     validation = dataset(splits["validation"], config, seed=args.seed)
-    part = splits["train"].select(range(min(len(validation), len(train))))
+    part_size = min(len(validation), len(splits["train"]))
+    if isinstance(splits["train"], ShardedTokens):
+        args.accelerator_config.dispatch_batches = False  # each process reads for itself, and keeps its part
+        train = TokenStream(splits["train"], config, config.class_dropout_prob, args.seed, shuffle_buffer)
+        part = splits["train"].head("train", part_size)
+    else:
+        train = dataset(splits["train"], config, config.class_dropout_prob, seed=args.seed)
+        part = splits["train"].select(range(part_size))
     part_of_train = dataset(part, config, seed=args.seed)
     trainer = IGPTTrainer(
         model,
@@ -598,64 +623,3 @@ def make_trainer(
     if trainer.pop_callback(ProgressCallback) is not None:  # None with --disable_tqdm
         trainer.add_callback(OneLineProgress)
     return trainer
-
-
-# --- output folder --------------------------------------------------------------------------------------------------
-
-CHECKPOINT_FILES = ("model.safetensors", "config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json")
-RUN_FILES = (
-    *("model.safetensors", "config.json", "generation_config.json", "preprocessor_config.json", "training_args.bin"),
-    *("README.md", "all_results.json", "loss_curve.png", "samples.png", "completions.png", "trainer_state.json"),
-    "accuracy_curve.png",
-)
-
-
-def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
-    """All checkpoint folders of a run, oldest first."""
-    found = [
-        path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()
-    ]
-    return sorted(found, key=lambda path: int(path.name.split("-")[-1]))
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint holds all that a resume needs; the Trainer writes trainer_state.json last."""
-    return all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size for name in CHECKPOINT_FILES)
-
-
-def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """Path of the newest complete checkpoint of a run, or None."""
-    complete = [path for path in checkpoints(output_dir) if is_complete(path)]
-    return str(complete[-1]) if complete else None
-
-
-def prepare_output_dir(args: IGPTTrainingArguments) -> str | None:
-    """Refuse to overwrite another run; returns the checkpoint to resume from, if that was asked for.
-
-    Raises:
-        DataError: output_dir is in use and neither `--resume_from_checkpoint` nor `--overwrite_output_dir` was given,
-            or there is no complete checkpoint to resume from.
-    """
-    folder = Path(args.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"--output_dir {folder} is a file. Choose a folder.")
-    resume = args.resume_from_checkpoint
-    if resume and resume.lower() not in ("true", "false"):
-        if not is_complete(Path(resume)):
-            raise DataError(f"--resume_from_checkpoint {resume} is no complete checkpoint.")
-        return resume
-    if resume and resume.lower() == "true":
-        checkpoint = last_complete_checkpoint(folder)
-        if checkpoint is None:
-            raise DataError(f"{folder} holds no complete checkpoint to resume from. Start anew without that flag.")
-        return checkpoint
-    in_use = [folder / name for name in RUN_FILES if (folder / name).exists()] + checkpoints(folder)
-    if args.overwrite_output_dir:
-        for path in [*in_use, folder / "samples", folder / "runs"]:  # the last: TensorBoard's
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    elif in_use:
-        raise DataError(
-            f"{folder} holds a run already ({in_use[0].name}). Go on: --resume_from_checkpoint true. Start anew "
-            "and delete it: --overwrite_output_dir true. Or choose another --output_dir."
-        )
-    return None

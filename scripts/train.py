@@ -5,11 +5,12 @@
     accelerate launch scripts/train.py --data path/to/folder --preset xs --num_train_epochs 30 --report_to tensorboard
     accelerate launch scripts/train.py --config configs/quick.yaml --seed 1
     accelerate launch scripts/train.py --output_dir runs/hoda --data digits.cdb --resume_from_checkpoint true
+    accelerate launch scripts/train.py --task classification --model_name_or_path runs/hoda --data digits.cdb
     accelerate launch scripts/train.py --preset stock-xxs --per_device_train_batch_size 8 --max_minutes 60
 
 Writes the best model by validation likelihood, its card, all_results.json, loss_curve.png, samples.png and
-completions.png into --output_dir. `--help` lists all flags: those of TrainingArguments and IGPTConfig, and a few for
-data.
+completions.png into --output_dir. A classifier is chosen by validation accuracy and has accuracy_curve.png instead of
+these pictures. `--help` lists all flags: those of TrainingArguments and IGPTConfig, and a few for data.
 """
 
 import json
@@ -18,25 +19,27 @@ import os
 import sys
 
 
-# OpenMP's waiting threads should soon sleep: spinning, they keep the attention kernel's threads from the cores (a
-# fifth slower on two cores). Read once, when torch is loaded.
+# OpenMP's waiting threads should soon sleep: spinning, they keep the kernels' threads from the cores (a fifth slower
+# on two cores). Read once, when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
+from igpt_hf.building import build
+from igpt_hf.checkpoints import Preempted, SaveOnSigterm, prepare_output_dir
 from igpt_hf.data import load_splits, tokenize
+from igpt_hf.launching import describe_launch, end_with_launcher, launch_warnings, on_first_process
 from igpt_hf.plots import sample_sheet
-from igpt_hf.reporting import collect_results, write_run
-from igpt_hf.stock import STOCK_PRESET, stock_layout, stock_model, stock_processor
+from igpt_hf.reporting import collect_classification_results, collect_results, write_classification_run, write_run
+from igpt_hf.streaming import open_shards, stream_splits
 from igpt_hf.training import (
+    LabelDataset,
     SampleSheetCallback,
     TokenDataset,
     make_trainer,
     parse_arguments,
-    prepare_output_dir,
     use_all_cores,
 )
 
@@ -46,68 +49,75 @@ logger = logging.getLogger("train")
 
 def main():
     data_args, config_args, args = parse_arguments()
+    is_classifier = data_args.task == "classification"
     logging.basicConfig(format="%(message)s")
     for name in ("igpt_hf", "train"):
         logging.getLogger(name).setLevel(logging.INFO if args.should_log else logging.ERROR)
     transformers_logging.disable_progress_bar()  # one bar for the training, none for each file that is saved
-    checkpoint = prepare_output_dir(args)
-    logger.info(
-        "%d process(es) on %s, %d CPU thread(s) each, precision %s",
-        *(args.world_size, args.device, use_all_cores(data_args.num_threads)),
-        "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
-    )
+    end_with_launcher()
+    checkpoint = on_first_process(lambda: prepare_output_dir(args))
+    num_threads = use_all_cores(data_args.num_threads)
+    logger.info(describe_launch(args, num_threads))
+    for warning in launch_warnings(args):
+        logger.warning("warning: %s", warning)
 
-    # 1. Data: pictures -> tokens, once.
-    splits = load_splits(
-        data_args.data,
-        seed=args.seed if data_args.split_seed is None else data_args.split_seed,
-        image_column=data_args.image_column,
-        label_column=data_args.label_column,
-        max_images=data_args.max_images,
-        skip_bad_images=data_args.skip_bad_images,
-    )
-    names = splits["train"].features["label"].names
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-    overrides = {name: value for name, value in vars(config_args).items() if name != "preset" and value is not None}
-    is_stock = config_args.preset == STOCK_PRESET
-    if is_stock:
-        config = stock_layout(len(names), **overrides)
-        args.use_muon = False  # the library's model, trained as the library would
+    # 1. Data.
+    if data_args.streaming:
+        source = open_shards(data_args.data, data_args.image_column, data_args.label_column, data_args.max_images)
+        class_names = source.names
     else:
-        config = IGPTConfig.from_preset(config_args.preset, **overrides, **labels)
-    processor = IGPTImageProcessor(
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-        num_labels=config.num_labels,
-        threshold=data_args.threshold,
-        invert=data_args.invert,
-        margin=config.image_size // 14 if data_args.margin is None else data_args.margin,
-        binarize=data_args.binarize,
-    )
-    tokens = tokenize(splits, processor)
+        splits = load_splits(
+            data_args.data,
+            seed=args.seed if data_args.split_seed is None else data_args.split_seed,
+            image_column=data_args.image_column,
+            label_column=data_args.label_column,
+            max_images=data_args.max_images,
+            skip_bad_images=data_args.skip_bad_images,
+        )
+        class_names = splits["train"].features["label"].names
 
-    # 2. Model and trainer.
+    # 2. Model and processor; pictures -> tokens, once.
     set_seed(args.seed)
-    model = stock_model(config, **labels) if is_stock else IGPTForCausalImageModeling(config)
-    saved_processor = stock_processor(config.image_size) if is_stock else processor
-    sheet = SampleSheetCallback(lambda model: sample_sheet(model, processor, per_class=4))
-    trainer = make_trainer(model, args, tokens, saved_processor, callbacks=[sheet], layout=config)
-    sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
-    logger.info(
-        "%s: %s images of %d classes; %d parameters", data_args.data, sizes, len(names), model.num_parameters()
-    )
+    start = build(class_names, data_args, config_args)
+    model, processor = start.model, start.processor
+    if data_args.streaming:
+        splits, tokens = stream_splits(
+            *(source, processor, args.seed, data_args.max_eval_images),
+            num_workers=num_threads,
+            first_shard=len(source.shards) * args.process_index // args.world_size,
+            skip_bad_images=data_args.skip_bad_images,
+        )
+    else:
+        tokens = tokenize(splits, processor)
 
-    # 3. Train, and read the test split once, with the best model.
-    trainer.train(resume_from_checkpoint=checkpoint)
-    test_split = TokenDataset(tokens["test"], config, seed=args.seed)
+    # 3. Trainer.
+    sheet = SampleSheetCallback(lambda model: sample_sheet(model, processor, per_class=4))
+    callbacks = [SaveOnSigterm()] if is_classifier else [sheet, SaveOnSigterm()]
+    options = {"layout": start.layout, "shuffle_buffer": data_args.shuffle_buffer}
+    trainer = make_trainer(model, args, tokens, start.saved_processor, callbacks, **options)
+    sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
+    about = (data_args.data, sizes, len(class_names), model.num_parameters())
+    logger.info("%s: %s images of %d classes; %d parameters", *about)
+
+    # 4. Train, and read the test split once, with the best model.
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except Preempted as message:
+        logger.info(message)
+        return trainer.accelerator.end_training()
+    test_split = (LabelDataset if is_classifier else TokenDataset)(tokens["test"], start.layout, seed=args.seed)
     test = trainer.evaluate(test_split, metric_key_prefix="test")
     trainer.save_model(_internal_call=True)  # which does not push: the card is not there yet
     trainer.save_state()
 
-    # 4. Results, pictures, card; then the Hub, with --push_to_hub.
+    # 5. Results, pictures, card; then the Hub, with --push_to_hub.
     if trainer.is_world_process_zero():
-        results = collect_results(trainer, test, data_args.data)
-        write_run(trainer, processor, splits, results, data_args)
+        if is_classifier:
+            results = collect_classification_results(trainer, test, data_args)
+            write_classification_run(trainer, results)
+        else:
+            results = collect_results(trainer, test, data_args.data)
+            write_run(trainer, processor, splits, results, data_args)
         logger.info("%s: %s", args.output_dir, json.dumps(results, indent=2))
         if args.push_to_hub:
             logger.info("pushed: %s", trainer.push_to_hub())
@@ -118,5 +128,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, StrictDataclassError, FloatingPointError) as error:  # DataError is a ValueError
+    except (ValueError, StrictDataclassError, FloatingPointError, OSError) as error:  # DataError is a ValueError
         sys.exit(f"error: {error}")

@@ -124,3 +124,15 @@ def test_the_paper_presets_have_the_size_that_the_paper_says(name, millions):
     assert model.lm_head.weight.shape == (512, config.hidden_size)
     blocks = sum(parameter.numel() for parameter in model.model.layers.parameters())
     assert blocks / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+@pytest.mark.parametrize(("preset", "millions"), [("igpt-s", 76), ("igpt-m", 455), ("igpt-l", 1362)])
+def test_the_large_presets_have_the_parameters_of_the_paper_at_its_vocabulary(preset, millions):
+    """512 colours and 32x32 positions; here those of 3x3 blocks of 96x96 pixels, without the neighbourhood."""
+    with torch.device("meta"):
+        config = IGPTConfig.from_preset(preset, patch_size=3, image_size=96, neighborhood_radius=0)
+        model = IGPTForCausalImageModeling(config)
+        binary = IGPTForCausalImageModeling(IGPTConfig.from_preset(preset))  # 16 tokens, 196 positions
+    assert (config.vocab_size, config.num_image_tokens) == (512, 1024)
+    assert model.num_parameters() == pytest.approx(1e6 * millions, rel=0.01)
+    assert binary.num_parameters() == pytest.approx(1e6 * millions, rel=0.01)

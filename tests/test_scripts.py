@@ -679,24 +679,3 @@ def test_the_explanation_agrees_with_the_model_and_adds_up(script, capsys, posit
 
 def test_a_position_outside_the_picture_is_refused(script):
     assert "--position must lie between 0 and 8, got 9" in refusal(script, "explain.py", "--position", "9")
-
-
-# --- several processes ----------------------------------------------------------------------------------------------
-
-
-def test_two_processes_with_half_the_batch_train_the_same_model(tmp_path):
-    """Over gloo, by the accelerate configuration that the package comes with."""
-    accelerate, config = LAUNCH[0], SCRIPTS.parent / "configs" / "accelerate" / "cpu-2.yaml"
-    flags = [SCRIPTS / "train.py", "--use_cpu", "true", "--max_images", "120", "--num_hidden_layers", "2"]
-    flags += ["--num_train_epochs", "1", "--dataloader_drop_last", "true", "--disable_tqdm", "true"]
-    # Small steps: AdamW makes a whole step of a gradient that is rounding error. Twelve of them move a weight by 1e-3.
-    flags += ["--learning_rate", "1e-4", "--muon_learning_rate", "1e-4"]
-    one = [accelerate, "launch", *flags, "--per_device_train_batch_size", "8", "--output_dir", tmp_path / "one"]
-    two = [accelerate, "launch", "--config_file", config, *flags, "--per_device_train_batch_size", "4"]
-    assert "1 process(es)" in run(*one).stderr
-    assert "2 process(es)" in run(*two, "--output_dir", tmp_path / "two").stderr
-    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
-    assert max((weights[0][name] - weights[1][name]).abs().max().item() for name in weights[0]) < 2e-6
-    for key in ("train_nats_per_image", "validation_nats_per_image", "test_nats_per_image"):  # uneven last batches
-        results = [results_of(tmp_path / name)[key] for name in ("one", "two")]
-        assert math.isclose(*results, rel_tol=1e-6), key

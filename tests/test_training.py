@@ -16,18 +16,15 @@ from igpt_hf.image_processing_igpt import tokens_to_pixels
 from igpt_hf.optimization import MuonAdamW
 from igpt_hf.plots import sample_sheet
 from igpt_hf.training import (
-    CHECKPOINT_FILES,
     IGPTTrainingArguments,
     LossHistory,
     SampleSheetCallback,
     TokenDataset,
     collate,
-    last_complete_checkpoint,
     likelihood_metrics,
     make_trainer,
     nats_per_image,
     parse_arguments,
-    prepare_output_dir,
     use_all_cores,
 )
 
@@ -435,88 +432,6 @@ def test_a_loss_that_is_not_a_number_stops_and_names_the_step_and_the_checkpoint
     trainer = new_trainer(tmp_path, splits, tiny_processor, [Poison(step)], logging_steps=1)
     with pytest.raises(FloatingPointError, match=f"nan at step {step + 1}.*complete checkpoint: .*{checkpoint}"):
         trainer.train()
-
-
-# --- output folder --------------------------------------------------------------------------------------------------
-
-
-def write_checkpoint(folder, step: int, without: str | None = None, empty: str | None = None):
-    checkpoint = folder / f"checkpoint-{step}"
-    checkpoint.mkdir(parents=True)
-    for name in CHECKPOINT_FILES:
-        if name != without:
-            (checkpoint / name).write_text("" if name == empty else "x")
-
-
-def contents(folder) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def prepare(folder, **overrides):
-    return prepare_output_dir(arguments(folder, **overrides))
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "README.md", "all_results.json", "samples.png"])
-def test_a_folder_with_a_run_is_refused_and_left_as_it_is(tmp_path, name):
-    (tmp_path / name).write_text("mine")
-    with pytest.raises(DataError, match=rf"{name}.*--resume_from_checkpoint true.*--overwrite_output_dir true"):
-        prepare(tmp_path)
-    assert contents(tmp_path) == {name: b"mine"}
-
-
-def test_a_folder_with_checkpoints_only_is_refused_too(tmp_path):
-    write_checkpoint(tmp_path, 5)
-    with pytest.raises(DataError, match="checkpoint-5"):
-        prepare(tmp_path)
-
-
-def test_a_new_an_empty_and_a_foreign_folder_are_fine(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / "checkpoint-old").mkdir()
-    assert prepare(tmp_path) is None
-    assert prepare(tmp_path / "new") is None
-
-
-def test_overwriting_deletes_the_run_and_nothing_else(tmp_path):
-    write_checkpoint(tmp_path, 5)
-    for name in ("model.safetensors", "README.md", "samples/step-000005.png", "runs/events.out"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("of the run")
-    foreign = {"notes.txt", "checkpoint-old/model.safetensors", "data/a.png", "README.txt"}
-    for name in foreign:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("mine")
-    assert prepare(tmp_path, overwrite_output_dir=True) is None
-    assert contents(tmp_path) == dict.fromkeys(foreign, b"mine")
-
-
-@pytest.mark.parametrize("damage", [{"without": name} for name in CHECKPOINT_FILES] + [{"empty": "model.safetensors"}])
-def test_an_incomplete_checkpoint_is_passed_over(tmp_path, damage):
-    write_checkpoint(tmp_path, 9)
-    write_checkpoint(tmp_path, 10)
-    write_checkpoint(tmp_path, 11, **damage)
-    (tmp_path / "checkpoint-old").mkdir()
-    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    assert prepare(tmp_path, resume_from_checkpoint="true") == str(tmp_path / "checkpoint-10")
-
-
-def test_resuming_goes_on_from_the_checkpoint_that_is_named(tmp_path):
-    for step in (5, 10):
-        write_checkpoint(tmp_path, step)
-    named = str(tmp_path / "checkpoint-5")
-    assert prepare(tmp_path, resume_from_checkpoint=named) == named
-    with pytest.raises(DataError, match="checkpoint-7 is no complete checkpoint"):
-        prepare(tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
-    with pytest.raises(DataError, match="holds a run already"):
-        prepare(tmp_path, resume_from_checkpoint="false")
-
-
-def test_resuming_needs_a_checkpoint_and_an_output_folder_is_no_file(tmp_path):
-    with pytest.raises(DataError, match="holds no complete checkpoint"):
-        prepare(tmp_path, resume_from_checkpoint="true")
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(DataError, match="is a file"):
-        prepare(tmp_path / "file")
 
 
 # --- arguments ------------------------------------------------------------------------------------------------------

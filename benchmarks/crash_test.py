@@ -1,0 +1,138 @@
+"""Kill a training run again and again, also while it writes a checkpoint: it must end as if nothing had happened.
+
+    python benchmarks/crash_test.py --kills 20 --output crash_test.json    # about ten minutes
+
+An uninterrupted run is the reference. The same run is then started, killed (SIGKILL) and resumed until it has been
+killed `--kills` times: in turn while it writes a checkpoint, while it trains, and at any time. Each resume must go on
+from the last complete checkpoint, pass over the incomplete one with a message and keep it; at the end weights,
+optimizer and schedule must be equal to the reference's, bit by bit.
+"""
+
+import argparse
+import json
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from igpt_hf.checkpoints import SET_ASIDE, checkpoints, find_problem, last_complete_checkpoint
+
+
+TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
+RUN = "--image_size 14 --num_hidden_layers 1 --num_threads 1 --disable_tqdm true --per_device_train_batch_size 8"
+RUN += " --attention_dropout 0.1 --eval_strategy steps --eval_steps 10 --save_strategy steps --save_steps 10"
+RUN += " --save_total_limit 2 --early_stopping_patience 100 --per_device_eval_batch_size 32"
+MOMENTS = ("in a checkpoint", "while it trains", "in a checkpoint", "at any time")
+
+
+def command(folder: Path, images: int, epochs: int) -> list[str]:
+    flags = ["--max_images", str(images), "--num_train_epochs", str(epochs), "--output_dir", str(folder)]
+    return [sys.executable, str(TRAIN), *RUN.split(), *flags]
+
+
+def identities(folder: Path) -> dict[int, Path]:
+    """The checkpoint folders that are there, by inode: one that is written anew counts as another."""
+    return {path.stat().st_ino: path for path in folder.glob("*checkpoint-*")}
+
+
+def kill_once(command: list[str], folder: Path, moment: str, rng: random.Random) -> dict | None:
+    """Start the run and kill it; returns what was found afterwards, or None where it came to its end before."""
+    before = identities(folder)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if moment == "at any time":
+        time.sleep(rng.uniform(0, 20))  # the imports take the first seconds
+    else:
+        while not identities(folder).keys() - before.keys() and process.poll() is None:
+            time.sleep(0.0005)
+        time.sleep(rng.uniform(0, 0.015 if moment == "in a checkpoint" else 4))
+    if process.poll() is not None:
+        assert process.returncode == 0, process.stderr.read()[-2000:]
+        return None
+    process.kill()
+    log = process.communicate()[1]
+    problems = {path.name: find_problem(path) for path in checkpoints(folder)}
+    return {
+        "moment": moment,
+        "complete": [name for name, problem in problems.items() if problem is None],
+        "incomplete": [name for name, problem in problems.items() if problem is not None],
+        "passed_over": re.findall(r"(checkpoint-\d+) is passed over", log),
+    }
+
+
+def differences(first: Path, second: Path) -> list[str]:
+    """Names of the tensors that are not equal, bit by bit, in two checkpoints."""
+    pairs = [(load_file(first / "model.safetensors"), load_file(second / "model.safetensors"))]
+    for name in ("optimizer.pt", "scheduler.pt"):
+        pairs.append(tuple(torch.load(path / name, weights_only=True) for path in (first, second)))
+    different = []
+
+    def compare(a, b, name: str):
+        if isinstance(a, dict):
+            assert a.keys() == b.keys(), name
+            for key in a:
+                compare(a[key], b[key], f"{name}/{key}")
+        elif isinstance(a, list | tuple):
+            assert len(a) == len(b), name
+            for index, (x, y) in enumerate(zip(a, b, strict=True)):
+                compare(x, y, f"{name}/{index}")
+        elif not (torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b):
+            different.append(name)
+
+    for a, b in pairs:
+        compare(a, b, "")
+    return different
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--images", type=int, default=600)
+    parser.add_argument("--epochs", type=int, default=30, help="enough that the run outlives the kills")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("crash_test.json"))
+    args = parser.parse_args()
+    rng, kills = random.Random(args.seed), []
+    with tempfile.TemporaryDirectory() as work:
+        whole, killed = Path(work) / "whole", Path(work) / "killed"
+        subprocess.run(command(whole, args.images, args.epochs), check=True, capture_output=True)
+        while len(kills) < args.kills:
+            has_checkpoint = last_complete_checkpoint(killed) is not None
+            resume = ["--resume_from_checkpoint", "true"] if has_checkpoint else ["--overwrite_output_dir", "true"]
+            moment = MOMENTS[len(kills) % len(MOMENTS)]
+            kill = kill_once(command(killed, args.images, args.epochs) + resume, killed, moment, rng)
+            if kill is None:
+                raise SystemExit(f"error: the run ended after {len(kills)} kills: take more --epochs.")
+            kills.append(kill)
+            print(len(kills), json.dumps(kill), flush=True)
+        last = [*command(killed, args.images, args.epochs), "--resume_from_checkpoint", "true"]
+        log = subprocess.run(last, check=True, capture_output=True, text=True).stderr
+        incomplete = {(number, name) for number, kill in enumerate(kills) for name in kill["incomplete"]}
+        left_over = {(number, name) for number, name in incomplete if (number - 1, name) in incomplete}  # not new
+        passed_over = sum(len(kill["passed_over"]) for kill in kills) + log.count("is passed over")
+        ends = checkpoints(whole)[-1], checkpoints(killed)[-1]
+        results = {
+            "kills": len(kills),
+            "incomplete_checkpoints": len(incomplete - left_over),
+            "passed_over_with_a_message": passed_over,
+            "kept_for_the_user": len(list(killed.glob(f"{SET_ASIDE}*"))),
+            "last_step": ends[0].name,
+            "tensors_not_bit_equal": differences(*ends),
+            "final_model_is_bit_equal": (whole / "model.safetensors").read_bytes()
+            == (killed / "model.safetensors").read_bytes(),
+            "each": kills,
+        }
+    args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({key: value for key, value in results.items() if key != "each"}, indent=1))
+    is_right = results["final_model_is_bit_equal"] and not results["tensors_not_bit_equal"]
+    is_right &= passed_over == results["kept_for_the_user"]
+    raise SystemExit(0 if is_right and ends[0].name == ends[1].name else "error: the killed run did not end alike.")
+
+
+if __name__ == "__main__":
+    main()

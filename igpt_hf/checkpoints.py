@@ -1,0 +1,223 @@
+"""Checkpoints that can be trusted: whole or passed over, never half loaded, never deleted before the next is whole.
+
+The last file of a checkpoint is its manifest, the size and SHA-256 of all others. A run that breaks off while it
+writes leaves a checkpoint without one; a disk that loses bytes leaves one that does not agree with it.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+from .errors import DataError
+
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+SET_ASIDE = "incomplete-"  # a name that the Trainer, which deletes old checkpoints, does not take for one
+RUN_FILES = (
+    *("model.safetensors", "config.json", "generation_config.json", "preprocessor_config.json", "training_args.bin"),
+    *("README.md", "all_results.json", "loss_curve.png", "samples.png", "completions.png", "trainer_state.json"),
+    "accuracy_curve.png",
+)
+
+
+# --- one checkpoint -------------------------------------------------------------------------------------------------
+
+
+def seal(checkpoint: Path):
+    """Flush a checkpoint's files to the disk, then write the manifest that says it is complete."""
+    manifest = {}
+    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        manifest[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+    unfinished = checkpoint / f"{MANIFEST}.tmp"
+    with open(unfinished, "w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, checkpoint / MANIFEST)
+
+
+def find_problem(checkpoint: Path) -> str | None:
+    """Say why a checkpoint cannot be resumed from; None if it is whole."""
+    if not (checkpoint / MANIFEST).is_file():
+        return f"it has no {MANIFEST}: the run broke off before it was complete"
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        expected = {name: (facts["bytes"], facts["sha256"]) for name, facts in manifest.items()}
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return f"its {MANIFEST} cannot be read"
+    for name, (size, digest) in expected.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} of {size} bytes"
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                return f"{name} is damaged: its SHA-256 is not that of the {MANIFEST}"
+    return None
+
+
+# --- the checkpoints of a run ---------------------------------------------------------------------------------------
+
+
+def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
+    """All checkpoint folders of a run, oldest first."""
+    found = [
+        path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()
+    ]
+    return sorted(found, key=lambda path: int(path.name.split("-")[-1]))
+
+
+def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """Path of the newest complete checkpoint of a run, or None."""
+    return next((str(path) for path in reversed(checkpoints(output_dir)) if find_problem(path) is None), None)
+
+
+def set_aside_incomplete(output_dir: str | os.PathLike):
+    """Rename the incomplete checkpoints of a run, with a message: what is in them stays, and nothing reads it."""
+    for path in checkpoints(output_dir):
+        problem = find_problem(path)
+        if problem is not None:
+            aside, number = path.with_name(f"{SET_ASIDE}{path.name}"), 1
+            while aside.exists():
+                number += 1
+                aside = path.with_name(f"{SET_ASIDE}{path.name}-{number}")
+            path.rename(aside)
+            logger.warning(
+                "%s is passed over: %s. It is kept as %s; delete it if you like.", path, problem, aside.name
+            )
+
+
+@contextlib.contextmanager
+def whole_checkpoint(trainer: Trainer):
+    """What the Trainer saves inside is sealed at the end, and only then are older checkpoints deleted.
+
+    Raises:
+        OSError: It could not be written (a full disk, a read-only folder); the message names the checkpoint that is
+            still good.
+    """
+    args = trainer.args
+    folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
+    limit, args.save_total_limit = args.save_total_limit, None  # the Trainer would delete before the seal
+    try:
+        if args.should_save:
+            (folder / MANIFEST).unlink(missing_ok=True)  # of an earlier run that came as far
+        yield
+        trainer.accelerator.wait_for_everyone()
+        if args.should_save:
+            seal(folder)
+            rotate_checkpoints(args.output_dir, limit, trainer.state.best_model_checkpoint, use_mtime=True)
+    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError is torch.save's
+        raise OSError(
+            f"{folder} could not be written: {error}. Last complete checkpoint: "
+            f"{last_complete_checkpoint(args.output_dir) or 'none'}. Free space or make the folder writable, then go "
+            "on with --resume_from_checkpoint true."
+        ) from error
+    finally:
+        args.save_total_limit = limit
+
+
+# --- output folder --------------------------------------------------------------------------------------------------
+
+
+def prepare_output_dir(args) -> str | None:
+    """Refuse to overwrite another run; returns the checkpoint to resume from, if that was asked for.
+
+    Args:
+        args: `IGPTTrainingArguments`.
+
+    Raises:
+        DataError: output_dir cannot be written to, or is in use and neither `--resume_from_checkpoint` nor
+            `--overwrite_output_dir` was given, or there is no complete checkpoint to resume from.
+    """
+    folder = Path(args.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"--output_dir {folder} is a file. Choose a folder.")
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(parent, os.W_OK):
+        raise DataError(f"--output_dir {folder} cannot be written to: {parent} is read-only.")
+    resume = args.resume_from_checkpoint
+    if resume and resume.lower() != "false":
+        return _resume_from(folder, resume)
+    in_use = [folder / name for name in RUN_FILES if (folder / name).exists()] + checkpoints(folder)
+    if args.overwrite_output_dir:
+        aside = folder.glob(f"{SET_ASIDE}{PREFIX_CHECKPOINT_DIR}-*")
+        for path in [*in_use, *aside, folder / "samples", folder / "runs"]:  # the last: TensorBoard's
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    elif in_use:
+        raise DataError(
+            f"{folder} holds a run already ({in_use[0].name}). Go on: --resume_from_checkpoint true. Start anew "
+            "and delete it: --overwrite_output_dir true. Or choose another --output_dir."
+        )
+    return None
+
+
+def _resume_from(folder: Path, resume: str) -> str:
+    """The checkpoint that "true" or a path stands for, once the incomplete ones are set aside."""
+    if resume.lower() != "true":
+        problem = find_problem(Path(resume))
+        if problem is not None:
+            raise DataError(f"--resume_from_checkpoint {resume} is no complete checkpoint: {problem}.")
+    elif last_complete_checkpoint(folder) is None:
+        raise DataError(f"{folder} holds no complete checkpoint to resume from. Start anew without that flag.")
+    set_aside_incomplete(folder)
+    return last_complete_checkpoint(folder) if resume.lower() == "true" else resume
+
+
+# --- preemption -----------------------------------------------------------------------------------------------------
+
+
+class Preempted(Exception):
+    """SIGTERM came, and a checkpoint was saved; the message names it."""
+
+
+@dataclass
+class SaveOnSigterm(TrainerCallback):
+    """On SIGTERM, save a checkpoint after the step that is being taken, and leave by raising `Preempted`."""
+
+    is_asked_to_leave: bool = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        signal.signal(signal.SIGTERM, self._remember)
+
+    def _remember(self, *signal_and_frame):
+        self.is_asked_to_leave = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.world_size > 1:  # the signal may reach the processes at different steps, or only one of them
+            asked = torch.tensor(float(self.is_asked_to_leave), device=args.device)
+            torch.distributed.all_reduce(asked)
+            self.is_asked_to_leave = asked.item() > 0
+        control.should_save |= self.is_asked_to_leave
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.is_asked_to_leave:
+            raise Preempted(
+                f"SIGTERM: {args.output_dir}/{PREFIX_CHECKPOINT_DIR}-{state.global_step} is saved. Go on with "
+                "--resume_from_checkpoint true."
+            )
+
+    def on_train_end(self, args, state, control, **kwargs):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+__all__ = [
+    *("Preempted", "SaveOnSigterm", "checkpoints", "find_problem", "last_complete_checkpoint", "prepare_output_dir"),
+    *("seal", "set_aside_incomplete", "whole_checkpoint"),
+]

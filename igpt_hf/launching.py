@@ -1,0 +1,79 @@
+"""How a run is started: on how many processes, devices and threads, and whether that is what was asked for."""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from .errors import DataError
+
+
+Result = TypeVar("Result")
+
+
+def describe_launch(args, num_threads: int) -> str:
+    """Say what a run really uses: processes, machines, device, threads and precision.
+
+    Args:
+        args: `TrainingArguments`.
+        num_threads: CPU threads of each process.
+    """
+    machines = args.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))
+    device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type
+    precision = "fp32" if args.mixed_precision == "no" else args.mixed_precision  # also what `accelerate launch` says
+    where = f" on {machines} machines" if machines > 1 else ""
+    return f"{args.world_size} process(es){where} on {device}, {num_threads} CPU thread(s) each, precision {precision}"
+
+
+def launch_warnings(args, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Say what is less than was asked for, as far as the launcher's variables tell.
+
+    Args:
+        args: `TrainingArguments`.
+        environ: `accelerate launch` sets MASTER_ADDR only for more than one process, and WORLD_SIZE and LOCAL_RANK
+            only where it really starts them.
+    """
+    warnings = []
+    if "MASTER_ADDR" in environ and args.world_size == 1 and int(environ.get("WORLD_SIZE", 0)) != 1:
+        warnings.append(
+            "more than one process was asked for, but this is the only one: on the CPU `accelerate launch --cpu "
+            "--num_processes 2` starts one. Use --config_file configs/accelerate/cpu-2.yaml and --use_cpu true."
+        )
+    if "LOCAL_RANK" in environ and args.device.type == "cpu" and not args.use_cpu:
+        warnings.append("processes for GPUs were asked for, but there is no GPU. If that is meant: --use_cpu true.")
+    if args.device.type == "cuda" and args.world_size == 1 and args.n_gpu > 1:
+        warnings.append(
+            f"{args.n_gpu} GPUs share one process, which is slow. Use --config_file configs/accelerate/gpu-8.yaml "
+            f"--num_processes {args.n_gpu}, or choose one with CUDA_VISIBLE_DEVICES=0."
+        )
+    return warnings
+
+
+def end_with_launcher():
+    """Get SIGTERM when `accelerate launch` ends: it passes no signal on, and would leave the training behind."""
+    if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+def on_first_process(function: Callable[[], Result]) -> Result:
+    """Call a function in the first process alone; all processes get its result, or raise its DataError."""
+    outcome = [None]
+    if PartialState().is_main_process:
+        try:
+            outcome = [function()]
+        except DataError as error:
+            outcome = [error]
+    broadcast_object_list(outcome)
+    if isinstance(outcome[0], DataError):
+        raise outcome[0]
+    return outcome[0]
+
+
+__all__ = ["describe_launch", "end_with_launcher", "launch_warnings", "on_first_process"]

@@ -1,0 +1,281 @@
+"""Checkpoints: whole or passed over, whatever breaks off the run, and nothing in them is ever executed."""
+
+import json
+import os
+import pickle
+import resource
+import shutil
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_training import BY_FOUR_STEPS, RANDOM_PARTS, arguments, assert_equal_weights, new_trainer, random_split
+from transformers import TrainerCallback
+
+from igpt_hf import DataError, checkpoints
+from igpt_hf.checkpoints import (
+    MANIFEST,
+    Preempted,
+    SaveOnSigterm,
+    find_problem,
+    last_complete_checkpoint,
+    prepare_output_dir,
+    seal,
+)
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def write_checkpoint(folder, step: int):
+    """A whole checkpoint of three files, one of them in a folder."""
+    checkpoint = folder / f"checkpoint-{step}"
+    (checkpoint / "shards").mkdir(parents=True)
+    for name in ("model.safetensors", "optimizer.pt", "shards/0.pt"):
+        (checkpoint / name).write_text(f"{name} of step {step}")
+    seal(checkpoint)
+    return checkpoint
+
+
+def remove(path):
+    path.unlink()
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = [("optimizer.pt", damage) for damage in (remove, empty, cut_off, flip_a_bit)]
+DAMAGE += [("shards/0.pt", cut_off), *((MANIFEST, damage) for damage in (remove, empty, cut_off))]
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over_with_a_message_and_kept(tmp_path, caplog, name, damage):
+    for step in (9, 10):
+        write_checkpoint(tmp_path, step)
+    damaged = write_checkpoint(tmp_path, 11)
+    damage(damaged / name)
+    before = contents(damaged)
+    assert name in find_problem(damaged)
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    with pytest.raises(DataError, match=f"checkpoint-11 is no complete checkpoint: .*{name}"):
+        prepare(tmp_path, resume_from_checkpoint=str(damaged))
+    assert prepare(tmp_path, resume_from_checkpoint="true") == str(tmp_path / "checkpoint-10")
+    assert "checkpoint-11 is passed over" in caplog.text
+    assert contents(tmp_path / "incomplete-checkpoint-11") == before
+    assert not damaged.exists()
+
+
+def test_two_incomplete_checkpoints_of_one_step_are_both_kept(tmp_path):
+    write_checkpoint(tmp_path, 5)
+    for text in ("first", "second"):
+        (write_checkpoint(tmp_path, 6) / "optimizer.pt").write_text(text)
+        prepare(tmp_path, resume_from_checkpoint="true")
+    assert (tmp_path / "incomplete-checkpoint-6" / "optimizer.pt").read_text() == "first"
+    assert (tmp_path / "incomplete-checkpoint-6-2" / "optimizer.pt").read_text() == "second"
+
+
+# --- the output folder ----------------------------------------------------------------------------------------------
+
+
+def prepare(folder, **overrides):
+    return prepare_output_dir(arguments(folder, **overrides))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "README.md", "all_results.json", "samples.png"])
+def test_a_folder_with_a_run_is_refused_and_left_as_it_is(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(DataError, match=rf"{name}.*--resume_from_checkpoint true.*--overwrite_output_dir true"):
+        prepare(tmp_path)
+    assert contents(tmp_path) == {name: b"mine"}
+
+
+def test_a_folder_with_checkpoints_only_is_refused_too(tmp_path):
+    write_checkpoint(tmp_path, 5)
+    with pytest.raises(DataError, match="checkpoint-5"):
+        prepare(tmp_path)
+
+
+def test_a_new_an_empty_and_a_foreign_folder_are_fine(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "checkpoint-old").mkdir()
+    assert prepare(tmp_path) is None
+    assert prepare(tmp_path / "new") is None
+
+
+def test_overwriting_deletes_the_run_and_nothing_else(tmp_path):
+    write_checkpoint(tmp_path, 5)
+    for name in ("model.safetensors", "samples/step-000005.png", "runs/events.out", "incomplete-checkpoint-6/a.pt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("of the run")
+    foreign = {"notes.txt", "checkpoint-old/model.safetensors", "data/a.png", "README.txt"}
+    for name in foreign:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    assert prepare(tmp_path, overwrite_output_dir=True) is None
+    assert contents(tmp_path) == dict.fromkeys(foreign, b"mine")
+
+
+def test_resuming_goes_on_from_the_checkpoint_that_is_named(tmp_path):
+    for step in (5, 10):
+        write_checkpoint(tmp_path, step)
+    named = str(tmp_path / "checkpoint-5")
+    assert prepare(tmp_path, resume_from_checkpoint=named) == named
+    with pytest.raises(DataError, match="checkpoint-7 is no complete checkpoint"):
+        prepare(tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
+    with pytest.raises(DataError, match="holds a run already"):
+        prepare(tmp_path, resume_from_checkpoint="false")
+
+
+def test_resuming_needs_a_checkpoint_and_an_output_folder_is_no_file(tmp_path):
+    (write_checkpoint(tmp_path, 5) / MANIFEST).unlink()
+    with pytest.raises(DataError, match="holds no complete checkpoint"):
+        prepare(tmp_path, resume_from_checkpoint="true")
+    assert (tmp_path / "checkpoint-5").exists()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DataError, match="is a file"):
+        prepare(tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", [".", "new", "new/folder"])
+def test_a_read_only_folder_is_refused_before_anything_is_done(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write everywhere
+    with pytest.raises(DataError, match="cannot be written to: .* is read-only"):
+        prepare(tmp_path / name)
+
+
+# --- runs that break off --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return {"train": random_split(48), "validation": random_split(21, seed=1)}
+
+
+class At(TrainerCallback):
+    """Do something after a step."""
+
+    def __init__(self, step: int, action):
+        self.step, self.action = step, action
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.action()
+
+
+def start(folder, splits, processor, *callbacks, **overrides):
+    return new_trainer(folder, splits, processor, callbacks, config=RANDOM_PARTS, **BY_FOUR_STEPS | overrides)
+
+
+@pytest.fixture(scope="module")
+def whole_run(splits, tiny_processor, tmp_path_factory):
+    """Two epochs of six steps without interruption: the weights after each fourth step."""
+    folder = tmp_path_factory.mktemp("whole")
+    start(folder, splits, tiny_processor).train()
+    return folder
+
+
+def assert_goes_on_like(whole_run, folder, splits, processor):
+    """Resume from the last complete checkpoint, and end with the weights of the uninterrupted run."""
+    checkpoint = prepare(folder, resume_from_checkpoint="true")
+    start(folder, splits, processor).train(resume_from_checkpoint=checkpoint)
+    last = "checkpoint-12/model.safetensors"
+    assert_equal_weights(load_file(whole_run / last), load_file(folder / last))
+
+
+def test_sigterm_saves_a_checkpoint_from_which_the_run_goes_on_bit_by_bit(splits, tiny_processor, whole_run, tmp_path):
+    terminate = At(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        with pytest.raises(Preempted, match=r"SIGTERM: .*checkpoint-5 is saved.*--resume_from_checkpoint true"):
+            start(tmp_path, splits, tiny_processor, terminate, SaveOnSigterm()).train()
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
+    assert_goes_on_like(whole_run, tmp_path, splits, tiny_processor)
+
+
+@pytest.mark.parametrize("limit", [10_000, 40_000], ids=["in the weights", "in the optimizer's state"])
+def test_a_full_disk_is_told_and_the_last_checkpoint_is_intact(splits, tiny_processor, whole_run, tmp_path, limit):
+    weights, state = (whole_run / "checkpoint-4" / name for name in ("model.safetensors", "optimizer.pt"))
+    assert 10_000 < weights.stat().st_size < 40_000 < state.stat().st_size
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    fill = At(6, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1])))
+    try:
+        with pytest.raises(OSError, match=r"checkpoint-8 could not be written.*Last complete checkpoint: .*-4\."):
+            start(tmp_path, splits, tiny_processor, fill).train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert find_problem(tmp_path / "checkpoint-4") is None
+    assert_goes_on_like(whole_run, tmp_path, splits, tiny_processor)
+    assert (tmp_path / "incomplete-checkpoint-8").is_dir()
+
+
+def test_the_last_checkpoint_is_deleted_only_when_the_next_is_whole(splits, tiny_processor, tmp_path, monkeypatch):
+    def break_off(checkpoint):
+        if checkpoint.name == "checkpoint-8":
+            raise KeyboardInterrupt
+        seal(checkpoint)
+
+    monkeypatch.setattr(checkpoints, "seal", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path, splits, tiny_processor, save_total_limit=1).train()
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    monkeypatch.undo()
+    start(tmp_path, splits, tiny_processor, save_total_limit=1).train()
+    assert len(checkpoints.checkpoints(tmp_path)) == 1
+
+
+def test_a_resumed_run_remembers_how_much_patience_is_left(splits, tiny_processor, tmp_path):
+    settings = {"learning_rate": 0.0, "muon_learning_rate": 0.0, "num_train_epochs": 9}  # no evaluation is better
+    settings |= {"early_stopping_patience": 3, "save_total_limit": None}
+    new_trainer(tmp_path, splits, tiny_processor, **settings | {"num_train_epochs": 3}).train()
+    resumed = new_trainer(tmp_path, splits, tiny_processor, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-18"))  # the third evaluation: one more is left
+    assert resumed.state.epoch == 4
+
+
+# --- nothing in a checkpoint is executed ----------------------------------------------------------------------------
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
+def test_a_pickle_in_a_checkpoint_is_not_executed(splits, tiny_processor, whole_run, tmp_path, name):
+    checkpoint = tmp_path / "checkpoint-4"
+    shutil.copytree(whole_run / "checkpoint-4", checkpoint)
+    torch.save({"state": Evil(tmp_path / "executed")}, checkpoint / name)
+    (checkpoint / MANIFEST).unlink()
+    seal(checkpoint)
+    trainer = start(tmp_path, splits, tiny_processor)
+    if name == "training_args.bin":  # written, never read
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    else:
+        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+            trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert not (tmp_path / "executed").exists()
+    torch.load(checkpoint / name, weights_only=False)
+    assert (tmp_path / "executed").exists()  # it would have been
+
+
+def test_weights_are_saved_as_safetensors_only(whole_run):
+    names = set(json.loads((whole_run / "checkpoint-12" / MANIFEST).read_text()))
+    assert "model.safetensors" in names
+    assert not [name for name in names if name.startswith("pytorch_model")]

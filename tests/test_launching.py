@@ -1,0 +1,150 @@
+"""Several processes: what is said about them, and that they train the same model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+from test_scripts import LAUNCH, SCRIPTS, results_of, run
+from test_training import new_trainer, random_split
+
+from igpt_hf import DataError, modeling_igpt
+from igpt_hf.checkpoints import last_complete_checkpoint
+from igpt_hf.launching import describe_launch, launch_warnings, on_first_process
+
+
+CONFIGS = sorted((SCRIPTS.parent / "configs" / "accelerate").glob("*.yaml"))
+
+
+def arguments(**overrides) -> SimpleNamespace:
+    settings = {"world_size": 1, "device": torch.device("cpu"), "use_cpu": False, "mixed_precision": "no", "n_gpu": 0}
+    return SimpleNamespace(**settings | overrides)
+
+
+def test_the_start_says_what_is_really_in_use(monkeypatch):
+    assert describe_launch(arguments(), 2) == "1 process(es) on cpu, 2 CPU thread(s) each, precision fp32"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    args = arguments(world_size=16, mixed_precision="bf16")
+    assert describe_launch(args, 1) == "16 process(es) on 2 machines on cpu, 1 CPU thread(s) each, precision bf16"
+
+
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("args", "environ", "words"),
+    [
+        (arguments(), {}, None),
+        (arguments(), {"MASTER_ADDR": "127.0.0.1"}, "more than one process was asked for"),
+        (arguments(), {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}, "more than one process was asked for"),
+        (arguments(use_cpu=True), {"MASTER_ADDR": "a", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, None),
+        (arguments(world_size=2, use_cpu=True), {"MASTER_ADDR": "a", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, None),
+        (arguments(world_size=2), {"MASTER_ADDR": "a", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "there is no GPU"),
+        (arguments(device=CUDA, n_gpu=4), {}, "4 GPUs share one process"),
+        (arguments(device=CUDA, n_gpu=1, world_size=8), {"MASTER_ADDR": "a", "WORLD_SIZE": "8"}, None),
+    ],
+)
+def test_less_than_was_asked_for_is_warned_of(args, environ, words):
+    warnings = launch_warnings(args, environ)
+    assert len(warnings) == (words is not None)
+    assert all(words in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_configurations_are_understood_and_say_how_they_are_used(path):
+    config = load_config_from_file(str(path))  # raises at a key that accelerate does not know
+    assert f"--config_file configs/accelerate/{path.name}" in path.read_text()
+    assert config.num_processes % config.num_machines == 0
+    block = getattr(config, "fsdp_config", {}).get("fsdp_transformer_layer_cls_to_wrap")
+    assert block is None or hasattr(modeling_igpt, block)
+
+
+def test_the_first_process_decides_and_its_error_is_everyones():
+    assert on_first_process(lambda: 3) == 3
+    with pytest.raises(DataError, match="no"):
+        on_first_process(lambda: (_ for _ in ()).throw(DataError("no")))
+
+
+def test_muon_refuses_parameters_that_are_cut_into_parts(tiny_processor, tmp_path):
+    splits = {"train": random_split(8), "validation": random_split(8)}
+    trainer = new_trainer(tmp_path, splits, tiny_processor)
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match="--use_muon false"):
+        trainer.create_optimizer()
+
+
+# --- for real -------------------------------------------------------------------------------------------------------
+
+SMALL = ["--use_cpu", "true", "--max_images", "120", "--image_size", "14", "--num_hidden_layers", "1"]
+SMALL += ["--num_threads", "1", "--disable_tqdm", "true"]
+# A gradient is rounded differently where it is added up in another order. Plain gradient descent passes on a rounding
+# error as it is; AdamW and Muon divide by the gradient's size, and make a whole step of one that should be zero.
+PLAIN = ["--use_muon", "false", "--optim", "sgd", "--learning_rate", "0.3", "--ema_decay", "0"]
+
+
+def test_two_processes_one_process_and_accumulation_train_the_same_model(tmp_path):
+    """2 processes x batch 4 (over gloo) = 1 process x batch 8 = batch 4 x 2 accumulated."""
+    flags = [*SMALL, *PLAIN, "--max_steps", "12", "--dataloader_drop_last", "true", "--logging_steps", "1"]
+    two = [LAUNCH[0], "launch", "--config_file", CONFIGS[0].with_name("cpu-2.yaml"), SCRIPTS / "train.py"]
+    runs = {
+        "one": [sys.executable, LAUNCH[2], "--per_device_train_batch_size", "8"],
+        "sum": [sys.executable, LAUNCH[2], "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"],
+        "two": [*two, "--per_device_train_batch_size", "4"],
+    }
+    logs = {name: run(*command, *flags, "--output_dir", tmp_path / name).stderr for name, command in runs.items()}
+    assert "1 process(es)" in logs["one"] and "2 process(es)" in logs["two"]
+    weights = {name: load_file(tmp_path / name / "model.safetensors") for name in runs}
+    losses = {}
+    for name in runs:
+        history = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
+        losses[name] = torch.tensor([entry["loss"] for entry in history if "loss" in entry], dtype=torch.float64)
+    assert len(losses["one"]) == 12
+    for name in ("sum", "two"):
+        assert (losses[name] - losses["one"]).abs().max() < 1e-6
+        assert max((weights[name][key] - weights["one"][key]).abs().max() for key in weights["one"]) < 1e-6
+        for split in ("train", "validation", "test"):  # uneven last batches
+            nats = [results_of(tmp_path / run_name)[f"{split}_nats_per_image"] for run_name in ("one", name)]
+            assert nats[0] == pytest.approx(nats[1], rel=1e-6)
+    assert losses["one"][-1] < losses["one"][0] - 0.1
+
+
+def test_the_training_ends_with_its_launcher_and_leaves_a_checkpoint(tmp_path):
+    """`accelerate launch` does not pass SIGTERM on; and it asked for two processes and got one."""
+    command = [
+        LAUNCH[0],
+        "launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        SCRIPTS / "train.py",
+        *SMALL,
+        "--output_dir",
+        tmp_path,
+    ]
+    with open(tmp_path / "log", "w") as log:
+        launcher = subprocess.Popen([*map(str, command), "--num_train_epochs", "1000"], stderr=log, stdout=log)
+    try:
+        wait_until(lambda: last_complete_checkpoint(tmp_path) is not None)
+        os.kill(launcher.pid, signal.SIGTERM)
+        wait_until(lambda: "SIGTERM" in (tmp_path / "log").read_text())
+    finally:
+        launcher.kill()
+        launcher.wait()
+    text = (tmp_path / "log").read_text()
+    assert "warning: more than one process was asked for" in text
+    saved = text.partition("SIGTERM: ")[2].partition(" is saved")[0]
+    assert saved == last_complete_checkpoint(tmp_path)
+
+
+def wait_until(condition, seconds: float = 200):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
