@@ -79,6 +79,7 @@ def make_theme() -> gr.themes.Base:
         button_primary_text_color="white",
         slider_color="*primary_500",
         checkbox_label_background_fill_selected="*primary_500",
+        checkbox_label_background_fill_selected_dark="*primary_500",
         checkbox_label_text_color_selected="white",
     )
 
@@ -236,7 +237,7 @@ def read(model, processor, drawing) -> str:
     bars = "".join(bar(names[label], share, label == best) for label, share in enumerate(posterior.tolist()))
     heat = Image.fromarray((colormaps["magma"](surprise / max(surprise.max(), 1))[..., :3] * 255).astype(np.uint8))
     seen = figure(processor.decode(ids)[0], "what the model sees")
-    surprised = figure(heat, f"surprise: {surprise.sum():.1f} nats in all, up to {surprise.max():.1f} in a pixel")
+    surprised = figure(heat, f"its surprise: {surprise.sum():.1f} nats, up to {surprise.max():.1f} in one pixel")
     return (
         f'<p class="answer">It reads <b>{html.escape(names[best])}</b>.</p><div class="bars">{bars}</div>'
         f"{picture_grid([seen, surprised])}"

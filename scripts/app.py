@@ -2,8 +2,9 @@
 
     python scripts/app.py                           # the model that `make train` makes, at http://127.0.0.1:7860
     python scripts/app.py runs/hoda --port 8000
+    python scripts/app.py runs/hoda --space FOLDER  # fills a folder for a Space of the Hub instead: docs/space.md
 
-Needs the extra `demo`: pip install 'igpt_hf[demo]'. docs/space.md tells how to put it on the Hub, as a Space.
+Needs the extra `demo`: pip install 'igpt_hf[demo]'.
 """
 
 import argparse
@@ -24,6 +25,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default=SEED_MODEL, help="folder of a trained model, or its id on the Hub")
     parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--space", type=Path, metavar="FOLDER", help="write a Space there, and serve nothing")
     args = parser.parse_args()
     if importlib.util.find_spec("gradio") is None:
         raise DataError("the app needs Gradio: pip install 'igpt_hf[demo]', or `make app`.")
@@ -34,6 +36,12 @@ def main():
         )
     transformers_logging.disable_progress_bar()
     model, processor = load_pretrained(args.model)
+    if args.space is not None:
+        from igpt_hf.space import write_space
+
+        write_space(model, processor, args.space)
+        print(f"a Space -> {args.space}; docs/space.md tells how to push it")
+        return
     from igpt_hf.app import launch
 
     launch(model, processor, server_port=args.port)

@@ -2,7 +2,9 @@
 
 import base64
 import io
+import os
 import re
+import runpy
 import socket
 import subprocess
 import sys
@@ -11,8 +13,11 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from huggingface_hub import ModelCard
+from packaging.requirements import Requirement
 from PIL import Image
 
 
@@ -72,6 +77,13 @@ def test_generate_draws_as_many_as_asked_and_the_same_for_one_seed(model, proces
     assert not np.array_equal(pictures, other)
 
 
+def test_any_class_is_asked_for_by_the_start_token(model, processor):
+    torch.manual_seed(5)
+    ids = model.generate(torch.full((2, 1), model.config.start_token_id))
+    pictures = pictures_in(generate(model, processor, **SETTINGS | {"label": ANY, "seed": 5}))
+    assert np.array_equal(np.array(pictures) > 0, processor.decode_pixels(ids) > 0)
+
+
 def test_complete_keeps_the_rows_that_are_given(model, processor):
     given, *answers = pictures_in(complete(model, processor, data_uri(digit()), 10, **SETTINGS | {"count": 4}))
     seen = np.asarray(digit().resize((28, 28), Image.Resampling.NEAREST))
@@ -99,7 +111,7 @@ def test_read_shows_the_posterior_and_a_surprise_that_adds_up(model, processor):
     shares = [float(x) for x in re.findall(r'class="share">([\d.]+)%', answer)]
     assert shares == pytest.approx((100 * posterior).tolist(), abs=0.06)
     nats = -model.class_log_likelihoods(ids)[0, posterior.argmax()].item()
-    assert f"{nats:.1f} nats in all" in answer
+    assert f"its surprise: {nats:.1f} nats" in answer
 
 
 def test_read_moves_the_drawing_to_the_middle(model, processor):
@@ -173,30 +185,58 @@ def unused_port() -> int:
         return any_socket.getsockname()[1]
 
 
-def start(*argv, folder: Path) -> subprocess.Popen:
-    command = [sys.executable, str(SCRIPT), *map(str, argv)]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def test_the_script_answers_within_20_seconds(model, processor, tmp_path, unused_port):
     model.save_pretrained(tmp_path / "runs" / "synthetic")
     processor.save_pretrained(tmp_path / "runs" / "synthetic")
-    before = time.perf_counter()
-    process = start("--port", unused_port, folder=tmp_path)
+    command = [sys.executable, str(SCRIPT), "--port", str(unused_port)]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         page = wait_for(f"http://127.0.0.1:{unused_port}/", process)
+        spent = psutil.Process(process.pid).cpu_times()
     finally:
         process.terminate()
         process.wait()
     assert "A tiny Image GPT" in page
-    assert time.perf_counter() - before < 20
+    assert spent.user + spent.system < 20  # the clock would count what else the machine does
 
 
-def test_without_a_model_the_script_says_how_to_make_one(tmp_path):
-    process = start(folder=tmp_path)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert errors.startswith("error: there is no model in runs/synthetic yet: `make train` makes one")
+def test_without_a_model_the_script_says_how_to_make_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for argv, message in (
+        ([], "error: there is no model in runs/synthetic yet: `make train` makes one"),
+        ([str(tmp_path)], "error: .* cannot be loaded as an Image GPT"),
+        (["/nowhere"], "error: /nowhere is no folder here"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["app.py", *argv])
+        with pytest.raises(SystemExit, match=message):
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def test_a_space_runs_without_this_repository(model, processor, tmp_path, monkeypatch, unused_port, capsys):
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    space = tmp_path / "space"
+    monkeypatch.setattr(sys, "argv", ["app.py", str(tmp_path / "model"), "--space", str(space)])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert "docs/space.md" in capsys.readouterr().out
+    assert (
+        ModelCard.load(space / "README.md").data.to_dict().items() >= {"sdk": "gradio", "app_file": "app.py"}.items()
+    )
+    names = {Requirement(line).name for line in (space / "requirements.txt").read_text().splitlines()[1:]}
+    assert {"torch", "transformers", "numba", "pillow"} <= names and "gradio" not in names
+
+    with pytest.raises(SystemExit, match="error: .*not an empty folder"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    environment = os.environ | {"GRADIO_SERVER_PORT": str(unused_port), "PYTHONPATH": ""}
+    environment["NUMBA_DISABLE_JIT"] = "1"  # a new copy of the package would compile its kernels anew
+    show = "import igpt_hf, runpy; assert igpt_hf.__file__.startswith(PLACE); runpy.run_path(PLACE + '/app.py')"
+    command = [sys.executable, "-c", show.replace("PLACE", repr(str(space)))]
+    process = subprocess.Popen(command, cwd=space, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        assert "A tiny Image GPT" in wait_for(f"http://127.0.0.1:{unused_port}/", process)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def wait_for(url: str, process: subprocess.Popen, seconds: float = 60) -> str:
@@ -277,6 +317,18 @@ class TestPerson:
         page.wait_for_timeout(300)
         page.screenshot(path=tmp_path / "read.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_people_who_press_at_once_get_what_they_asked_for(model, processor, address, open_page):
+    """Requests wait for each other: no one's seed is disturbed by another's draws."""
+    pages = [open_page(address) for _ in range(4)]
+    for label, page in enumerate(pages):
+        page.get_by_role("radio", name=str(label)).check()
+    for page in pages:
+        press(page, "Draw")
+    for label, page in enumerate(pages):
+        expected = pictures_in(generate(model, processor, label, 9, 1.0, 1.0, 0))
+        assert np.array_equal(shown(page), expected)
 
 
 def test_a_person_uploads_a_picture(address, open_page, tmp_path):

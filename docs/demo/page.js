@@ -3,7 +3,7 @@
 
 const PAPER = "#fbf7ee", INK = "#15182b", UNKNOWN = "#232842", NEXT = "#38c6b4";
 const SCALE = 16; // canvas pixels per pixel of the picture
-const DURATION = { fast: 1200, slow: 15000, still: 0 }; // of the whole drawing, milliseconds
+const DURATION = { fast: 1000, slow: 15000, still: 0 }; // of the whole drawing, milliseconds
 const MAX_HISTORY = 12, MAX_SEED = 2 ** 32 - 1;
 
 const byId = (id) => document.getElementById(id);
