@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: install train explain test lint format clean
+.PHONY: install train app explain test lint format clean
 
 install: .venv/installed  ## .venv with all that the scripts need
 
@@ -14,12 +14,21 @@ install: .venv/installed  ## .venv with all that the scripts need
 	$(INSTALL) --editable '.[eval]'
 	touch $@
 
+.venv/installed-demo: .venv/installed
+	$(INSTALL) --editable '.[demo]'
+	touch $@
+
 .venv/installed-dev: .venv/installed
 	$(INSTALL) --editable '.[dev]'
 	touch $@
 
 train: install  ## the seed model on the embedded Persian digits, in minutes, into runs/synthetic
 	$(BIN)/accelerate launch scripts/train.py --config configs/quick.yaml
+
+MODEL ?= runs/synthetic
+
+app: .venv/installed-demo  ## the model in a browser, at http://127.0.0.1:7860; another one by MODEL=runs/mine
+	$(BIN)/python scripts/app.py $(MODEL)
 
 explain: install  ## one prediction of a tiny model, step by step, with all its numbers
 	$(BIN)/python scripts/explain.py

@@ -188,7 +188,14 @@ def parse_arguments(argv: list[str] | None = None):
     *arguments, namespace, unknown = parser.parse_args_into_dataclasses(flags + argv, return_remaining_strings=True)
     if unknown:
         raise DataError(f"unknown flag {' '.join(unknown)}; --help lists all.")
-    args = arguments[-1]
+    data_args, config_args, args = arguments
+    if config_args.preset == STOCK_PRESET:
+        args.use_muon = False  # the library's model, trained as the library would
+    if data_args.task == "classification":
+        if data_args.streaming:
+            raise DataError("--streaming is for --task generation: a classifier's data must fit into memory.")
+        if args.metric_for_best_model == type(args).metric_for_best_model:
+            args.metric_for_best_model, args.greater_is_better = "eval_validation_accuracy", True
     if args.eval_strategy == "no":
         raise DataError("--eval_strategy no leaves nothing to choose the best model by: take epoch or steps.")
     if args.max_minutes is not None and not args.max_minutes > 0:

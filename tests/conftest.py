@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import tempfile
 
 
@@ -68,3 +69,33 @@ def library_warnings(caplog):
     logger.addHandler(caplog.handler)
     yield caplog
     logger.removeHandler(caplog.handler)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium, as Debian packages it."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium: apt-get install chromium")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="there is no playwright: pip install -e '.[test]'")
+    with sync_api.sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+
+
+@pytest.fixture
+def open_page(browser):
+    """Open addresses in windows of a given width; when the test ends, no console may show an error."""
+    errors, pages = [], []
+
+    def open_at(url: str, width: int = 1280, height: int = 900):
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        pages.append(page)
+        page.goto(url)
+        return page
+
+    yield open_at
+    for page in pages:
+        page.close()
+    assert errors == []

@@ -1,0 +1,54 @@
+"""Play with a trained Image GPT in a browser: let it draw, complete half a picture, read what you draw.
+
+    python scripts/app.py                           # the model that `make train` makes, at http://127.0.0.1:7860
+    python scripts/app.py runs/hoda --port 8000
+    python scripts/app.py runs/hoda --space FOLDER  # fills a folder for a Space of the Hub instead: docs/space.md
+
+Needs the extra `demo`: pip install 'igpt_hf[demo]'.
+"""
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+from transformers.utils import logging as transformers_logging
+
+from igpt_hf import DataError
+from igpt_hf.loading import load_pretrained
+
+
+SEED_MODEL = "runs/synthetic"  # where `make train` puts it
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default=SEED_MODEL, help="folder of a trained model, or its id on the Hub")
+    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--space", type=Path, metavar="FOLDER", help="write a Space there, and serve nothing")
+    args = parser.parse_args()
+    if importlib.util.find_spec("gradio") is None:
+        raise DataError("the app needs Gradio: pip install 'igpt_hf[demo]', or `make app`.")
+    if args.model == SEED_MODEL and not Path(SEED_MODEL).is_dir():
+        raise DataError(
+            f"there is no model in {SEED_MODEL} yet: `make train` makes one in minutes. "
+            "Or name another: python scripts/app.py MODEL."
+        )
+    transformers_logging.disable_progress_bar()
+    model, processor = load_pretrained(args.model)
+    if args.space is not None:
+        from igpt_hf.space import write_space
+
+        write_space(model, processor, args.space)
+        print(f"a Space -> {args.space}; docs/space.md tells how to push it")
+        return
+    from igpt_hf.app import launch
+
+    launch(model, processor, server_port=args.port)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (DataError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,48 @@
+"""Export one decoding step of a trained Image GPT, with its cache, as ONNX.
+
+    python scripts/export_onnx.py runs/synthetic --output step.onnx
+
+Needs the extra `onnx`: pip install 'igpt_hf[onnx]'. For a model of L layers, H heads of D channels and V tokens:
+
+    in   input_ids (B, S) int64: the prompt and all tokens so far; keys, values (L, B, H, S - 1, D) float32
+    out  logits (B, V) of the next token; new_keys, new_values (L, B, H, S, D) for the next step
+
+The first step has S = 1 (the prompt alone) and empty keys and values. `igpt_hf.export.DecodingStep` is
+the same in torch.
+"""
+
+import argparse
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+from transformers.utils import logging as transformers_logging
+
+from igpt_hf import DataError
+from igpt_hf.export import export_onnx
+from igpt_hf.loading import load_pretrained
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder of a trained model, or its id on the Hub")
+    parser.add_argument("--output", type=Path, default=Path("step.onnx"))
+    args = parser.parse_args()
+    if not args.output.absolute().parent.is_dir():
+        raise DataError(f"the folder of {args.output} does not exist.")
+    transformers_logging.disable_progress_bar()
+    model, _ = load_pretrained(args.model)
+    for name in ("torch.onnx", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's, about its own names for axes
+        export_onnx(model, args.output)
+    print(f"one decoding step -> {args.output} ({args.output.stat().st_size / 1000:.0f} kB)")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (DataError, OSError) as error:
+        sys.exit(f"error: {error}")
