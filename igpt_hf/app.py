@@ -16,7 +16,7 @@ import torch
 from matplotlib import colormaps
 from PIL import Image, ImageChops
 
-from .surprise import pixel_surprise
+from .evaluation import surprise_maps
 
 
 MAX_PICTURES, MAX_SEED, MAX_TEMPERATURE, MAX_GUIDANCE = 16, 2**32 - 1, 2.0, 5.0
@@ -232,7 +232,7 @@ def read(model, processor, drawing) -> str:
     posterior = model.class_posterior(ids)[0]
     best = posterior.argmax().item()
     ids[:, 0] = model.config.vocab_size + best
-    surprise = pixel_surprise(model, ids)[0].numpy()
+    surprise = surprise_maps(model, ids)["pixels"][0]
     names = {label: text for text, label in class_choices(model.config)}
     bars = "".join(bar(names[label], share, label == best) for label, share in enumerate(posterior.tolist()))
     heat = Image.fromarray((colormaps["magma"](surprise / max(surprise.max(), 1))[..., :3] * 255).astype(np.uint8))

@@ -107,7 +107,11 @@ def surprise_maps(model, input_ids: torch.Tensor, batch_size: int = 128) -> dict
     Returns:
         `tokens` (n, grid, grid) and `pixels` (n, height, width): -ln p, exact, so that each map sums to the nats of
         the image; `white` (n, height, width): the probability that the pixel is white, given what comes before.
+
+    Raises:
+        ValueError: Ids that are not one prompt and the tokens of one image.
     """
+    model._check_whole_images(input_ids)
     grid, patch = model.config.grid_size, model.config.patch_size
     token_maps, pixel_maps, white_maps = [], [], []
 

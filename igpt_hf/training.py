@@ -130,6 +130,7 @@ class DataArguments:
     image_column: str = field(default="image", metadata={"help": "Parquet and Hub: the column of images."})
     label_column: str = field(default="label", metadata={"help": "Parquet and Hub: the column of classes."})
     max_images: int | None = field(default=None, metadata={"help": "Use a random part of so many images only."})
+    split_seed: int | None = field(default=None, metadata={"help": "Of the split into three; `seed` unless given."})
     skip_bad_images: bool = field(default=False, metadata={"help": "Count and leave out images that cannot be read."})
     threshold: float = field(default=0.5, metadata={"help": "Grey level in (0, 1] from which on a pixel is white."})
     invert: str = field(default="auto", metadata={"help": "auto (light borders), never or always."})

@@ -5,7 +5,11 @@ import math
 import pytest
 import torch
 
-from igpt_hf.surprise import pixel_surprise
+from igpt_hf.evaluation import surprise_maps
+
+
+def pixel_surprise(model, ids):
+    return torch.from_numpy(surprise_maps(model, ids)["pixels"])
 
 
 @pytest.mark.parametrize("patch_size, image_size", [(1, 5), (2, 8), (3, 6)])

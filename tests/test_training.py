@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 
 from igpt_hf import DataError, IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor, tokenize
+from igpt_hf.checkpoints import last_complete_checkpoint
 from igpt_hf.image_processing_igpt import tokens_to_pixels
 from igpt_hf.optimization import MuonAdamW
 from igpt_hf.plots import sample_sheet
