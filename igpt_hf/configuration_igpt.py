@@ -65,7 +65,7 @@ class IGPTConfig(PreTrainedConfig):
     intermediate_size: int | None = None
     hidden_act: str = "silu"
     neighborhood_radius: int = 2
-    class_dropout_prob: float | int = 0.1
+    class_dropout_prob: float | int = 0.2
     attention_dropout: float | int = 0.0
     rms_norm_eps: float | int = 1e-5
     initializer_range: float | int = 0.1

@@ -237,7 +237,7 @@ class IGPTTrainingArguments(TrainingArguments):
     early_stopping_patience: int = field(
         default=5, metadata={"help": "Stop after this many evaluations in a row without a better validation loss."}
     )
-    num_train_epochs: float = field(default=20, metadata={"help": "Passes over the training split, at most."})
+    num_train_epochs: float = field(default=30, metadata={"help": "Passes over the training split, at most."})
     max_minutes: float | None = field(
         default=None,
         metadata={
