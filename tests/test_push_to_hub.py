@@ -281,7 +281,7 @@ def test_a_pushed_model_loads_by_the_code_in_its_card_without_package_and_numba(
     folder, hub = trained
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-    settings = {"capture_output": True, "text": True, "timeout": 120}
+    settings = {"capture_output": True, "text": True, "timeout": 280}
     done = subprocess.run([sys.executable, "-c", LOAD], env=environment, cwd=tmp_path, **settings)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
