@@ -12,7 +12,10 @@ Know what you measure before you rely on it:
   generative models know what they don't know?"). Here a black image beats every digit. So compare with a score that
   knows nothing, such as the amount of ink: what it can tell apart needs no model.
 * Subtracting the size of the image in a lossless codec, which is complex where the image is (Serra et al. 2020, "Input
-  complexity and out-of-distribution detection with likelihood-based generative models"), mends a part of that.
+  complexity and out-of-distribution detection with likelihood-based generative models"), is meant to mend that. It
+  needs a codec that is good at such images: PNG's files of 28x28 pixels are mostly headers.
+* Measured with a model of HODA of four epochs, 1,119 digits a side: area 0.79 by likelihood, 0.75 corrected; 0.36 by
+  ink and 0.37 by PNG alone, that is, MNIST's digits are the simpler ones, and yet less likely.
 * Both sets go through the same image processor, but not every difference between them is of the kind you care about:
   MNIST's digits are smaller (20x20 pixels) than HODA's in this model (24x24), and drawn with other pens.
 * A threshold is chosen on normal images alone (here: 5% of them are lost), and says nothing

@@ -164,7 +164,7 @@ def calibration(white: np.ndarray, pixels: np.ndarray, num_bins: int = 20) -> di
 
 CODECS = {
     "png": {"format": "PNG", "optimize": True},
-    "webp": {"format": "WEBP", "lossless": True, "quality": 100, "method": 6},
+    "webp": {"format": "WEBP", "lossless": True, "quality": 100, "method": 5},
     "group4_tiff": {"format": "TIFF", "compression": "group4"},
 }
 SHEET_IMAGES = 500  # in one file; WebP allows 16,383 rows

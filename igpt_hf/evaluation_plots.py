@@ -14,7 +14,7 @@ def evaluation_picture(
     report: dict,
     title: str,
     examples: dict[str, dict[str, np.ndarray]],
-    nearest: dict[str, np.ndarray] | None = None,
+    nearest: dict[str, dict[str, np.ndarray]],
 ):
     """Draw calibration, nats per class, confusion, codecs, images with their surprise, samples with their neighbours.
 
@@ -24,11 +24,12 @@ def evaluation_picture(
         title: A line at the top.
         examples: By the name of the strip, at most 14 images: `pixels` (n, height, width), `nats` (n,), and the maps
             `pixel_nats` and `token_nats`.
-        nearest: The samples closest to a training image: `samples`, `neighbours` (n, height, width), `distance` (n,).
+        nearest: By the name of the strip, samples beside training images, none without samples: `samples`,
+            `neighbours` (n, height, width), `distance` (n,).
     """
     from matplotlib.figure import Figure
 
-    strips = [3] * len(examples) + ([2] if nearest is not None else [])  # rows of images in each
+    strips = [3] * len(examples) + [2] * len(nearest)  # rows of images in each
     heights = [4.6] + [1.15 * rows + 0.55 for rows in strips]  # inches
     figure = Figure(figsize=(16, sum(heights) + 0.5), layout="constrained")
     figure.suptitle(title, fontsize=14)
@@ -42,10 +43,10 @@ def evaluation_picture(
     for (name, images), part in zip(examples.items(), others, strict=False):
         rows = {"image": images["pixels"], "nats per token": images["token_nats"], "per pixel": images["pixel_nats"]}
         _draw_strip(part, f"{name}, nats given the class", rows, [f"{nats:.1f}" for nats in images["nats"]])
-    if nearest is not None:
-        rows = {"sample": nearest["samples"], "nearest": nearest["neighbours"]}
-        name = "The samples closest to a training image, that image, and in how many pixels they differ"
-        _draw_strip(others[-1], name, rows, [str(distance) for distance in nearest["distance"]])
+    for (name, images), part in zip(nearest.items(), others[len(examples) :], strict=True):
+        rows = {"sample": images["samples"], "nearest": images["neighbours"]}
+        title = f"{name}, the training image nearest to each, and in how many pixels they differ"
+        _draw_strip(part, title, rows, [str(distance) for distance in images["distance"]])
     figure.savefig(path, dpi=100)
 
 

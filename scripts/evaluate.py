@@ -6,7 +6,7 @@
 
 The splits are those of the training run if the data and --seed are. Prints a table, writes a JSON file and, beside it,
 a picture of the same name: calibration, nats per class, confusion, codecs, the hardest and easiest images with what
-surprised the model in them, and with --samples those closest to a training image.
+surprised the model in them, and with --samples some beside the training images nearest to them.
 """
 
 import argparse
@@ -131,7 +131,7 @@ def main():
     report["calibration"] = calibration(maps["white"], pixels)
 
     # 3. Samples.
-    nearest = None
+    nearest = {}
     if args.samples is not None:
         quality, nearest = measure_samples(args, model, processor, prior, ids)
         report |= quality
@@ -147,7 +147,7 @@ def main():
 
 
 def measure_samples(args, model, processor, prior: torch.Tensor, ids: dict[str, torch.Tensor]):
-    """Draw samples and compare them with the three splits -> numbers, and the samples closest to training images."""
+    """Draw samples and compare them with the three splits -> numbers, and samples beside training images."""
     from igpt_hf.sample_quality import Images, draw_samples, nearest_neighbours, sample_report
 
     config = model.config
@@ -159,11 +159,17 @@ def measure_samples(args, model, processor, prior: torch.Tensor, ids: dict[str, 
     samples = draw_samples(model, processor, prior, args.samples, args.seed, **settings)
     quality = settings | sample_report(samples, real, config.num_labels, args.seed)
     neighbour, distance = nearest_neighbours(samples.pixels, real["train"].pixels)
-    closest = distance.argsort(kind="stable")[:SHOWN]
+    strips = {
+        "Samples as they came": slice(SHOWN),
+        "Samples most like copies": distance.argsort(kind="stable")[:SHOWN],
+    }
     nearest = {
-        "samples": samples.pixels[closest],
-        "neighbours": real["train"].pixels[neighbour[closest]],
-        "distance": distance[closest],
+        name: {
+            "samples": samples.pixels[rows],
+            "neighbours": real["train"].pixels[neighbour[rows]],
+            "distance": distance[rows],
+        }
+        for name, rows in strips.items()
     }
     return quality, nearest
 
