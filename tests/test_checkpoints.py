@@ -10,6 +10,7 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_benchmarks import BENCHMARKS, run
 from test_training import BY_FOUR_STEPS, RANDOM_PARTS, arguments, assert_equal_weights, new_trainer, random_split
 from transformers import TrainerCallback
 
@@ -279,3 +280,15 @@ def test_weights_are_saved_as_safetensors_only(whole_run):
     names = set(json.loads((whole_run / "checkpoint-12" / MANIFEST).read_text()))
     assert "model.safetensors" in names
     assert not [name for name in names if name.startswith("pytorch_model")]
+
+
+# --- for real -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_killed_while_it_writes_a_checkpoint_ends_like_one_that_is_not(tmp_path):
+    flags = ["--kills", 1, "--epochs", 2, "--images", 120, "--output", tmp_path / "crash.json"]
+    run(BENCHMARKS / "crash_test.py", *flags)  # its exit status says whether weights and state are equal
+    results = json.loads((tmp_path / "crash.json").read_text())
+    assert results["kills"] == 1
+    assert results["final_model_is_bit_equal"]
+    assert results["tensors_not_bit_equal"] == []

@@ -6,6 +6,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from accelerate.data_loader import IterableDatasetShard
 from safetensors.torch import load_file
 from test_scripts import FILES, LAUNCH, results_of, run
 from test_training import arguments, assert_equal_weights
@@ -200,6 +201,22 @@ def test_a_resumed_stream_gives_the_weights_of_an_uninterrupted_one_bit_by_bit(s
     last = f"checkpoint-{resumed.state.global_step}/model.safetensors"
     weights = [load_file(f"{trainer.args.output_dir}/{last}") for trainer in (streamed_run, resumed)]
     assert_equal_weights(*weights)
+
+
+def test_two_processes_share_out_the_batches_of_one(shards):
+    """As accelerate cuts a stream for several processes, where each reads all of it."""
+    tokens, config = tokens_of(shards), IGPTConfig(**CONFIG)
+
+    def stream():
+        return TokenStream(tokens, config, class_dropout_prob=0.3, seed=1, shuffle_buffer=50)
+
+    whole = [row["input_ids"].tolist() for row in stream()]
+    parts = [
+        [row["input_ids"].tolist() for row in IterableDatasetShard(stream(), 4, num_processes=2, process_index=index)]
+        for index in range(2)
+    ]
+    for start in range(0, len(whole) // 8 * 4, 4):
+        assert parts[0][start : start + 4] + parts[1][start : start + 4] == whole[2 * start : 2 * start + 8]
 
 
 def test_validation_images_come_from_all_shards(shards):
