@@ -91,6 +91,7 @@ def open_page(browser):
         page = browser.new_page(viewport={"width": width, "height": height})
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
+        page.set_default_timeout(90_000)  # a busy machine is no failure
         pages.append(page)
         page.goto(url)
         return page

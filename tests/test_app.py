@@ -29,6 +29,11 @@ from igpt_hf.synthetic import draw_digit  # noqa: E402
 
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "app.py"
+HAS_INK = """() => {
+    const canvas = document.querySelector(".pad canvas");
+    const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+    return data.some((x, i) => i % 4 < 3 && x > 200);
+}"""
 SETTINGS = {"label": 3, "count": 2, "temperature": 1.0, "guidance": 1.0, "seed": 0}
 
 
@@ -239,7 +244,7 @@ def test_a_space_runs_without_this_repository(model, processor, tmp_path, monkey
         process.wait()
 
 
-def wait_for(url: str, process: subprocess.Popen, seconds: float = 60) -> str:
+def wait_for(url: str, process: subprocess.Popen, seconds: float = 120) -> str:
     for _ in range(int(seconds / 0.2)):
         assert process.poll() is None, process.stderr.read()
         try:
@@ -345,7 +350,7 @@ def test_a_person_uploads_a_picture(address, open_page, tmp_path):
     upload.set_input_files(tmp_path / "huge.png")
     pad.get_by_text("huge.png has 5.0 MB; at most 4 MB, please.").wait_for()
     upload.set_input_files(tmp_path / "seven.png")
-    page.wait_for_timeout(300)
+    page.wait_for_function(HAS_INK)
     press(page, "Complete")
     given, *answers = shown(page)
     assert np.array_equal(given[:14, :, 0], picture[:14])
@@ -354,12 +359,15 @@ def test_a_person_uploads_a_picture(address, open_page, tmp_path):
 def test_a_person_is_told_what_is_wrong_and_can_undo(address, open_page):
     page = open_page(address)
     page.get_by_role("tab", name="Read").click()
+    message = page.get_by_text("There is nothing here yet: draw something first.")
     press(page, "Read")
-    page.get_by_text("There is nothing here yet: draw something first.").wait_for()
+    message.wait_for()
+    page.get_by_test_id("toast-close").click()
+    message.wait_for(state="hidden")
     draw_seven(page)
     press(page, "Undo")
     press(page, "Read")
-    page.get_by_text("There is nothing here yet: draw something first.").nth(1).wait_for()
+    message.wait_for()
     draw_seven(page)
     press(page, "Read")
     assert len(shown(page)) == 2

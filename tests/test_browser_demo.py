@@ -53,7 +53,7 @@ def copy_page(folder: Path) -> Path:
 
 
 def wait_until_drawn(page):
-    page.wait_for_selector("body[data-state=done]", timeout=10_000)
+    page.wait_for_selector("body[data-state=done]")
 
 
 @torch.no_grad()
