@@ -60,7 +60,9 @@ def run(words: list[str], folder: Path) -> dict:
     results = folder / "all_results.json"
     if not results.is_file():
         is_pixelcnn = "pixelcnn" in words[0]
-        to = ["--output", str(results)] if is_pixelcnn else ["--output_dir", str(folder), "--overwrite_output_dir", "1"]
+        to = (
+            ["--output", str(results)] if is_pixelcnn else ["--output_dir", str(folder), "--overwrite_output_dir", "1"]
+        )
         subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:], *to], check=True)
     values = json.loads(results.read_text(encoding="utf-8"))
     if "images_seen" not in values:
