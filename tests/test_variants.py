@@ -1,4 +1,4 @@
-"""The changes of benchmarks/variants.py: without any it is the package's model, with each it stays causal and learns."""
+"""benchmarks/variants.py: without changes it is the package's model, with each it stays causal and can learn."""
 
 import sys
 from pathlib import Path
