@@ -23,11 +23,8 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-import igpt_hf
-from igpt_hf import training
-from igpt_hf.attention_igpt import is_kernel_usable
+from igpt_hf import building, training
 from igpt_hf.image_processing_igpt import pixels_to_tokens, tokens_to_pixels
-from igpt_hf.mixing_igpt import attend_and_mix
 from igpt_hf.modeling_igpt import (
     IGPTMLP,
     IGPTEmbeddings,
@@ -203,9 +200,6 @@ class VariantAttention(nn.Module):
     def _attend(self, qkv: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
         mask = self._mask(positions)
-        if mask is None and is_kernel_usable(query, key):
-            offsets = torch.tensor(neighborhood_offsets(self.config.neighborhood_radius))
-            return attend_and_mix(qkv.contiguous(), self.local_mixing.weight, offsets, self.config.grid_size)
         mixed = nn.functional.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None)
         return (mixed.transpose(1, 2) + self.local_mixing(value, positions)).flatten(2)
 
@@ -388,7 +382,7 @@ def main():
     parser.add_argument("--model", nargs="+", choices=CHANGES, required=True, metavar="CHANGE", help=listed)
     args, flags = parser.parse_known_args()
     VariantForCausalImageModeling.changes = AugmentedTokens.changes = frozenset(args.model)
-    igpt_hf.IGPTForCausalImageModeling = VariantForCausalImageModeling
+    building.MODELS["generation"] = VariantForCausalImageModeling
     training.TokenDataset = AugmentedTokens
     sys.argv = [str(TRAIN), *flags]
     runpy.run_path(str(TRAIN), run_name="__main__")
