@@ -11,6 +11,7 @@ from igpt_hf.training import ConfigArguments, DataArguments, IGPTTrainingArgumen
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+LAUNCHER = {"config_file", "cpu", "num_processes", "nproc_per_node"}  # of accelerate and torchrun
 TEXTS = [ROOT / "README.md", *PAGES]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -42,7 +43,7 @@ def test_links_and_pictures_lead_somewhere(page):
 @pytest.mark.parametrize("page", TEXTS, ids=names)
 def test_scripts_and_flags_in_commands_exist(page):
     known = {field.name for kind in (DataArguments, ConfigArguments, IGPTTrainingArguments)
-             for field in dataclasses.fields(kind)} | {"config", "help", "config_file"}  # fmt: skip
+             for field in dataclasses.fields(kind)} | {"config", "help", *LAUNCHER}  # fmt: skip
     text = page.read_text("utf-8")
     for script in re.findall(r"(?:scripts|benchmarks)/\w+\.(?:py|yaml)", text):
         assert (ROOT / script).is_file(), script
