@@ -31,7 +31,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="synthetic", help="as in train.py")
     parser.add_argument("--variants", type=Path, default=HERE / "ablations.yaml")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these variants; all if left out")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these variants, in this order; all if left out")
     parser.add_argument("--epochs", type=float, default=5, help="of every run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--split_seed", type=int, default=42, help="of the split, the same for all runs")
@@ -42,7 +42,7 @@ def parse_arguments():
 
 
 def read_variants(path: Path, only: list[str] | None) -> dict[str, dict]:
-    """Name -> flags, in the order of the file.
+    """Name -> flags, in the order of `only`, or else of the file.
 
     Raises:
         SystemExit: A name in `only` that the file does not have.
@@ -51,7 +51,7 @@ def read_variants(path: Path, only: list[str] | None) -> dict[str, dict]:
     unknown = [name for name in only or () if name not in variants]
     if unknown:
         sys.exit(f"error: {path} has no variant {unknown[0]!r}; it has: {', '.join(variants)}.")
-    return {name: flags or {} for name, flags in variants.items() if only is None or name in only}
+    return {name: variants[name] or {} for name in only or variants}
 
 
 def command(args, flags: dict, seed: int) -> list[str]:
