@@ -89,6 +89,13 @@ def differences(first: Path, second: Path) -> list[str]:
     return different
 
 
+def go_on(folder: Path, args) -> list[str]:
+    """The command that resumes a run, or begins it where there is nothing to resume from yet."""
+    has_checkpoint = last_complete_checkpoint(folder) is not None
+    how = ["--resume_from_checkpoint", "true"] if has_checkpoint else ["--overwrite_output_dir", "true"]
+    return command(folder, args.images, args.epochs) + how
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
@@ -102,16 +109,13 @@ def main():
         whole, killed = Path(work) / "whole", Path(work) / "killed"
         subprocess.run(command(whole, args.images, args.epochs), check=True, capture_output=True)
         while len(kills) < args.kills:
-            has_checkpoint = last_complete_checkpoint(killed) is not None
-            resume = ["--resume_from_checkpoint", "true"] if has_checkpoint else ["--overwrite_output_dir", "true"]
             moment = MOMENTS[len(kills) % len(MOMENTS)]
-            kill = kill_once(command(killed, args.images, args.epochs) + resume, killed, moment, rng)
+            kill = kill_once(go_on(killed, args), killed, moment, rng)
             if kill is None:
                 raise SystemExit(f"error: the run ended after {len(kills)} kills: take more --epochs.")
             kills.append(kill)
             print(len(kills), json.dumps(kill), flush=True)
-        last = [*command(killed, args.images, args.epochs), "--resume_from_checkpoint", "true"]
-        log = subprocess.run(last, check=True, capture_output=True, text=True).stderr
+        log = subprocess.run(go_on(killed, args), check=True, capture_output=True, text=True).stderr
         incomplete = {(number, name) for number, kill in enumerate(kills) for name in kill["incomplete"]}
         left_over = {(number, name) for number, name in incomplete if (number - 1, name) in incomplete}  # not new
         passed_over = sum(len(kill["passed_over"]) for kill in kills) + log.count("is passed over")

@@ -144,7 +144,8 @@ def train(model: GatedPixelCNN, splits, args) -> dict:
         nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
         optimizer.step()
         steps += 1
-        if share >= (len(history) + 1) / EVALUATIONS or share >= 0.98 and len(history) == EVALUATIONS - 1:
+        is_last = time.monotonic() - began >= budget and not history  # at least one
+        if share >= (len(history) + 1) / EVALUATIONS or share >= 0.98 and len(history) == EVALUATIONS - 1 or is_last:
             swap_average(optimizer)
             history.append(mean_nats(model, *splits["validation"]))
             if history[-1] < best["validation"]:

@@ -172,7 +172,7 @@ def main():
         return {"stock": stock[:1] if args.quick else stock, "ours": ours[:2] if args.quick else ours}
 
     print(f"{threads} threads\ntraining")
-    train = measure(train_step, sizes([8, 1, 16, 64], [32, 16, 64, 128, 256]), seconds)
+    train = measure(train_step, sizes([8, 1, 2, 4, 16, 64], [32, 16, 64, 128, 256]), seconds)
     print("generate")
     generate = measure(generation, sizes([1, 16, 64, 256], [1, 16, 64, 256, 1024]), seconds)
     print("log-likelihood")
