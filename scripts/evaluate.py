@@ -139,7 +139,7 @@ def main():
     # 4. JSON, picture, table.
     Path(args.output).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     picture = Path(args.output).with_suffix(".png")
-    title = f"{args.model} on {report['num_images']} images of {args.data} ({args.split}): "
+    title = f"{Path(args.model).name} on {report['num_images']} images of {Path(args.data).name} ({args.split}): "
     title += f"{report['nats_per_image']:.2f} ± {report['nats_per_image_stderr']:.2f} nats per image given the class"
     evaluation_picture(picture, report, title, examples(pixels, maps), nearest)
     print_table(report)

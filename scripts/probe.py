@@ -92,7 +92,7 @@ def main():
     }
     Path(args.output).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     plot = Path(args.output).with_suffix(".png")
-    probe_curve(plot, layers, best["layer"], f"Linear probes of {args.model} on {args.data}")
+    probe_curve(plot, layers, best["layer"], f"Linear probes: {Path(args.model).name} on {Path(args.data).name}")
     print("layer   train  validation    test")
     for layer in layers:
         shares = [layer[f"{name}_accuracy"] for name in ("train", "validation", "test")]
