@@ -130,9 +130,17 @@ def train(model: GatedPixelCNN, splits, args) -> dict:
     best, history, steps, order = {"validation": float("inf")}, [], 0, torch.empty(0, dtype=torch.long)
     began, budget = time.monotonic(), 60 * args.minutes
     progress = tqdm(total=round(budget), desc="Training", unit="s", disable=None)
+
+    def evaluate():
+        swap_average(optimizer)
+        history.append(mean_nats(model, *splits["validation"]))
+        if history[-1] < best["validation"]:
+            best.update(validation=history[-1], weights=copy.deepcopy(model.state_dict()))
+        swap_average(optimizer)
+        progress.write(f"{share:4.0%}  validation {history[-1]:7.2f} nats/image")
+
     while (share := (time.monotonic() - began) / budget) < 1:
-        progress.n = round(share * budget)
-        progress.update(0)
+        progress.update(round(share * budget) - progress.n)
         if len(order) < args.batch_size:
             order = torch.randperm(len(pixels), generator=generator)
         index, order = order[: args.batch_size], order[args.batch_size :]
@@ -144,14 +152,9 @@ def train(model: GatedPixelCNN, splits, args) -> dict:
         nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
         optimizer.step()
         steps += 1
-        is_last = time.monotonic() - began >= budget and not history  # at least one
-        if share >= (len(history) + 1) / EVALUATIONS or share >= 0.98 and len(history) == EVALUATIONS - 1 or is_last:
-            swap_average(optimizer)
-            history.append(mean_nats(model, *splits["validation"]))
-            if history[-1] < best["validation"]:
-                best = {"validation": history[-1], "weights": copy.deepcopy(model.state_dict())}
-            swap_average(optimizer)
-            progress.write(f"{share:4.0%}  validation {history[-1]:7.2f} nats/image")
+        if share >= (len(history) + 1) / EVALUATIONS:
+            evaluate()
+    evaluate()  # as in train.py, the last evaluation comes after the time
     progress.close()
     seconds = time.monotonic() - began
     model.load_state_dict(best["weights"])
