@@ -29,8 +29,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DASH = "—"
 MARK = re.compile(r"(?P<text>—|[\d.,]+%?)<!-- result: (?P<file>\S+?)#(?P<path>.+?) (?P<format>\S+) -->")
 FIGURE = re.compile(r"(?<![\w./-])\d[\d,]*(?:\.\d+%?|%)(?!<!-- source: )(?![\w/-])(?!\.\d)")
-HIDDEN = re.compile(  # code, formulas, addresses, and figures that are marked
-    rf"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]+\$|\]\([^)]*\)|{MARK.pattern}|[\d.,]+%?<!-- source: .*?-->", re.DOTALL
+HIDDEN = re.compile(  # code, formulas, addresses, sections and versions, and figures that are marked
+    rf"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]+\$|\]\([^)]*\)|(?:section|version|Python) [\d.]+|"
+    rf"{MARK.pattern}|[\d.,]+%?<!-- source: .*?-->",
+    re.DOTALL,
 )
 COMMAND = re.compile(r"[^\n|`]*\b(?:scripts|benchmarks|examples)/\w+\.py[^\n|`]*")
 FLAG = re.compile(r"(?<=\s)--(\w+)")

@@ -2,8 +2,8 @@
 
     python scripts/make_figures.py runs/synthetic docs/images
 
-Writes real_and_sampled.png (a row per class: test images on the left, samples on the right), completions.png and
-growing.gif (one digit of each class, drawn token by token). All pictures that they show are the package's own drawings.
+Writes real_and_sampled.png (a row per class: digits that the model has not seen on the left, samples on the right),
+completions.png and growing.gif (one digit of each class, drawn token by token). All digits are drawn by the package.
 """
 
 import argparse
@@ -15,25 +15,25 @@ from PIL import Image
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from igpt_hf import DataError, load_splits
+from igpt_hf import DataError, synthetic_digits
 from igpt_hf.loading import load_pretrained
 from igpt_hf.plots import completion_sheet, image_grid
 
 
 COLUMNS = 7  # pictures of each kind in a row
 TOKENS_PER_FRAME = 4
+SEED_OF_REAL = 20_240  # another than that of any training data
 UNKNOWN, BLACK, WHITE, CURSOR = range(4)
 PALETTE = [58, 58, 64, 0, 0, 0, 255, 255, 255, 255, 140, 0]  # of the animation: red, green, blue of each
 
 
-def examples(split, per_class: int) -> dict[int, list[Image.Image]]:
-    """The first pictures of each class."""
-    labels = np.array(split["label"][:])
-    classes = range(split.features["label"].num_classes)
-    return {label: split.select(np.flatnonzero(labels == label)[:per_class])["image"][:] for label in classes}
+def real_digits(per_class: int) -> dict[int, np.ndarray]:
+    """Digits of the distribution that the model has learned, but new ones: class -> (n, 28, 28), 0 and 1."""
+    images, labels = synthetic_digits(10 * per_class, seed=SEED_OF_REAL)
+    return {label: images[labels == label] // 255 for label in range(10)}
 
 
-def real_and_sampled(model, processor, real: dict[int, list[Image.Image]]) -> Image.Image:
+def real_and_sampled(model, processor, real: dict[int, np.ndarray]) -> Image.Image:
     """A row per class: real pictures as the model sees them, a gap, samples."""
     rows, side = [], processor.image_size
     for label, pictures in real.items():
@@ -42,7 +42,7 @@ def real_and_sampled(model, processor, real: dict[int, list[Image.Image]]) -> Im
     return image_grid(rows, [model.config.id2label[label] for label in real])
 
 
-def growing(pixels: np.ndarray, processor, columns: int = 5, scale: int = 3) -> list[Image.Image]:
+def growing(pixels: np.ndarray, processor, columns: int = 5, scale: int = 4) -> list[Image.Image]:
     """Frames of an animation that uncovers pictures (n, height, width) of 0/1 in the order of their tokens."""
     size, patch, grid = processor.image_size, processor.patch_size, processor.grid_size
     order = np.arange(grid**2).reshape(grid, grid).repeat(patch, 0).repeat(patch, 1)  # token of each pixel
@@ -69,14 +69,14 @@ def main():
     transformers_logging.disable_progress_bar()
     model, processor = load_pretrained(args.model)
     args.output.mkdir(parents=True, exist_ok=True)
-    real = examples(load_splits("synthetic")["test"], COLUMNS)
+    real = real_digits(COLUMNS)
     if len(real) != model.config.num_labels:
         raise DataError(f"{args.model} has {model.config.num_labels} classes, and `synthetic` {len(real)}.")
 
     set_seed(args.seed)
     real_and_sampled(model, processor, real).save(args.output / "real_and_sampled.png", optimize=True)
     labels = list(real)
-    completion_sheet(model, processor, [real[label][0] for label in labels], labels).save(
+    completion_sheet(model, processor, np.stack([real[label][0] for label in labels]), labels).save(
         args.output / "completions.png", optimize=True
     )
     ids = model.generate(**processor.prompt(class_labels=labels))
