@@ -165,7 +165,7 @@ def test_a_figure_without_backing_is_found(results, text, complaint):
 
 
 def test_what_is_no_measurement_needs_no_mark(results):
-    text = "see [1.5](a/b-1.5.md), `0.5`, version 5.23.0, 79.17<!-- source: its README -->, $0.5$, 28x28, 2007"
+    text = "see [this](a/b-1.5.md), `0.5`, version 5.23.0, 79.17<!-- source: its README -->, $0.5$, 28x28, 2007"
     assert check_docs.wrong_figures(text, results) == []
 
 

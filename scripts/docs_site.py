@@ -1,12 +1,14 @@
-"""MkDocs hook: formulas become MathML while the site is built, so that a reader's browser needs no script for them.
+"""What MkDocs calls while it builds the site (mkdocs.yml names this file): formulas, and examples in docstrings.
 
-`pymdownx.arithmatex` marks formulas, `$...$` and `$$...$$`, outside of code as `\\(...\\)` and `\\[...\\]`.
+Formulas become MathML here, so that a reader's browser needs no script for them: `pymdownx.arithmatex` has marked
+`$...$` and `$$...$$` outside of code as `\\(...\\)` and `\\[...\\]`.
 """
 
 import html
 import re
 import unicodedata
 
+from griffe import Extension
 from latex2mathml.converter import convert
 
 
@@ -31,9 +33,19 @@ def to_mathml(latex: str, is_block: bool) -> str:
     """Turn a LaTeX formula into MathML."""
     for command, known in COMMANDS.items():
         latex = latex.replace(command, known)
-    return LETTER.sub(styled_letter, convert(latex, display="block" if is_block else "inline"))
+    mathml = convert(latex, display="block" if is_block else "inline")
+    mathml = re.sub(r"<mi>ln</mi>(?!<mo)", r'<mi>ln</mi><mspace width="0.17em"/>', mathml)
+    return LETTER.sub(styled_letter, mathml)
 
 
 def on_page_content(content: str, **_) -> str:
     """Replace what arithmatex marked; called by MkDocs with the HTML of each page."""
     return FORMULA.sub(lambda match: to_mathml(html.unescape(match[3]), match[2] == "["), content)
+
+
+class Examples(Extension):
+    """Docstrings say `Example:`, as in Google's style guide; the parser shows code only under `Examples:`."""
+
+    def on_object(self, *, obj, **_):
+        if obj.docstring is not None:
+            obj.docstring.value = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
