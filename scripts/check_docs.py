@@ -10,10 +10,16 @@ A measured figure is followed by a comment that says which committed file it com
 A path `a/b` leads into objects and lists; `name=x` finds the row of a list, and `max` is the largest number. The last
 word is a format of Python's, or `minutes`. A figure that has not been measured yet is a dash. Any other decimal or
 percentage outside of code and formulas says where it comes from: 79.17<!-- source: the project's README -->
+
+A whole table follows a line that says what makes it, or where it comes from, and an empty one:
+
+    <!-- table: ablations.jsonl, benchmarks/ablations.py: summarize, as_table -->
+    <!-- source: the code above -->
 """
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import re
 import sys
@@ -28,11 +34,14 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DASH = "—"
 MARK = re.compile(r"(?P<text>—|[\d.,]+%?)<!-- result: (?P<file>\S+?)#(?P<path>.+?) (?P<format>\S+) -->")
+TABLE = re.compile(
+    r"(?P<head><!-- table: (?P<file>\S+), (?P<script>\S+): (?P<steps>[\w, ]+) -->\n\n)(?P<rows>(?:\|.*\n)*)"
+)
 FIGURE = re.compile(r"(?<![\w./-])\d[\d,]*(?:\.\d+%?|%)(?!<!-- source: )(?![\w/-])(?!\.\d)")
 HIDDEN = re.compile(  # code, formulas, addresses, sections and versions, and figures that are marked
-    rf"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]+\$|\]\([^)]*\)|(?:section|version|Python) [\d.]+|"
-    rf"{MARK.pattern}|[\d.,]+%?<!-- source: .*?-->",
-    re.DOTALL,
+    rf"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]+\$|\]\([^)]*\)|(?:section|version|Python|torch|transformers) [\d.]+|"
+    rf"{MARK.pattern}|[\d.,]+%?<!-- source: .*?-->|^<!-- (?:source|table): .*? -->\n\n(?:\|[^\n]*\n)*",
+    re.DOTALL | re.MULTILINE,
 )
 COMMAND = re.compile(r"[^\n|`]*\b(?:scripts|benchmarks|examples)/\w+\.py[^\n|`]*")
 FLAG = re.compile(r"(?<=\s)--(\w+)")
@@ -98,6 +107,19 @@ def figure(match: re.Match, results: Path) -> str:
     return f"{value / 60:.0f}" if match["format"] == "minutes" else format(value, match["format"])
 
 
+def table(match: re.Match, results: Path) -> str:
+    """The rows that must follow a mark: the result, through the functions of a script that it names."""
+    if not (results / match["file"]).is_file():
+        return ""
+    spec = importlib.util.spec_from_file_location("maker", ROOT / match["script"])
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    rows = read_result(results / match["file"])
+    for step in match["steps"].split(", "):
+        rows = getattr(maker, step)(rows)
+    return rows
+
+
 def wrong_figures(text: str, results: Path = RESULTS) -> list[str]:
     """Figures that are not those of the committed results, or have no source."""
     problems = []
@@ -109,6 +131,11 @@ def wrong_figures(text: str, results: Path = RESULTS) -> list[str]:
             continue
         if match["text"] != expected:
             problems.append(f"{match['text']} should be {expected} ({match['file']}#{match['path']})")
+    problems += [
+        f"the table of {match['file']} is not what {match['script']} makes of it"
+        for match in TABLE.finditer(text)
+        if match["rows"] != table(match, results)
+    ]
     marks = text.count("<!-- result: ")
     if marks != len(MARK.findall(text)):
         problems.append("a result comment that follows no figure, or has no format")
@@ -123,6 +150,7 @@ def wrong_figures(text: str, results: Path = RESULTS) -> list[str]:
 
 def fill(text: str, results: Path = RESULTS) -> str:
     """Write the figures of the committed results where the marks are."""
+    text = TABLE.sub(lambda match: match["head"] + table(match, results), text)
     return MARK.sub(lambda match: match[0].replace(match["text"], figure(match, results), 1), text)
 
 

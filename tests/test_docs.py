@@ -164,6 +164,19 @@ def test_a_figure_without_backing_is_found(results, text, complaint):
     assert any(complaint in problem for problem in check_docs.wrong_figures(text, results))
 
 
+def test_a_table_is_made_by_its_script(results):
+    script = "def as_table(rows):\n    return ''.join(f\"| {r['name']} | {r['nats']} |\\n\" for r in rows)\n"
+    (results / "make.py").write_text(script)
+    empty = f"<!-- table: rows.jsonl, {results / 'make.py'}: as_table -->\n\n"
+    full = check_docs.fill(empty + "\nmore\n", results)
+    assert full == empty + "| a b | 1.0 |\n| c | 2.0 |\n\nmore\n"
+    assert check_docs.wrong_figures(full, results) == []
+    assert check_docs.wrong_figures(full.replace("2.0", "2.1"), results) != []
+    assert check_docs.fill(empty.replace("rows", "others"), results) == empty.replace("rows", "others")
+    sourced = "<!-- source: arithmetic -->\n\n| 1.5 |\n\n2.5 nats\n"
+    assert check_docs.wrong_figures(sourced, results) == ["2.5 has no source"]
+
+
 def test_what_is_no_measurement_needs_no_mark(results):
     text = "see [this](a/b-1.5.md), `0.5`, version 5.23.0, 79.17<!-- source: its README -->, $0.5$, 28x28, 2007"
     assert check_docs.wrong_figures(text, results) == []
