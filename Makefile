@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: install train app explain test lint format clean
+.PHONY: install train app explain docs test lint format clean
 
 install: .venv/installed  ## .venv with all that the scripts need
 
@@ -33,6 +33,10 @@ app: .venv/installed-demo  ## the model in a browser, at http://127.0.0.1:7860; 
 explain: install  ## one prediction of a tiny model, step by step, with all its numbers
 	$(BIN)/python scripts/explain.py
 
+docs: .venv/installed-dev  ## the documentation as a site in site/; checks its figures and commands, fails at any warning
+	$(BIN)/python scripts/check_docs.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 test: .venv/installed-dev  ## every test
 	$(BIN)/python -m pytest -n auto
 
@@ -43,4 +47,4 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean:
-	rm -rf .venv runs .pytest_cache .ruff_cache
+	rm -rf .venv runs site .pytest_cache .ruff_cache
