@@ -9,7 +9,13 @@ import pytest
 import torch
 from transformers import pipeline
 
-from igpt_hf import BinaryImageGenerationPipeline, IGPTForCausalImageModeling, IGPTImageProcessor
+from igpt_hf import (
+    BinaryImageGenerationPipeline,
+    IGPTConfig,
+    IGPTForCausalImageModeling,
+    IGPTForImageClassification,
+    IGPTImageProcessor,
+)
 
 
 CODE = """
@@ -93,3 +99,31 @@ def test_the_code_in_a_checkpoint_imports_nothing_that_only_training_needs(check
     for path in checkpoint.glob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert not any(f"import {name}" in text for name in ("datasets", "evaluate", "matplotlib", "igpt_hf")), path
+
+
+CLASSIFIER = """
+import json, sys
+sys.modules["igpt_hf"] = None  # as if it were not installed
+import torch
+from transformers import AutoModelForImageClassification
+model = AutoModelForImageClassification.from_pretrained(sys.argv[1], trust_remote_code=True)
+with torch.no_grad():
+    logits = model(input_ids=torch.tensor(json.loads(sys.argv[2]))).logits
+print(json.dumps([type(model).__module__.split(".")[0], logits.tolist()]))
+"""
+
+
+def test_a_classifier_works_the_same_without_the_package(tmp_path, random_ids):
+    torch.manual_seed(0)
+    model = IGPTForImageClassification(IGPTConfig(image_size=8, num_hidden_layers=2, num_labels=3)).eval()
+    torch.nn.init.normal_(model.classifier.weight)
+    ids = random_ids(model.config)
+    model.save_pretrained(tmp_path / "classifier")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-c", CLASSIFIER, str(tmp_path / "classifier"), json.dumps(ids.tolist())]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    module, logits = json.loads(done.stdout.splitlines()[-1])
+    assert module == "transformers_modules"
+    with torch.no_grad():
+        torch.testing.assert_close(torch.tensor(logits), model(input_ids=ids).logits, rtol=0, atol=1e-4)
