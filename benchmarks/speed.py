@@ -172,11 +172,11 @@ def main():
         return {"stock": stock[:1] if args.quick else stock, "ours": ours[:2] if args.quick else ours}
 
     print(f"{threads} threads\ntraining")
-    train = measure(train_step, sizes([8, 1, 2, 4, 16, 64], [32, 16, 64, 128, 256]), seconds)
+    train = measure(train_step, sizes([8, 1, 2, 4, 16, 64], [32, 16, 64, 128, 256, 512]), seconds)
     print("generate")
     generate = measure(generation, sizes([1, 16, 64, 256], [1, 16, 64, 256, 1024]), seconds)
     print("log-likelihood")
-    score = measure(likelihood, sizes([8, 1, 16, 64], [64, 8, 128, 256]), seconds)
+    score = measure(likelihood, sizes([8, 1, 16, 64], [64, 8, 128, 256, 512]), seconds)
     memory_size = 8 if args.quick else 64
     memory = {name: peak_memory(name, memory_size) for name in ("stock", "ours")}
     limits, flops = machine_limits(), flops_per_image(IGPTConfig.from_preset("xxs"))

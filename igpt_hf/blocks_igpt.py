@@ -45,6 +45,7 @@ from .simd_igpt import (
     is_numba_usable,
     kernel,
     load,
+    load_pair,
     maximum,
     numba,
     run_tasks,
@@ -244,7 +245,7 @@ def attend(qkv, highest, inverse, out, scores, columns, length):
 
 
 @kernel
-def attend_backward(qkv, highest, inverse, out, grad, dqkv, deltas, columns, length):
+def attend_backward(qkv, highest, inverse, out, grad, dqkv, deltas, columns, dscores, pairs, length):
     """d loss / d out, in `grad` (FRONT + rows, C), -> d loss / d query, key and value, without what mixing adds."""
     channels = out.shape[1]
     for q in range(0, channels, HEAD_SIZE):
@@ -254,36 +255,6 @@ def attend_backward(qkv, highest, inverse, out, grad, dqkv, deltas, columns, len
             for d in range(HEAD_SIZE):
                 delta += grad[FRONT + i, q + d] * out[i, q + d]
             deltas[0, FRONT + i] = delta
-
-        for start in range(-(-length % LANES), length, LANES):  # lane: query start + lane
-            take_columns(qkv, FRONT + start, q, columns)
-            q0, q1, q2, q3 = load(columns, 0, 0), load(columns, 1, 0), load(columns, 2, 0), load(columns, 3, 0)
-            q4, q5, q6, q7 = load(columns, 4, 0), load(columns, 5, 0), load(columns, 6, 0), load(columns, 7, 0)
-            take_columns(grad, FRONT + start, q, columns)
-            g0, g1, g2, g3 = load(columns, 0, 0), load(columns, 1, 0), load(columns, 2, 0), load(columns, 3, 0)
-            g4, g5, g6, g7 = load(columns, 4, 0), load(columns, 5, 0), load(columns, 6, 0), load(columns, 7, 0)
-            most, delta = load(highest, head, FRONT + start), load(deltas, 0, FRONT + start)
-            t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = splat(0)
-            for j in range(start + LANES):
-                r = FRONT + j
-                s = dot(q0, q1, q2, q3, q4, q5, q6, q7, qkv, r, k)
-                if j > start:
-                    s = from_lane(j - start, s, -np.inf)
-                ds = exp2(s - most) * (dot(g0, g1, g2, g3, g4, g5, g6, g7, qkv, r, v) - delta)
-                t0 = fma(ds, qkv[r, k], t0)
-                t1 = fma(ds, qkv[r, k + 1], t1)
-                t2 = fma(ds, qkv[r, k + 2], t2)
-                t3 = fma(ds, qkv[r, k + 3], t3)
-                t4 = fma(ds, qkv[r, k + 4], t4)
-                t5 = fma(ds, qkv[r, k + 5], t5)
-                t6 = fma(ds, qkv[r, k + 6], t6)
-                t7 = fma(ds, qkv[r, k + 7], t7)
-            factor = load(inverse, head, FRONT + start) * splat(LN_2)
-            put_rows(columns, 0, 0, t0 * factor, t1 * factor, t2 * factor, t3 * factor, False)
-            put_rows(columns, 4, 0, t4 * factor, t5 * factor, t6 * factor, t7 * factor, False)
-            for lane in range(max(-start, 0), LANES):
-                for d in range(HEAD_SIZE):
-                    dqkv[FRONT + start + lane, q + d] = columns[d, lane]
 
         for start in range(0, length, LANES):  # lane: key start + lane
             take_columns(qkv, FRONT + start, k, columns)
@@ -301,6 +272,7 @@ def attend_backward(qkv, highest, inverse, out, grad, dqkv, deltas, columns, len
                     s = up_to_lane(i - start, s, -np.inf)  # keys after the query
                 p = exp2(s) * splat(inverse[head, r])
                 ds = p * (dot(v0, v1, v2, v3, v4, v5, v6, v7, grad, r, q) - splat(deltas[0, r]))
+                store(dscores, i, start, ds)
                 t0 = fma(ds, qkv[r, q], t0)
                 t1 = fma(ds, qkv[r, q + 1], t1)
                 t2 = fma(ds, qkv[r, q + 2], t2)
@@ -329,17 +301,39 @@ def attend_backward(qkv, highest, inverse, out, grad, dqkv, deltas, columns, len
                 for d in range(HEAD_SIZE):
                     dqkv[FRONT + start + lane, v + d] = columns[d, lane]
 
+        # dquery = dscores times keys. A vector holds two keys, channel by channel: lane 2 d + e is channel d of key e.
+        for j in range(0, len(out), 2):
+            for d in range(HEAD_SIZE):
+                pairs[j // 2, 2 * d] = qkv[FRONT + j, k + d]
+                pairs[j // 2, 2 * d + 1] = qkv[FRONT + j + 1, k + d]
+        for i in range(0, length, 4):
+            t0 = t1 = t2 = t3 = splat(0)
+            for j in range(0, i // LANES * LANES + LANES, 2):
+                two = load(pairs, j // 2, 0)
+                t0 = fma(load_pair(dscores, i, j), two, t0)
+                t1 = fma(load_pair(dscores, i + 1, j), two, t1)
+                t2 = fma(load_pair(dscores, i + 2, j), two, t2)
+                t3 = fma(load_pair(dscores, i + 3, j), two, t3)
+            put_rows(columns, 0, 0, t0, t1, t2, t3, False)
+            for n in range(min(4, length - i)):
+                for d in range(HEAD_SIZE):
+                    dqkv[FRONT + i + n, q + d] = (columns[n, 2 * d] + columns[n, 2 * d + 1]) * LN_2
+
 
 @kernel
 def mix(qkv, weight, places, out):
     """out[t] += sum_k weight[k] value[k-th neighbour of t]"""
     neighbors, channels = weight.shape
     for c in range(0, channels, LANES):
+        v = 2 * channels + c
         for t in range(len(places)):
-            s = load(out, t, c)
-            for k in range(neighbors):
-                s = fma(load(weight, k, c), load(qkv, places[t, k], 2 * channels + c), s)
-            store(out, t, c, s)
+            s0, s1, s2, s3 = load(out, t, c), splat(0), splat(0), splat(0)  # in one sum, each would wait for the other
+            for k in range(0, neighbors, 4):
+                s0 = fma(load(weight, k, c), load(qkv, places[t, k], v), s0)
+                s1 = fma(load(weight, k + 1, c), load(qkv, places[t, k + 1], v), s1)
+                s2 = fma(load(weight, k + 2, c), load(qkv, places[t, k + 2], v), s2)
+                s3 = fma(load(weight, k + 3, c), load(qkv, places[t, k + 3], v), s3)
+            store(out, t, c, (s0 + s1) + (s2 + s3))
 
 
 @kernel
@@ -400,22 +394,22 @@ def embed_backward(ids, context, grad, dtable, dposition):
 # --- blocks ----------------------------------------------------------------------------------------------------------
 
 
-def blocks_forward(ids, states, attendeds, statistics, weights, places, context, eps, slope, keeps, first, last):
-    """Images `first` to `last` - 1 through all blocks: states[image, layer] -> states[image, layer + 1].
+def blocks_forward(ids, states, attendeds, statistics, out, weights, places, context, eps, slope, keeps, first, last):
+    """Images `first` to `last` - 1 through all blocks and the last norm: ids -> `out` (B, T, C).
 
     Args:
         ids: Prompt and tokens (B, T).
-        states: Inputs of the blocks and output of the last (B, L + 1, rows, C), zero in the rows from T on, of which
-            there are as many as make rows a multiple of LANES. Without `keeps` the last output only, (B, 1, rows, C).
-        attendeds, statistics: What backward needs besides, if `keeps`: results of attention (B, L, rows, C), and of
-            its softmax (B, L, 2 H, FRONT + rows). Otherwise empty.
+        states, attendeds, statistics: What backward needs, if `keeps`: inputs of the blocks and output of the last
+            (B, L + 1, rows, C), where rows is T rounded up to a multiple of LANES; results of attention (B, L, rows,
+            C), and of its softmax (B, L, 2 H, FRONT + rows). Otherwise empty.
         weights: Tables of the context and of the positions (1, rows, C), then matrices (L, inputs, outputs), vectors
-            (L, 1, outputs) and the mixing's (L, K, C).
+            (L, 1, outputs) and the mixing's (L, K, C), last the gain of the last norm (1, 1, C).
         places: Rows of the neighbours (T, K); 0 is outside.
         context: For `embed`.
     """
-    table, position, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, down_w, down_b = weights
-    (rows, channels), inner = states.shape[2:], up_w.shape[2]
+    table, position, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, down_w, down_b, gain = weights
+    (length, channels), inner = out.shape[1:], up_w.shape[2]
+    rows = (length + LANES - 1) // LANES * LANES
     heads = channels // HEAD_SIZE
     x, normed = np.empty((rows, channels), float32), np.empty((rows, channels), float32)
     attended, mixed = np.zeros((rows, channels), float32), np.empty((rows, channels), float32)
@@ -423,14 +417,14 @@ def blocks_forward(ids, states, attendeds, statistics, weights, places, context,
     statistic, scales = np.zeros((2 * heads, FRONT + rows), float32), np.empty(rows, float32)
     scores, columns = np.empty((rows + LANES, LANES), float32), np.empty((HEAD_SIZE, LANES), float32)
     for image in range(first, last):
-        x[len(context) :] = float32(0)
+        x[length:] = float32(0)
         embed(ids[image], table[0], position[0], context, x)
         if keeps:
             states[image, 0] = x
         for layer in range(len(qkv_w)):
             normalize(x, eps, normed, scales)
             linear(normed, qkv_w[layer], qkv_b[layer], qkv, FRONT, False)
-            attend(qkv, statistic[:heads], statistic[heads:], attended, scores, columns, len(places))
+            attend(qkv, statistic[:heads], statistic[heads:], attended, scores, columns, length)
             mixed[:] = attended
             mix(qkv, mixing[layer], places, mixed)
             if keeps:
@@ -442,24 +436,25 @@ def blocks_forward(ids, states, attendeds, statistics, weights, places, context,
             linear(hidden, down_w[layer], down_b[layer], x, 0, True)
             if keeps:
                 states[image, layer + 1] = x
-        if not keeps:
-            states[image, 0] = x
+        normalize(x, eps, normed, scales)
+        for t in range(length):
+            for c in range(0, channels, LANES):
+                store(out[image], t, c, load(normed, t, c) * load(gain[0], 0, c))
 
 
 def blocks_backward(
-    ids, states, attendeds, statistics, weights, transposed, places, context, eps, slope, dstates, grads, first, last
+    ids, states, attendeds, statistics, weights, transposed, places, context, eps, slope, grad, grads, first, last
 ):
-    """Groups `first` to `last` - 1: d loss / d output, in `dstates`, which is overwritten -> `grads`.
+    """Groups `first` to `last` - 1: d loss / d out (B, T, C), `grad`, -> `grads`.
 
     Args:
         states, attendeds, statistics: As `blocks_forward` kept them. What else it computed is computed again.
         transposed: The matrices of query, key and value, of the attention's output, up and down: (L, outputs, inputs).
-        dstates: (B, rows, C), zero in the rows after the last position.
         grads: A gradient for each of the weights and each group of images (groups, L, ...), zero at first.
     """
-    _, _, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, _, _ = weights
+    _, _, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, _, _, gain = weights
     qkv_wt, out_wt, up_wt, down_wt = transposed
-    dtable, dposition, dqkv_w, dqkv_b, dmixing, dout_w, dout_b, dup_w, dup_b, ddown_w, ddown_b = grads
+    dtable, dposition, dqkv_w, dqkv_b, dmixing, dout_w, dout_b, dup_w, dup_b, ddown_w, ddown_b, dgain = grads
     (rows, channels), inner, images = states.shape[2:], up_w.shape[2], len(states)
     heads = channels // HEAD_SIZE
     normed, scales = np.empty((rows, channels), float32), np.empty(rows, float32)  # of the attention's input
@@ -470,9 +465,18 @@ def blocks_backward(
     qkv, dqkv = np.zeros((FRONT + rows, 3 * channels), float32), np.zeros((FRONT + rows, 3 * channels), float32)
     mixed, dmixed = np.empty((rows, channels), float32), np.zeros((FRONT + rows, channels), float32)
     deltas, columns = np.zeros((1, FRONT + rows), float32), np.empty((HEAD_SIZE, LANES), float32)
+    dscores, pairs = np.empty((rows, rows), float32), np.empty((rows // 2, LANES), float32)
+    dx, length = np.empty((rows, channels), float32), grad.shape[1]
     for group in range(first, last):
         for image in range(group * images // len(dqkv_w), (group + 1) * images // len(dqkv_w)):
-            dx = dstates[image]
+            normalize(states[image, len(qkv_w)], eps, normed, scales)
+            dnormed[:], dx[:] = float32(0), float32(0)
+            for t in range(length):
+                for c in range(0, channels, LANES):
+                    g = load(grad[image], t, c)
+                    store(dgain[group, 0], 0, c, fma(g, load(normed, t, c), load(dgain[group, 0], 0, c)))
+                    store(dnormed, t, c, g * load(gain[0], 0, c))
+            add_normalize_gradient(normed, scales, dnormed, dx)
             for layer in range(len(qkv_w) - 1, -1, -1):
                 x, attended, statistic = states[image, layer], attendeds[image, layer], statistics[image, layer]
                 normalize(x, eps, normed, scales)
@@ -493,9 +497,8 @@ def blocks_backward(
 
                 add_outer(mixed, dx, 0, dout_w[group, layer], dout_b[group, layer])
                 linear(dx, out_wt[layer], no_bias, dmixed, FRONT, False)
-                attend_backward(
-                    qkv, statistic[:heads], statistic[heads:], attended, dmixed, dqkv, deltas, columns, len(places)
-                )
+                softmax = statistic[:heads], statistic[heads:]
+                attend_backward(qkv, *softmax, attended, dmixed, dqkv, deltas, columns, dscores, pairs, length)
                 mix_backward(qkv, mixing[layer], places, dmixed, dqkv, dmixing[group, layer])
                 add_outer(normed, dqkv, FRONT, dqkv_w[group, layer], dqkv_b[group, layer])
                 linear(dqkv[FRONT:], qkv_wt[layer], no_bias, dnormed, 0, False)
@@ -509,9 +512,9 @@ def make_kernels():
     three, four, number = numba.float32[:, :, ::1], numba.float32[:, :, :, ::1], numba.int64
     ids, places, context, real = number[:, ::1], number[:, ::1], number[:, :, ::1], numba.float32
     kept, tables = (ids, four, four, four), (places, context, real, real)
-    weights, transposed, grads = (numba.types.UniTuple(*x) for x in ((three, 11), (three, 4), (four, 11)))
+    weights, transposed, grads = (numba.types.UniTuple(*x) for x in ((three, 12), (three, 4), (four, 12)))
     return (
-        compile_kernel(blocks_forward, (*kept, weights, *tables, numba.boolean, number, number)),
+        compile_kernel(blocks_forward, (*kept, three, weights, *tables, numba.boolean, number, number)),
         compile_kernel(blocks_backward, (*kept, weights, transposed, *tables, three, grads, number, number)),
     )
 
@@ -522,32 +525,24 @@ class Blocks(torch.autograd.Function):
         (batch, length), channels = input_ids.shape, weights[0].shape[2]
         keeps, layers, rows = any(ctx.needs_input_grad), len(weights[2]), -(-length // LANES) * LANES
         kept = (batch, layers) if keeps else (0, 0)
-        states = weights[0].new_empty(batch, layers + 1 if keeps else 1, rows, channels)
+        states = weights[0].new_empty(kept[0], layers + 1, rows, channels)
         attendeds = states.new_empty(*kept, rows, channels)
         statistics = states.new_empty(*kept, 2 * channels // HEAD_SIZE, FRONT + rows)
+        out = states.new_empty(batch, length, channels)
         ctx.arrays = [tensor.numpy() for tensor in (input_ids, states, attendeds, statistics)]
         ctx.weights = tuple(weight.detach().numpy() for weight in weights)
         ctx.settings = (places.numpy(), context.numpy(), float32(eps), float32(slope))
-        run_tasks(functools.partial(make_kernels()[0], *ctx.arrays, ctx.weights, *ctx.settings, keeps), batch)
-        return states[:, -1, :length]
+        arrays = (*ctx.arrays, out.numpy(), ctx.weights, *ctx.settings, keeps)
+        run_tasks(functools.partial(make_kernels()[0], *arrays), batch)
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        batch, _, rows, channels = ctx.arrays[1].shape
-        dstates = grad.new_zeros(batch, rows, channels)
-        dstates[:, : grad.shape[1]] = grad
-        grads = [grad.new_zeros(min(batch, TASKS), *weight.shape) for weight in ctx.weights]
+        grads = [grad.new_zeros(min(len(grad), TASKS), *weight.shape) for weight in ctx.weights]
         transposed = tuple(np.ascontiguousarray(ctx.weights[i].transpose(0, 2, 1)) for i in MATRICES)
-        arrays = (
-            *ctx.arrays,
-            ctx.weights,
-            transposed,
-            *ctx.settings,
-            dstates.numpy(),
-            tuple(x.numpy() for x in grads),
-        )
-        run_tasks(functools.partial(make_kernels()[1], *arrays), len(grads[0]))
+        arrays = (*ctx.arrays, ctx.weights, transposed, *ctx.settings, grad.contiguous().numpy())
+        run_tasks(functools.partial(make_kernels()[1], *arrays, tuple(x.numpy() for x in grads)), len(grads[0]))
         return *[None] * 5, *(x.sum(0) for x in grads)
 
 
@@ -627,11 +622,12 @@ def are_in_range(input_ids: torch.Tensor, config) -> bool:
 
 
 def run_blocks(model, input_ids: torch.LongTensor) -> torch.Tensor:
-    """Embeddings and all blocks of an IGPTModel, from the first position on: ids (B, T) -> float32 (B, T, C)."""
+    """All of an IGPTModel, from the first position on: ids (B, T) -> `last_hidden_state`, float32 (B, T, C)."""
     config, length, embeddings = model.config, input_ids.shape[1], model.embeddings
     tables = neighbor_rows(length, config), context_rows(length, embeddings.first_rows, config)
     constants = (*tables, config.rms_norm_eps, SLOPES[config.hidden_act])
-    return Blocks.apply(input_ids.contiguous(), *constants, *stacked_weights(embeddings, model.layers))
+    weights = (*stacked_weights(embeddings, model.layers), model.norm.weight[None, None])
+    return Blocks.apply(input_ids.contiguous(), *constants, *weights)
 
 
 def is_plain(model: nn.Module, config) -> bool:

@@ -261,7 +261,7 @@ class IGPTModel(IGPTPreTrainedModel):
         is_all_given = all(x is None for x in (attention_mask, position_ids, past_key_values, context))
         if is_all_given and are_blocks_usable(self, input_ids):
             # The same on the CPU, many times faster: whole sequences, nothing masked, no cache.
-            return BaseModelOutputWithPast(last_hidden_state=self.norm(run_blocks(self, input_ids)))
+            return BaseModelOutputWithPast(last_hidden_state=run_blocks(self, input_ids))
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None] + past_length

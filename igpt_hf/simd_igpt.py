@@ -30,7 +30,7 @@ try:
     from numba.core.extending import intrinsic, lower_builtin, models, register_model, type_callable
 except ImportError:
     numba = None
-    exp2 = fma = from_lane = highest = load = maximum = splat = store = total = up_to_lane = None
+    exp2 = fma = from_lane = highest = load = load_pair = maximum = splat = store = total = up_to_lane = None
 
 LANES = 16
 logger = logging.getLogger(__name__)
@@ -125,6 +125,18 @@ if numba is not None:
 
         def generate(context, builder, signature, values):
             return builder.load(_pointer(context, builder, signature, values), align=4)
+
+        return vector(array, row, column), generate
+
+    @intrinsic
+    def load_pair(typing, array, row, column):
+        """array[row, column] in the even lanes, array[row, column + 1] in the odd ones."""
+
+        def generate(context, builder, signature, values):
+            two = ir.VectorType(ir.FloatType(), 2)
+            place = _pointer(context, builder, signature, values)
+            pair = builder.load(builder.bitcast(place, two.as_pointer()), align=4)
+            return builder.shuffle_vector(pair, pair, ir.Constant(ints, [0, 1] * (LANES // 2)))
 
         return vector(array, row, column), generate
 
@@ -264,5 +276,6 @@ EXP2_POLYNOMIAL = (1.326471444e-3, 9.671508966e-3, 5.550733740e-2, 2.402224214e-
 
 __all__ = [
     *("LANES", "compile_kernel", "exp2", "fma", "from_lane", "highest", "is_numba_usable", "kernel", "load"),
+    "load_pair",
     *("maximum", "numba", "run_tasks", "splat", "store", "total", "up_to_lane"),
 ]
