@@ -9,7 +9,8 @@ A measured figure is followed by a comment that says which committed file it com
 
 A path `a/b` leads into objects and lists; `name=x` finds the row of a list, and `max` is the largest number. The last
 word is a format of Python's, or `minutes`. A figure that has not been measured yet is a dash. Any other decimal or
-percentage outside of code and formulas says where it comes from: 79.17<!-- source: the project's README -->
+percentage, and any number of MB, ms, images/s or nats, outside of code and formulas says where it comes from:
+79.17<!-- source: the project's README -->
 
 A whole table follows a line that says what makes it, or where it comes from, and an empty one:
 
@@ -37,7 +38,10 @@ MARK = re.compile(r"(?P<text>—|[\d.,]+%?)<!-- result: (?P<file>\S+?)#(?P<path>
 TABLE = re.compile(
     r"(?P<head><!-- table: (?P<file>\S+), (?P<script>\S+): (?P<steps>[\w, ]+) -->\n\n)(?P<rows>(?:\|.*\n)*)"
 )
-FIGURE = re.compile(r"(?<![\w./-])\d[\d,]*(?:\.\d+%?|%)(?!<!-- source: )(?![\w/-])(?!\.\d)")
+UNITS = r"(?:ms|kB|MB|images/s|nats|GFLOP/s)\b"
+FIGURE = re.compile(  # decimals, percentages, and whole numbers of units that are measured
+    rf"(?<![\w./-])\d(?:[\d,]*\d)?(?:(?:\.\d+%?|%)(?!<!-- source: )(?![\w/-])(?!\.\d)|(?=\s{UNITS}))"
+)
 HIDDEN = re.compile(  # code, formulas, addresses, sections and versions, and figures that are marked
     rf"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]+\$|\]\([^)]*\)|(?:section|version|Python|torch|transformers) [\d.]+|"
     rf"{MARK.pattern}|[\d.,]+%?<!-- source: .*?-->|^<!-- (?:source|table): .*? -->\n\n(?:\|[^\n]*\n)*",

@@ -151,6 +151,7 @@ def test_a_mark_is_filled_from_its_file(results, mark, expected):
         ("loss 52.58 <!-- result: run.json#nats .2f -->", "follows no figure"),
         ("loss 52.58", "52.58 has no source"),
         ("right in 98.7% of all", "98.7% has no source"),
+        ("it takes 1,143 MB", "1,143 has no source"),
         ("| a | 52.58<!-- result: run.json#nats .2f --> | 414 |", "'414' has no source"),
     ],
 )
