@@ -1,4 +1,4 @@
-"""All blocks of a small model on the CPU, forward and backward, compiled by numba: one image at a time, in the cache.
+"""All of a small model but its head on the CPU, forward and backward, compiled by numba: one image at a time, in the cache.
 
 torch runs a small model operation by operation over the whole batch: each result is written to memory and read again,
 and products of matrices with 16 columns leave most of the processor idle. Here an image goes through all blocks before
@@ -8,8 +8,9 @@ the next one begins. What `IGPTBlock` computes, with rms(x) = x / sqrt(mean(x**2
     a = x + W (attention(query, key, value) + mixing(value)) + b
     y = a + W act(W rms(a) + b) + b
 
-and the gradients of all of it. The gains of the norms and the scale of the scores are multiplied into the matrices
-that follow them, outside (`stacked_weights`), where autograd takes care of them.
+with the embeddings before the first block, the norm after the last, and the gradients of all of it. The gains of the
+blocks' norms and the scale of the scores are multiplied into the matrices that follow them, outside
+(`stacked_weights`), where autograd takes care of them.
 
 Attention, for one head: the scores are in base 2, and a vector holds those of LANES queries (or keys) side by side.
 
@@ -20,6 +21,8 @@ but computed again. With p[i, j] = inverse[i] e[i, j] and g = d loss / d out:
 
     dscore[i, j] = p[i, j] (g[i] . value[j] - g[i] . out[i]) ln 2
     dquery[i] = sum_j dscore[i, j] key[j]    dkey[j] = sum_i dscore[i, j] query[i]    dvalue[j] = sum_i p[i, j] g[i]
+
+The keys' lanes give dkey and dvalue; their dscores are written down, and a second, short pass sums them into dquery.
 
 Position t stands in row t of most arrays; in those of query, key and value in row FRONT + t, and the rows before it
 are zeros, so that a block of queries may begin, and a neighbour may lie, outside the image (row 0).
