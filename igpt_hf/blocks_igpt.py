@@ -1,4 +1,4 @@
-"""All of a small model but its head on the CPU, forward and backward, compiled by numba: one image at a time, in the cache.
+"""All of a small model but its head on the CPU, forward and backward, compiled by numba: one image at a time.
 
 torch runs a small model operation by operation over the whole batch: each result is written to memory and read again,
 and products of matrices with 16 columns leave most of the processor idle. Here an image goes through all blocks before
