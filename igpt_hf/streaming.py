@@ -192,7 +192,9 @@ def tokenize_shards(
 def _cache_folder(source: ShardedSource, processor, seed: int, skip_bad_images: bool) -> Path:
     """A folder of its own for all that the tokens depend on: the data, the settings, and the code that makes them."""
     code = "".join(inspect.getsource(module) for module in (image_processing_igpt, inspect.getmodule(Shard)))
-    parts = [asdict(source), processor.to_dict(), seed, skip_bad_images, code]
+    names = [name for name in inspect.signature(type(processor)).parameters if name != "kwargs"]
+    settings = {name: getattr(processor, name) for name in names}  # to_dict() has more, once it has been saved
+    parts = [asdict(source), settings, seed, skip_bad_images, code]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
     return Path(datasets_config.HF_DATASETS_CACHE) / "igpt_hf-tokens" / key
 

@@ -233,6 +233,15 @@ def test_pictures_of_the_test_images_are_made_of_their_tokens(shards):
     assert len(splits["train"]) == len(tokens["train"])
 
 
+def test_the_cache_is_found_again_by_a_processor_that_has_been_saved(shards, tmp_path):
+    source, processor = open_shards(str(shards)), IGPTImageProcessor(image_size=8, num_labels=3)
+    before = streaming._cache_folder(source, processor, 0, False)
+    processor.save_pretrained(tmp_path)
+    assert streaming._cache_folder(source, processor, 0, False) == before
+    other = IGPTImageProcessor(image_size=8, num_labels=3, margin=1)
+    assert streaming._cache_folder(source, other, 0, False) != before
+
+
 def test_the_script_streams_with_two_processes_that_tokenize(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     flags = ["--image_size", 8, "--num_hidden_layers", 1, "--num_train_epochs", 1, "--disable_tqdm", "true"]
