@@ -217,6 +217,20 @@ def labels_as_in_model(names: list[str], config) -> list[int]:
     return [known[name] for name in names]
 
 
+def check_data(split, config, is_size_free: bool) -> list[int]:
+    """Check that a data set, by its training split, fits a model; returns the model's class index of each class.
+
+    Raises:
+        DataError: One class only, classes that the model does not know or, unless `is_size_free`, pictures all of one
+            size other than the model's.
+    """
+    check_two_classes(split)
+    index = labels_as_in_model(split.features["label"].names, config)
+    if not is_size_free:
+        check_image_size(split["image"], config.image_size)
+    return index
+
+
 def check_two_classes(split):
     """Refuse a split, with a `label` column, that shows fewer than two classes.
 
@@ -246,6 +260,7 @@ def check_image_size(images, image_size: int):
 
 __all__ = [
     "calibration",
+    "check_data",
     "check_image_size",
     "check_two_classes",
     "codec_bits",

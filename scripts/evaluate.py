@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 
-# OpenMP's waiting threads should soon sleep: spinning, they keep the attention kernel's threads from the cores. Read
+# OpenMP's waiting threads should soon sleep: spinning, they keep the kernels' threads from the cores. Read
 # once, when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
@@ -29,10 +29,8 @@ from transformers.utils import logging as transformers_logging
 from igpt_hf import DataError, load_splits, tokenize
 from igpt_hf.evaluation import (
     calibration,
-    check_image_size,
-    check_two_classes,
+    check_data,
     codec_bits,
-    labels_as_in_model,
     likelihood_report,
     likelihoods,
     surprise_maps,
@@ -88,10 +86,8 @@ def load_checked(args):
         label_column=args.label_column,
         skip_bad_images=args.skip_bad_images,
     )
-    check_two_classes(splits["train"])
-    index = torch.tensor(labels_as_in_model(splits["train"].features["label"].names, model.config))
-    if not args.resize and not was_trained_on(args.model, args.data):
-        check_image_size(splits["train"]["image"], model.config.image_size)
+    is_size_free = args.resize or was_trained_on(args.model, args.data)
+    index = torch.tensor(check_data(splits["train"], model.config, is_size_free))
     if args.samples is not None:
         from igpt_hf.sample_quality import check_sizes
 

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 
-# OpenMP's waiting threads should soon sleep: spinning, they keep the attention kernel's threads from the cores. Read
+# OpenMP's waiting threads should soon sleep: spinning, they keep the kernels' threads from the cores. Read
 # once, when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
@@ -24,7 +24,7 @@ import numpy as np
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf import DataError, load_splits, tokenize
-from igpt_hf.evaluation import check_image_size, check_two_classes, labels_as_in_model
+from igpt_hf.evaluation import check_data
 from igpt_hf.evaluation_plots import probe_curve
 from igpt_hf.loading import load_pretrained, was_trained_on
 from igpt_hf.probing import layer_features, probe_layers
@@ -68,10 +68,7 @@ def main():
         max_images=args.max_images,
         skip_bad_images=args.skip_bad_images,
     )
-    check_two_classes(splits["train"])
-    labels_as_in_model(splits["train"].features["label"].names, model.config)
-    if not args.resize and not was_trained_on(args.model, args.data):
-        check_image_size(splits["train"]["image"], model.config.image_size)
+    check_data(splits["train"], model.config, is_size_free=args.resize or was_trained_on(args.model, args.data))
 
     features, labels = {}, {}
     for name, split in tokenize(splits, processor).items():
