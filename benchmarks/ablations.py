@@ -35,6 +35,7 @@ def parse_arguments():
     parser.add_argument("--epochs", type=float, default=5, help="of every run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--split_seed", type=int, default=42, help="of the split, the same for all runs")
+    parser.add_argument("--num_threads", type=int, help="as in train.py; it is not part of a run's identity")
     parser.add_argument("--output", type=Path, default=Path("runs/ablations"), help="a folder for each run")
     parser.add_argument("--results", type=Path, help="the results file, appended to; OUTPUT/runs.jsonl if left out")
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="more flags of train.py, for all runs")
@@ -64,12 +65,13 @@ def command(args, flags: dict, seed: int) -> list[str]:
     return [*script, *budget, *words, *args.flags]
 
 
-def train(words: list[str], folder: Path) -> dict:
+def train(words: list[str], folder: Path, num_threads: int | None) -> dict:
     """Run to the end, from where it was; returns what all_results.json says."""
     results = folder / "all_results.json"
     if not results.is_file():
         resume = ["--resume_from_checkpoint", "true"] if any(folder.glob("checkpoint-*/trainer_state.json")) else []
-        call = [sys.executable, str(ROOT / words[0]), *words[1:], "--output_dir", str(folder), *resume]
+        threads = [] if num_threads is None else ["--num_threads", str(num_threads)]
+        call = [sys.executable, str(ROOT / words[0]), *words[1:], "--output_dir", str(folder), *threads, *resume]
         subprocess.run(call, check=True)
     return json.loads(results.read_text(encoding="utf-8"))
 
@@ -139,7 +141,7 @@ def main():
             done = {(r["variant"], r["seed"], r["command"]) for r in records}
             if (name, seed, as_shown(words)) in done:
                 continue
-            records.append(record(name, words, train(words, folder)))
+            records.append(record(name, words, train(words, folder, args.num_threads)))
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(records[-1]) + "\n")
             (args.output / "table.md").write_text(as_table(summarize(records)), encoding="utf-8")
