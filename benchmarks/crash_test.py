@@ -100,7 +100,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--images", type=int, default=600)
-    parser.add_argument("--epochs", type=int, default=30, help="enough that the run outlives the kills")
+    parser.add_argument("--epochs", type=int, default=60, help="enough that the run outlives the kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("crash_test.json"))
     args = parser.parse_args()

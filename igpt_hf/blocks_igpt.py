@@ -9,8 +9,7 @@ the next one begins. What `IGPTBlock` computes, with rms(x) = x / sqrt(mean(x**2
     y = a + W act(W rms(a) + b) + b
 
 with the embeddings before the first block, the norm after the last, and the gradients of all of it. The gains of the
-blocks' norms and the scale of the scores are multiplied into the matrices that follow them, outside
-(`stacked_weights`), where autograd takes care of them.
+blocks' norms and the scale of the scores are multiplied into the matrices that follow them, outside (`fold_gains`).
 
 Attention, for one head: the scores are in base 2, and a vector holds those of LANES queries (or keys) side by side.
 
@@ -27,7 +26,9 @@ The keys' lanes give dkey and dvalue; their dscores are written down, and a seco
 Position t stands in row t of most arrays; in those of query, key and value in row FRONT + t, and the rows before it
 are zeros, so that a block of queries may begin, and a neighbour may lie, outside the image (row 0).
 
-A group of images is one task with a fixed order of operations: results do not depend on the number of threads.
+A group of images is one task with a fixed order of operations: results do not depend on the number of threads. The
+gradients of the groups are summed in pairs (`pairwise_sum`), so that neither do they depend on how a batch is split
+into halves, quarters, ... over processes or accumulation steps, as long as each group is one image.
 """
 
 import functools
@@ -62,7 +63,7 @@ from .simd_igpt import (
 FRONT = LANES
 HEAD_SIZE = 8  # so many vectors of queries, gradients and sums fit into the registers together
 MAX_CHANNELS = 64  # beyond, torch's matrix products are as fast
-TASKS = 32  # gradients of the weights are summed for so many groups of images
+TASKS = 32  # at most so many groups of images, each with gradients of its own
 MATRICES = (2, 5, 7, 9)  # among the weights: of query, key and value; of the output; up; down
 SLOPES = {"quick_gelu": 1.702, "silu": 1.0, "swish": 1.0}  # act(x) = x sigmoid(slope x)
 LN_2, LOG2_E = np.float32(math.log(2)), math.log2(math.e)
@@ -522,9 +523,22 @@ def make_kernels():
     )
 
 
+def pairwise_sum(x: torch.Tensor) -> torch.Tensor:
+    """Sum over the first dimension, of pairs, then of pairs of pairs, ...: (n, ...) -> (...).
+
+    The sums of two halves, 2**k long each, add up to the sum of the whole to the last bit: where batches are split
+    over processes, a step is the same.
+    """
+    while len(x) > 1:
+        paired, rest = x[: len(x) // 2 * 2], x[len(x) // 2 * 2 :]
+        sums = paired[0::2] + paired[1::2]
+        x = torch.cat([sums, rest]) if len(rest) else sums
+    return x[0]
+
+
 class Blocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input_ids, places, context, eps, slope, *weights):
+    def forward(ctx, input_ids, places, context, eps, slope, last_gain, *weights):
         (batch, length), channels = input_ids.shape, weights[0].shape[2]
         keeps, layers, rows = any(ctx.needs_input_grad), len(weights[2]), -(-length // LANES) * LANES
         kept = (batch, layers) if keeps else (0, 0)
@@ -532,54 +546,97 @@ class Blocks(torch.autograd.Function):
         attendeds = states.new_empty(*kept, rows, channels)
         statistics = states.new_empty(*kept, 2 * channels // HEAD_SIZE, FRONT + rows)
         out = states.new_empty(batch, length, channels)
+        ctx.save_for_backward(*weights)
         ctx.arrays = [tensor.numpy() for tensor in (input_ids, states, attendeds, statistics)]
-        ctx.weights = tuple(weight.detach().numpy() for weight in weights)
+        ctx.folded = tuple(weight.detach().numpy() for weight in (*fold_gains(weights, HEAD_SIZE), last_gain))
         ctx.settings = (places.numpy(), context.numpy(), float32(eps), float32(slope))
-        arrays = (*ctx.arrays, out.numpy(), ctx.weights, *ctx.settings, keeps)
+        arrays = (*ctx.arrays, out.numpy(), ctx.folded, *ctx.settings, keeps)
         run_tasks(functools.partial(make_kernels()[0], *arrays), batch)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        grads = [grad.new_zeros(min(len(grad), TASKS), *weight.shape) for weight in ctx.weights]
-        transposed = tuple(np.ascontiguousarray(ctx.weights[i].transpose(0, 2, 1)) for i in MATRICES)
-        arrays = (*ctx.arrays, ctx.weights, transposed, *ctx.settings, grad.contiguous().numpy())
+        grads = [grad.new_zeros(min(len(grad), TASKS), *weight.shape) for weight in ctx.folded]
+        transposed = tuple(np.ascontiguousarray(ctx.folded[i].transpose(0, 2, 1)) for i in MATRICES)
+        arrays = (*ctx.arrays, ctx.folded, transposed, *ctx.settings, grad.contiguous().numpy())
         run_tasks(functools.partial(make_kernels()[1], *arrays, tuple(x.numpy() for x in grads)), len(grads[0]))
-        return *[None] * 5, *(x.sum(0) for x in grads)
+        *grads, dlast_gain = grads
+        return *[None] * 5, *map(pairwise_sum, (dlast_gain, *unfold_gains(ctx.saved_tensors, grads, HEAD_SIZE)))
+
+
+class LinearOfImages(torch.autograd.Function):
+    """A linear layer without bias, (B, T, inputs) -> (B, T, outputs); see `pairwise_sum` for its weight's gradient."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return nn.functional.linear(x, weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        return grad @ weight, pairwise_sum(grad.mT @ x)
 
 
 def stacked_weights(embeddings, layers) -> tuple[torch.Tensor, ...]:
-    """The weights of all blocks as `blocks_forward` takes them; autograd leads back to the parameters.
+    """The weights of all blocks, each kind as one tensor; autograd leads back to the parameters.
 
-    The gains of the norms are multiplied into the matrices after them, log2(e) / sqrt(head size) into the queries.
+    Tables of the context and of the positions (1, rows, C); matrices (L, inputs, outputs), vectors (L, 1, outputs) and
+    the mixing's (L, K, C), in the order of `blocks_forward`; then the gains of the two norms (L, C, 1).
     """
 
     def matrices(modules):
-        return torch.stack([module.weight.mT for module in modules])  # (L, inputs, outputs)
+        return torch.stack([module.weight.mT for module in modules])
 
     def vectors(modules):
-        return torch.stack([module.bias for module in modules])[:, None]  # (L, 1, outputs)
+        return torch.stack([module.bias for module in modules])[:, None]
 
     def gains(norms):
-        return torch.stack([norm.weight for norm in norms])[:, :, None]  # (L, inputs, 1)
+        return torch.stack([norm.weight for norm in norms])[:, :, None]
 
     attentions, mlps = [layer.attention for layer in layers], [layer.mlp for layer in layers]
     qkv, out = [x.qkv_proj for x in attentions], [x.out_proj for x in attentions]
     up, down = [x.up_proj for x in mlps], [x.down_proj for x in mlps]
-    scale = torch.ones(qkv[0].out_features)
-    scale[: qkv[0].in_features] = attentions[0].head_dim ** -0.5 * LOG2_E
     if attentions[0].local_mixing is None:
-        mixing = torch.zeros(len(layers), 0, qkv[0].in_features)
+        mixing = torch.zeros(len(layers), 0, out[0].in_features)
     else:
-        mixing = matrices([x.local_mixing for x in attentions])  # (L, K, C)
+        mixing = matrices([x.local_mixing for x in attentions])
     return (
         *(embeddings.context.weight[None], embeddings.position.weight[None]),
-        *(matrices(qkv) * gains([layer.attention_norm for layer in layers]) * scale, vectors(qkv) * scale, mixing),
-        *(matrices(out), vectors(out)),
-        *(matrices(up) * gains([layer.mlp_norm for layer in layers]), vectors(up)),
-        *(matrices(down), vectors(down)),
+        *(matrices(qkv), vectors(qkv), mixing, matrices(out), vectors(out)),
+        *(matrices(up), vectors(up), matrices(down), vectors(down)),
+        *(gains([layer.attention_norm for layer in layers]), gains([layer.mlp_norm for layer in layers])),
     )
+
+
+def query_scale(channels: int, head_size: int) -> torch.Tensor:
+    """Factors of query, key and value (3 C,): log2(e) / sqrt(head size) for the queries, and 1."""
+    scale = torch.ones(3 * channels)
+    scale[:channels] = head_size**-0.5 * LOG2_E
+    return scale
+
+
+def fold_gains(weights: tuple[torch.Tensor, ...], head_size: int) -> tuple[torch.Tensor, ...]:
+    """Multiply the norms' gains into the matrices that follow them, and the scale of the scores into the queries."""
+    *weights, attention_gain, mlp_gain = weights
+    table, position, qkv_w, qkv_b, mixing, out_w, out_b, up_w, *rest = weights
+    scale = query_scale(out_b.shape[2], head_size)
+    qkv_w = qkv_w * (attention_gain * scale)
+    return table, position, qkv_w, qkv_b * scale, mixing, out_w, out_b, up_w * mlp_gain, *rest
+
+
+def unfold_gains(weights, grads: list[torch.Tensor], head_size: int) -> tuple[torch.Tensor, ...]:
+    """Gradients of what `fold_gains` returned, those of each group (groups, ...), -> of what it was given."""
+    _, _, qkv_w, _, _, _, _, up_w, *_, attention_gain, mlp_gain = weights
+    table, position, dqkv_w, dqkv_b, mixing, out_w, out_b, dup_w, *rest = grads
+    scale = query_scale(out_b.shape[3], head_size)
+    dqkv_w *= scale
+    dgains = [(dw * w).sum(dim=3, keepdim=True) for dw, w in ((dqkv_w, qkv_w), (dup_w, up_w))]
+    dqkv_w *= attention_gain
+    dup_w *= mlp_gain
+    return table, position, dqkv_w, dqkv_b * scale, mixing, out_w, out_b, dup_w, *rest, *dgains
 
 
 def neighbor_rows(length: int, config) -> torch.Tensor:
@@ -629,8 +686,8 @@ def run_blocks(model, input_ids: torch.LongTensor) -> torch.Tensor:
     config, length, embeddings = model.config, input_ids.shape[1], model.embeddings
     tables = neighbor_rows(length, config), context_rows(length, embeddings.first_rows, config)
     constants = (*tables, config.rms_norm_eps, SLOPES[config.hidden_act])
-    weights = (*stacked_weights(embeddings, model.layers), model.norm.weight[None, None])
-    return Blocks.apply(input_ids.contiguous(), *constants, *weights)
+    weights = stacked_weights(embeddings, model.layers)
+    return Blocks.apply(input_ids.contiguous(), *constants, model.norm.weight[None, None], *weights)
 
 
 def is_plain(model: nn.Module, config) -> bool:
@@ -646,4 +703,4 @@ def is_plain(model: nn.Module, config) -> bool:
     )
 
 
-__all__ = ["are_blocks_usable", "is_plain", "run_blocks"]
+__all__ = ["LinearOfImages", "are_blocks_usable", "is_plain", "run_blocks"]

@@ -30,7 +30,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .blocks_igpt import are_blocks_usable, run_blocks
+from .blocks_igpt import LinearOfImages, are_blocks_usable, run_blocks
 from .configuration_igpt import IGPTConfig
 from .neighborhood_igpt import context_ids, neighbor_index, neighborhood_offsets
 from .sampling_igpt import is_sampler_usable, sample_images
@@ -223,6 +223,22 @@ class IGPTPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
 
+class IGPTHead(nn.Linear):
+    """Hidden states (B, T, C) -> logits (B, T, V), without bias."""
+
+    def __init__(self, config: IGPTConfig):
+        super().__init__(config.hidden_size, config.vocab_size, bias=False)
+        self.starts_at_zero = True
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled():
+            return super().forward(hidden_states)
+        kinds = {(x.device.type, x.dtype) for x in (hidden_states, self.weight)}
+        if kinds == {("cpu", torch.float32)} and hidden_states.ndim == 3 and hidden_states.shape[0] > 0:
+            return LinearOfImages.apply(hidden_states, self.weight)  # the same, whose gradient is summed in pairs
+        return super().forward(hidden_states)
+
+
 class IGPTModel(IGPTPreTrainedModel):
     """The transformer without a head: ids -> hidden states."""
 
@@ -301,8 +317,7 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
     def __init__(self, config: IGPTConfig):
         super().__init__(config)
         self.model = IGPTModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.lm_head.starts_at_zero = True
+        self.lm_head = IGPTHead(config)
         self.loss_type = "ForCausalLM"  # cross-entropy of the next token; the library cannot tell from the class name
         self.post_init()
         self.generation_config = GenerationConfig(
@@ -571,8 +586,7 @@ class IGPTForImageClassification(IGPTPreTrainedModel):
     def __init__(self, config: IGPTConfig):
         super().__init__(config)
         self.model = IGPTModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.lm_head.starts_at_zero = True
+        self.lm_head = IGPTHead(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .blocks_igpt import SLOPES, activate, context_rows, is_plain, stacked_weights
+from .blocks_igpt import SLOPES, activate, context_rows, fold_gains, is_plain, stacked_weights
 from .neighborhood_igpt import neighbor_index
 from .simd_igpt import (
     LANES,
@@ -270,7 +270,7 @@ def padded(size: int) -> int:
 
 @torch.no_grad()
 def padded_weights(model) -> tuple[np.ndarray, ...]:
-    """The weights as `complete_images` takes them: those of `stacked_weights` and of the head, padded with zeros."""
+    """The weights as `complete_images` takes them: those of `fold_gains` and of the head, padded with zeros."""
 
     def pad(weight, inputs, outputs, parts=1):
         """(L, i, parts * o) -> (L, inputs, parts * outputs)"""
@@ -279,8 +279,10 @@ def padded_weights(model) -> tuple[np.ndarray, ...]:
         return nn.functional.pad(weight, missing).flatten(2).contiguous().numpy()
 
     config = model.config
-    stacked = stacked_weights(model.model.embeddings, model.model.layers)
-    table, position, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, down_w, down_b = stacked
+    folded = fold_gains(
+        stacked_weights(model.model.embeddings, model.model.layers), config.hidden_size // config.num_attention_heads
+    )
+    table, position, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, down_w, down_b = folded
     width, inner, outputs = (padded(n) for n in (config.hidden_size, config.intermediate_size, config.vocab_size))
     head = (model.lm_head.weight * model.model.norm.weight).T[None]
     return (

@@ -101,6 +101,21 @@ def test_results_are_bit_identical_from_run_to_run_and_for_every_number_of_threa
         assert same_bits(loss_and_gradients(model, ids), expected)
 
 
+@pytest.mark.parametrize("size", [2, 8, 32])
+def test_gradients_of_the_halves_of_a_batch_add_up_to_those_of_the_whole_to_the_last_bit(tiny_model, random_ids, size):
+    """What training on two processes, or in two accumulated steps, relies on."""
+    model, ids = tiny_model(), random_ids(tiny_model().config, n=size)
+
+    def gradients(ids):
+        model.zero_grad()
+        model(input_ids=ids, labels=ids, num_items_in_batch=size, use_cache=False).loss.backward()
+        return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    whole, first, second = (gradients(part) for part in (ids, ids[: size // 2], ids[size // 2 :]))
+    assert all(torch.equal(whole[name], first[name] + second[name]) for name in whole)
+    assert all(whole[name].abs().max() > 0 for name in whole)
+
+
 def test_an_image_gets_the_same_bits_alone_and_in_a_batch_with_and_without_gradients(tiny_model, random_ids):
     model = tiny_model()
     ids = random_ids(model.config, n=4)
