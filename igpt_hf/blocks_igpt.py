@@ -524,15 +524,15 @@ def make_kernels():
 
 
 def pairwise_sum(x: torch.Tensor) -> torch.Tensor:
-    """Sum over the first dimension, of pairs, then of pairs of pairs, ...: (n, ...) -> (...).
+    """Sum over the first dimension, of pairs, then of pairs of pairs, ...: (n, ...) -> (...); overwrites x.
 
     The sums of two halves, 2**k long each, add up to the sum of the whole to the last bit: where batches are split
     over processes, a step is the same.
     """
-    while len(x) > 1:
-        paired, rest = x[: len(x) // 2 * 2], x[len(x) // 2 * 2 :]
-        sums = paired[0::2] + paired[1::2]
-        x = torch.cat([sums, rest]) if len(rest) else sums
+    distance = 1
+    while distance < len(x):
+        x[: len(x) - distance : 2 * distance] += x[distance :: 2 * distance]
+        distance *= 2
     return x[0]
 
 
