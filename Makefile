@@ -1,24 +1,26 @@
 # Each target makes .venv and installs what it needs first.
 PYTHON ?= python3
-BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
 
-.PHONY: install train app explain docs test lint format clean
+.PHONY: install train app explain docs test test-oldest lint format clean
 
-install: .venv/installed  ## .venv with all that the scripts need
+install: $(VENV)/installed  ## .venv with all that the scripts need
 
 # torch comes first and pinned: any other request for it may fetch gigabytes of CUDA packages.
-.venv/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) torch
 	$(INSTALL) --editable '.[eval]'
 	touch $@
 
-.venv/installed-demo: .venv/installed
+$(VENV)/installed-demo: $(VENV)/installed
 	$(INSTALL) --editable '.[demo]'
 	touch $@
 
-.venv/installed-dev: .venv/installed
+$(VENV)/installed-dev: $(VENV)/installed
 	$(INSTALL) --editable '.[dev]'
 	touch $@
 
@@ -27,24 +29,27 @@ train: install  ## the seed model on the embedded Persian digits, in minutes, in
 
 MODEL ?= runs/synthetic
 
-app: .venv/installed-demo  ## the model in a browser, at http://127.0.0.1:7860; another one by MODEL=runs/mine
+app: $(VENV)/installed-demo  ## the model in a browser, at http://127.0.0.1:7860; another one by MODEL=runs/mine
 	$(BIN)/python scripts/app.py $(MODEL)
 
 explain: install  ## one prediction of a tiny model, step by step, with all its numbers
 	$(BIN)/python scripts/explain.py
 
-docs: .venv/installed-dev  ## the documentation as a site in site/; checks its figures and commands, fails at any warning
+docs: $(VENV)/installed-dev  ## the documentation as a site in site/; checks its figures and commands, fails at any warning
 	$(BIN)/python scripts/check_docs.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-test: .venv/installed-dev  ## every test
+test: $(VENV)/installed-dev  ## every test
 	$(BIN)/python -m pytest -n auto
 
-lint: .venv/installed-dev
+test-oldest:  ## every test, with the oldest versions that pyproject.toml allows
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-min.txt
+
+lint: $(VENV)/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-format: .venv/installed-dev
+format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean:
-	rm -rf .venv runs site .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest runs site .pytest_cache .ruff_cache

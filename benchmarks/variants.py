@@ -61,6 +61,7 @@ CHANGES = {
     "shift": "half of the training images are shifted by a pixel",
     "shear": "half of the training images are sheared by a pixel",
 }
+AUGMENTATIONS = {"shift", "shear"}  # change the data only
 WINDOW = 4  # rows that a layer with `window` sees
 FREQUENCIES = (1.0, 0.2)  # of `rotary`, in radians per token: about 6 and 31 tokens per turn
 
@@ -382,7 +383,8 @@ def main():
     parser.add_argument("--model", nargs="+", choices=CHANGES, required=True, metavar="CHANGE", help=listed)
     args, flags = parser.parse_known_args()
     VariantForCausalImageModeling.changes = AugmentedTokens.changes = frozenset(args.model)
-    building.MODELS["generation"] = VariantForCausalImageModeling
+    if set(args.model) - AUGMENTATIONS:
+        building.MODELS["generation"] = VariantForCausalImageModeling
     training.TokenDataset = AugmentedTokens
     sys.argv = [str(TRAIN), *flags]
     runpy.run_path(str(TRAIN), run_name="__main__")
