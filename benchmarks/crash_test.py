@@ -46,7 +46,7 @@ def kill_once(command: list[str], folder: Path, moment: str, rng: random.Random)
     before = identities(folder)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if moment == "at any time":
-        time.sleep(rng.uniform(0, 20))  # the imports take the first seconds
+        time.sleep(rng.uniform(0, 12))  # the imports take the first seconds
     else:
         while not identities(folder).keys() - before.keys() and process.poll() is None:
             time.sleep(0.0005)
@@ -100,7 +100,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--images", type=int, default=600)
-    parser.add_argument("--epochs", type=int, default=60, help="enough that the run outlives the kills")
+    parser.add_argument("--epochs", type=int, default=150, help="enough that the run outlives the kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("crash_test.json"))
     args = parser.parse_args()

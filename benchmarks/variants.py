@@ -8,6 +8,7 @@ it has no cache, so that it draws black pictures where train.py asks for samples
 """
 
 import argparse
+import functools
 import os
 import runpy
 import sys
@@ -24,6 +25,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from igpt_hf import building, training
+from igpt_hf.blocks_igpt import FRONT, HEAD_SIZE, attend, attend_backward, query_scale
 from igpt_hf.image_processing_igpt import pixels_to_tokens, tokens_to_pixels
 from igpt_hf.modeling_igpt import (
     IGPTMLP,
@@ -33,6 +35,7 @@ from igpt_hf.modeling_igpt import (
     IGPTPreTrainedModel,
 )
 from igpt_hf.neighborhood_igpt import context_ids, neighborhood_offsets
+from igpt_hf.simd_igpt import LANES, compile_kernel, is_numba_usable, numba, run_tasks
 
 
 TRAIN = Path(__file__).resolve().parents[1] / "scripts" / "train.py"
@@ -157,6 +160,60 @@ def rotate(x: torch.Tensor, positions: torch.Tensor, grid: int) -> torch.Tensor:
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
+def attend_images(qkv, statistics, out, length, first, last):
+    """Causal attention of images `first` to `last` - 1; see `igpt_hf.blocks_igpt.attend`."""
+    rows, heads = out.shape[1], statistics.shape[1] // 2
+    scores, columns = np.empty((rows + LANES, LANES), np.float32), np.empty((HEAD_SIZE, LANES), np.float32)
+    for image in range(first, last):
+        statistic = statistics[image]
+        attend(qkv[image], statistic[:heads], statistic[heads:], out[image], scores, columns, length)
+
+
+def attend_images_backward(qkv, statistics, out, grad, dqkv, length, first, last):
+    """The gradients of it: `grad` (B, FRONT + rows, C) -> `dqkv`, like `qkv`."""
+    rows, heads = out.shape[1], statistics.shape[1] // 2
+    deltas, columns = np.zeros((1, FRONT + rows), np.float32), np.empty((HEAD_SIZE, LANES), np.float32)
+    dscores, pairs = np.empty((rows, rows), np.float32), np.empty((rows // 2, LANES), np.float32)
+    for image in range(first, last):
+        statistic = statistics[image]
+        softmax = statistic[:heads], statistic[heads:]
+        work = deltas, columns, dscores, pairs, length
+        attend_backward(qkv[image], softmax[0], softmax[1], out[image], grad[image], dqkv[image], *work)
+
+
+@functools.cache
+def attention_kernels():
+    array, number = numba.float32[:, :, ::1], numba.int64
+    forward = compile_kernel(attend_images, (array, array, array, number, number, number))
+    return forward, compile_kernel(attend_images_backward, (*[array] * 5, number, number, number))
+
+
+class CompiledAttention(torch.autograd.Function):
+    """Causal attention by the package's kernel: queries, keys, values (B, T, 3 C) -> (B, T, C)."""
+
+    @staticmethod
+    def forward(ctx, qkv):
+        batch, length, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+        rows = -(-length // LANES) * LANES
+        padded = qkv.new_zeros(batch, FRONT + rows, 3 * channels)
+        padded[:, FRONT : FRONT + length] = qkv * query_scale(channels, HEAD_SIZE)
+        statistics = qkv.new_zeros(batch, 2 * channels // HEAD_SIZE, FRONT + rows)
+        out = qkv.new_zeros(batch, rows, channels)
+        ctx.arrays = [tensor.numpy() for tensor in (padded, statistics, out)]
+        run_tasks(functools.partial(attention_kernels()[0], *ctx.arrays, length), batch)
+        return out[:, :length]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        batch, length, channels = grad.shape
+        padded = grad.new_zeros(batch, ctx.arrays[0].shape[1], channels)
+        padded[:, FRONT : FRONT + length] = grad
+        dqkv = padded.new_zeros(ctx.arrays[0].shape)
+        run_tasks(functools.partial(attention_kernels()[1], *ctx.arrays, padded.numpy(), dqkv.numpy(), length), batch)
+        return dqkv[:, FRONT : FRONT + length] * query_scale(channels, HEAD_SIZE)
+
+
 class VariantAttention(nn.Module):
     """`IGPTAttention` over whole images, with changes."""
 
@@ -201,8 +258,12 @@ class VariantAttention(nn.Module):
     def _attend(self, qkv: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
         mask = self._mask(positions)
-        mixed = nn.functional.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None)
-        return (mixed.transpose(1, 2) + self.local_mixing(value, positions)).flatten(2)
+        if mask is None and is_numba_usable() and self.head_dim == HEAD_SIZE:
+            mixed = CompiledAttention.apply(qkv.flatten(2)).unflatten(-1, (-1, self.head_dim))
+        else:
+            mixed = nn.functional.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None)
+            mixed = mixed.transpose(1, 2)
+        return (mixed + self.local_mixing(value, positions)).flatten(2)
 
     def _mask(self, positions: torch.Tensor) -> torch.Tensor | None:
         """What is added to the scores, (H or 1, T, T); None for nothing but causality."""
