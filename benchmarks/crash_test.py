@@ -65,6 +65,14 @@ def kill_once(command: list[str], folder: Path, moment: str, rng: random.Random)
     }
 
 
+def count_incomplete(kills: list[dict]) -> int:
+    """Checkpoints that kills broke off; one that lay there before, not passed over since, is not counted again."""
+    count = 0
+    for before, kill in zip([{"incomplete": []}, *kills], kills, strict=False):
+        count += sum(name not in before["incomplete"] or name in kill["passed_over"] for name in kill["incomplete"])
+    return count
+
+
 def differences(first: Path, second: Path) -> list[str]:
     """Names of the tensors that are not equal, bit by bit, in two checkpoints."""
     pairs = [(load_file(first / "model.safetensors"), load_file(second / "model.safetensors"))]
@@ -116,13 +124,11 @@ def main():
             kills.append(kill)
             print(len(kills), json.dumps(kill), flush=True)
         log = subprocess.run(go_on(killed, args), check=True, capture_output=True, text=True).stderr
-        incomplete = {(number, name) for number, kill in enumerate(kills) for name in kill["incomplete"]}
-        left_over = {(number, name) for number, name in incomplete if (number - 1, name) in incomplete}  # not new
         passed_over = sum(len(kill["passed_over"]) for kill in kills) + log.count("is passed over")
         ends = checkpoints(whole)[-1], checkpoints(killed)[-1]
         results = {
             "kills": len(kills),
-            "incomplete_checkpoints": len(incomplete - left_over),
+            "incomplete_checkpoints": count_incomplete(kills),
             "passed_over_with_a_message": passed_over,
             "kept_for_the_user": len(list(killed.glob(f"{SET_ASIDE}*"))),
             "last_step": ends[0].name,
