@@ -4,7 +4,7 @@ torch runs a small model operation by operation over the whole batch: each resul
 and products of matrices with 16 columns leave most of the processor idle. Here an image goes through all blocks before
 the next one begins. What `IGPTBlock` computes, with rms(x) = x / sqrt(mean(x**2) + eps):
 
-    query, key, value = W rms(x) + b
+    query, key, value = W rms(x) + b, query and key turned by the angles of rotary positions
     a = x + W (attention(query, key, value) + mixing(value)) + b
     y = a + W act(W rms(a) + b) + b
 
@@ -39,7 +39,7 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-from .neighborhood_igpt import neighbor_index
+from .neighborhood_igpt import neighbor_index, rotation_angles
 from .simd_igpt import (
     LANES,
     compile_kernel,
@@ -55,6 +55,7 @@ from .simd_igpt import (
     run_tasks,
     splat,
     store,
+    swap_halves,
     total,
     up_to_lane,
 )
@@ -186,6 +187,19 @@ def multiply(x, y):
 
 
 # --- attention -------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def turn(qkv, turns, length, direction):
+    """Rotary positions: turn query and key of each position, in rows FRONT + t, by its angles, or back if direction is -1.
+
+    turns (2, T, LANES): cosines, and sines with the sign that the first and the second channel of a pair take.
+    """
+    for t in range(length):
+        cosines, sines = load(turns[0], t, 0), load(turns[1], t, 0) * splat(direction)
+        for c in range(0, qkv.shape[1] // 3 * 2, LANES):
+            x = load(qkv, FRONT + t, c)
+            store(qkv, FRONT + t, c, fma(swap_halves(x), sines, x * cosines))
 
 
 @kernel
@@ -398,7 +412,9 @@ def embed_backward(ids, context, grad, dtable, dposition):
 # --- blocks ----------------------------------------------------------------------------------------------------------
 
 
-def blocks_forward(ids, states, attendeds, statistics, out, weights, places, context, eps, slope, keeps, first, last):
+def blocks_forward(
+    ids, states, attendeds, statistics, out, weights, places, context, turns, eps, slope, keeps, first, last
+):
     """Images `first` to `last` - 1 through all blocks and the last norm: ids -> `out` (B, T, C).
 
     Args:
@@ -410,6 +426,7 @@ def blocks_forward(ids, states, attendeds, statistics, out, weights, places, con
             (L, 1, outputs) and the mixing's (L, K, C), last the gain of the last norm (1, 1, C).
         places: Rows of the neighbours (T, K); 0 is outside.
         context: For `embed`.
+        turns: For `turn`.
     """
     table, position, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, down_w, down_b, gain = weights
     (length, channels), inner = out.shape[1:], up_w.shape[2]
@@ -428,6 +445,7 @@ def blocks_forward(ids, states, attendeds, statistics, out, weights, places, con
         for layer in range(len(qkv_w)):
             normalize(x, eps, normed, scales)
             linear(normed, qkv_w[layer], qkv_b[layer], qkv, FRONT, False)
+            turn(qkv, turns, length, 1)
             attend(qkv, statistic[:heads], statistic[heads:], attended, scores, columns, length)
             mixed[:] = attended
             mix(qkv, mixing[layer], places, mixed)
@@ -447,7 +465,21 @@ def blocks_forward(ids, states, attendeds, statistics, out, weights, places, con
 
 
 def blocks_backward(
-    ids, states, attendeds, statistics, weights, transposed, places, context, eps, slope, grad, grads, first, last
+    ids,
+    states,
+    attendeds,
+    statistics,
+    weights,
+    transposed,
+    places,
+    context,
+    turns,
+    eps,
+    slope,
+    grad,
+    grads,
+    first,
+    last,
 ):
     """Groups `first` to `last` - 1: d loss / d out (B, T, C), `grad`, -> `grads`.
 
@@ -485,6 +517,7 @@ def blocks_backward(
                 x, attended, statistic = states[image, layer], attendeds[image, layer], statistics[image, layer]
                 normalize(x, eps, normed, scales)
                 linear(normed, qkv_w[layer], qkv_b[layer], qkv, FRONT, False)
+                turn(qkv, turns, length, 1)
                 mixed[:], after[:] = attended, x
                 mix(qkv, mixing[layer], places, mixed)
                 linear(mixed, out_w[layer], out_b[layer], after, 0, True)
@@ -503,6 +536,7 @@ def blocks_backward(
                 linear(dx, out_wt[layer], no_bias, dmixed, FRONT, False)
                 softmax = statistic[:heads], statistic[heads:]
                 attend_backward(qkv, *softmax, attended, dmixed, dqkv, deltas, columns, dscores, pairs, length)
+                turn(dqkv, turns, length, -1)
                 mix_backward(qkv, mixing[layer], places, dmixed, dqkv, dmixing[group, layer])
                 add_outer(normed, dqkv, FRONT, dqkv_w[group, layer], dqkv_b[group, layer])
                 linear(dqkv[FRONT:], qkv_wt[layer], no_bias, dnormed, 0, False)
@@ -515,7 +549,7 @@ def make_kernels():
     """Compile (forward, backward)."""
     three, four, number = numba.float32[:, :, ::1], numba.float32[:, :, :, ::1], numba.int64
     ids, places, context, real = number[:, ::1], number[:, ::1], number[:, :, ::1], numba.float32
-    kept, tables = (ids, four, four, four), (places, context, real, real)
+    kept, tables = (ids, four, four, four), (places, context, three, real, real)
     weights, transposed, grads = (numba.types.UniTuple(*x) for x in ((three, 12), (three, 4), (four, 12)))
     return (
         compile_kernel(blocks_forward, (*kept, three, weights, *tables, numba.boolean, number, number)),
@@ -538,7 +572,7 @@ def pairwise_sum(x: torch.Tensor) -> torch.Tensor:
 
 class Blocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input_ids, places, context, eps, slope, last_gain, *weights):
+    def forward(ctx, input_ids, places, context, turns, eps, slope, last_gain, *weights):
         (batch, length), channels = input_ids.shape, weights[0].shape[2]
         keeps, layers, rows = any(ctx.needs_input_grad), len(weights[2]), -(-length // LANES) * LANES
         kept = (batch, layers) if keeps else (0, 0)
@@ -549,7 +583,7 @@ class Blocks(torch.autograd.Function):
         ctx.save_for_backward(*weights)
         ctx.arrays = [tensor.numpy() for tensor in (input_ids, states, attendeds, statistics)]
         ctx.folded = tuple(weight.detach().numpy() for weight in (*fold_gains(weights, HEAD_SIZE), last_gain))
-        ctx.settings = (places.numpy(), context.numpy(), float32(eps), float32(slope))
+        ctx.settings = (places.numpy(), context.numpy(), turns.numpy(), float32(eps), float32(slope))
         arrays = (*ctx.arrays, out.numpy(), ctx.folded, *ctx.settings, keeps)
         run_tasks(functools.partial(make_kernels()[0], *arrays), batch)
         return out
@@ -562,7 +596,7 @@ class Blocks(torch.autograd.Function):
         arrays = (*ctx.arrays, ctx.folded, transposed, *ctx.settings, grad.contiguous().numpy())
         run_tasks(functools.partial(make_kernels()[1], *arrays, tuple(x.numpy() for x in grads)), len(grads[0]))
         *grads, dlast_gain = grads
-        return *[None] * 5, *map(pairwise_sum, (dlast_gain, *unfold_gains(ctx.saved_tensors, grads, HEAD_SIZE)))
+        return *[None] * 6, *map(pairwise_sum, (dlast_gain, *unfold_gains(ctx.saved_tensors, grads, HEAD_SIZE)))
 
 
 class LinearOfImages(torch.autograd.Function):
@@ -656,6 +690,13 @@ def context_rows(length: int, first_rows: list[int], config) -> torch.Tensor:
     return torch.cat([neighbors, prompt], dim=1)
 
 
+def rotations(length: int, config) -> torch.Tensor:
+    """The table that `turn` reads, (2, T, LANES)."""
+    angles = rotation_angles(torch.arange(length), config)  # (T, HEAD_SIZE / 2)
+    signed = torch.cat([-angles, angles], dim=1).repeat(1, LANES // HEAD_SIZE)
+    return torch.stack([signed.cos(), signed.sin()])
+
+
 def are_blocks_usable(model, input_ids: torch.Tensor) -> bool:
     """Whether `run_blocks` computes what an IGPTModel's modules would: small, and nothing but themselves."""
     config = model.config
@@ -685,7 +726,7 @@ def run_blocks(model, input_ids: torch.LongTensor) -> torch.Tensor:
     """All of an IGPTModel, from the first position on: ids (B, T) -> `last_hidden_state`, float32 (B, T, C)."""
     config, length, embeddings = model.config, input_ids.shape[1], model.embeddings
     tables = neighbor_rows(length, config), context_rows(length, embeddings.first_rows, config)
-    constants = (*tables, config.rms_norm_eps, SLOPES[config.hidden_act])
+    constants = (*tables, rotations(length, config), config.rms_norm_eps, SLOPES[config.hidden_act])
     weights = stacked_weights(embeddings, model.layers)
     return Blocks.apply(input_ids.contiguous(), *constants, model.norm.weight[None, None], *weights)
 

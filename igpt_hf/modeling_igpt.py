@@ -7,7 +7,8 @@ order. Position t (counted from 0, the prompt) predicts image token t. What diff
 * the prompt asks for a class or, as the start token, for any class;
 * the input at position t embeds all known tokens around token t, not only the one before it, and the prompt once more
   (`context_ids`): a causal convolution on the grid of tokens;
-* attention adds a weighted sum of the values at the same neighbours (`IGPTLocalMixing`).
+* attention adds a weighted sum of the values at the same neighbours (`IGPTLocalMixing`), and its scores depend on how
+  far apart two positions are in rows and in columns (`rotate`).
 
 Shapes: B images, T positions, H heads, D head size, C = H * D hidden size, K neighbours, V vocabulary.
 """
@@ -32,7 +33,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .blocks_igpt import LinearOfImages, are_blocks_usable, run_blocks
 from .configuration_igpt import IGPTConfig
-from .neighborhood_igpt import context_ids, neighbor_index, neighborhood_offsets
+from .neighborhood_igpt import context_ids, neighbor_index, neighborhood_offsets, rotation_angles
 from .sampling_igpt import is_sampler_usable, sample_images
 
 
@@ -105,6 +106,17 @@ class IGPTRMSNorm(nn.Module):
         return nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
 
 
+def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Turn pairs of channels, p and P + p, by a position's angles: (B, H, T, D), (T, P) -> (B, H, T, D).
+
+    The product of a query and a key that are turned so depends on the difference of their angles: where both look is
+    relative (rotary positions; Su et al. 2021, equation 34). Channels from 2 P on stay as they are.
+    """
+    cos, sin, pairs = angles.cos().to(x.dtype), angles.sin().to(x.dtype), angles.shape[1]
+    first, second, rest = x.split([pairs, pairs, x.shape[-1] - 2 * pairs], dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], dim=-1)
+
+
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
     """Plain attention, softmax(q k^T * scaling + mask) v: (B, H, T, D) each -> (B, T, H, D), and the weights."""
     weights = query @ key.transpose(2, 3) * scaling  # (B, H, T, S)
@@ -116,7 +128,7 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 
 class IGPTAttention(nn.Module):
-    """Causal multi-head self-attention, with the values of the neighbours mixed in."""
+    """Causal multi-head self-attention with rotary positions, and with the values of the neighbours mixed in."""
 
     def __init__(self, config: IGPTConfig, layer_idx: int):
         super().__init__()
@@ -136,6 +148,8 @@ class IGPTAttention(nn.Module):
         batch, length, _ = hidden_states.shape
         qkv = self.qkv_proj(hidden_states).view(batch, length, 3, -1, self.head_dim)  # (B, T, C) -> (B, T, 3, H, D)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        angles = rotation_angles(position_ids, self.config)
+        query, key = rotate(query, angles), rotate(key, angles)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 

@@ -1,4 +1,6 @@
-"""Where the known tokens lie around the token that is predicted next."""
+"""Where tokens lie on the grid: the known ones around the one that is predicted next, and how far apart two are."""
+
+import math
 
 import torch
 
@@ -55,4 +57,17 @@ def context_ids(input_ids: torch.Tensor, position_ids: torch.Tensor, config: IGP
     return torch.cat([neighbors, prompt], dim=2)
 
 
-__all__ = ["context_ids", "neighbor_index", "neighborhood_offsets"]
+def rotation_angles(position_ids: torch.Tensor, config: IGPTConfig) -> torch.Tensor:
+    """Angles of rotary positions (Su et al. 2021, section 3.2) on the grid, in radians: (T,) -> (T, P).
+
+    Of the P pairs of a head's channels one half turns with the row of the predicted token, the other with its column,
+    by 1 to 0.2 radians a step: about 6 to 31 tokens for a whole turn. P is half the head size, or just below, if 4 does
+    not divide it.
+    """
+    pairs = config.hidden_size // config.num_attention_heads // 4  # for each direction
+    speeds = torch.logspace(0, math.log10(0.2), pairs, device=position_ids.device)
+    rows, columns = position_ids // config.grid_size, position_ids % config.grid_size
+    return torch.cat([rows[:, None] * speeds, columns[:, None] * speeds], dim=1)
+
+
+__all__ = ["context_ids", "neighbor_index", "neighborhood_offsets", "rotation_angles"]

@@ -6,7 +6,7 @@ where a model is so small that the library's loop is nearly all overhead.
 Position t knows the tokens before token t. It goes through the layers and yields the probabilities of token t:
 
     x = embeddings of the neighbours, the prompt and the position; then, in each layer,
-    query, key, value = W rms(x) + b           key and value are kept for the positions to come
+    query, key, value = W rms(x) + b           key and value are kept for the positions to come, query and key turned
     x = x + W (attention + mixing) + b         attention reads positions j <= t, mixing the neighbours
     x = x + W act(W rms(x) + b) + b
 
@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from .blocks_igpt import SLOPES, activate, context_rows, fold_gains, is_plain, stacked_weights
-from .neighborhood_igpt import neighbor_index
+from .neighborhood_igpt import neighbor_index, rotation_angles
 from .simd_igpt import (
     LANES,
     compile_kernel,
@@ -76,6 +76,19 @@ def normalize_row(x, row, size, eps, normed):
     scale = splat(float32(1) / np.sqrt(total(squares) / float32(size) + eps))
     for c in range(0, x.shape[1], LANES):
         store(normed, row, c, load(x, row, c) * scale)
+
+
+@kernel
+def turn_row(qkv, row, cosines, sines, heads, size, channels):
+    """Rotary positions: turn query and key of qkv[row], which begin in columns 0 and `channels`, by a position's angles."""
+    pairs = len(cosines)
+    for part in range(2):
+        for head in range(heads):
+            c = part * channels + head * size
+            for p in range(pairs):
+                first, second = qkv[row, c + p], qkv[row, c + pairs + p]
+                qkv[row, c + p] = first * cosines[p] - second * sines[p]
+                qkv[row, c + pairs + p] = first * sines[p] + second * cosines[p]
 
 
 @kernel
@@ -170,7 +183,8 @@ def complete_images(
 
     Args:
         weights: From `padded_weights`.
-        tables: Places of the neighbours that mixing reads, 0 outside (N, K), and `context_rows`.
+        tables: Places of the neighbours that mixing reads, 0 outside (N, K), `context_rows`, and cosines and sines of
+            the angles (2, N, P).
         shape: Heads, hidden size and vocabulary, without padding.
         constants: eps of the norms, slope of the activation.
         ids: Prompts and tokens (B, 1 + N); all tokens after the first `given` are filled in.
@@ -179,7 +193,12 @@ def complete_images(
         log_probs: Filled in with what the model, without any of the settings, gives each token (B, N).
     """
     table, position, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, down_w, down_b, head_w, no_bias = weights
-    (places, context), (heads, hidden_size, vocab), (eps, slope), guidance = tables, shape, constants, settings[4]
+    (places, context, turns), (heads, hidden_size, vocab), (eps, slope), guidance = (
+        tables,
+        shape,
+        constants,
+        settings[4],
+    )
     branches = 1 if guidance == 1 else 2  # with guidance: an image with its prompt, and with the start token
     slots = min(SLOTS, branches * (last - first))
     length, (layers, channels, _), inner = len(places), qkv_w.shape, up_w.shape[2]
@@ -212,6 +231,7 @@ def complete_images(
                 for slot in range(active):
                     normalize_row(x, slot, hidden_size, eps, normed)
                     times(normed, slot, qkv_w[layer], qkv_b[layer], qkv, False)
+                    turn_row(qkv, slot, turns[0, t], turns[1, t], heads, size, channels)
                 for slot in range(active):
                     cache = slot * layers + layer
                     for c in range(channels):
@@ -256,7 +276,10 @@ def complete_images(
 def make_kernel():
     """Compile `complete_images`."""
     number, real, types = numba.int64, numba.float32, numba.types
-    weights, tables = types.UniTuple(real[:, :, ::1], 13), types.Tuple((number[:, ::1], number[:, :, ::1]))
+    weights, tables = (
+        types.UniTuple(real[:, :, ::1], 13),
+        types.Tuple((number[:, ::1], number[:, :, ::1], real[:, :, ::1])),
+    )
     matrix, numbers = number[:, ::1], numba.float64[:, ::1]
     sizes = (weights, tables, types.UniTuple(number, 3), types.UniTuple(real, 2), number)
     signature = (*sizes, matrix, number, numbers, types.UniTuple(numba.float64, 5), numbers, number, number)
@@ -348,8 +371,10 @@ def sample_images(
     positions = torch.arange(config.num_image_tokens)
     places, is_inside = neighbor_index(positions, config)
     context = context_rows(len(positions), model.model.embeddings.first_rows, config)
+    angles = rotation_angles(positions, config)
+    turns = torch.stack([angles.cos(), angles.sin()])
     arguments = (
-        *(padded_weights(model), (torch.where(is_inside, places, 0).numpy(), context.numpy())),
+        *(padded_weights(model), (torch.where(is_inside, places, 0).numpy(), context.numpy(), turns.numpy())),
         (config.num_attention_heads, config.hidden_size, config.vocab_size),
         (float32(config.rms_norm_eps), float32(SLOPES[config.hidden_act])),
         *(config.start_token_id, ids.numpy(), given, noise.numpy(), settings, log_probs.numpy()),

@@ -30,7 +30,8 @@ try:
     from numba.core.extending import intrinsic, lower_builtin, models, register_model, type_callable
 except ImportError:
     numba = None
-    exp2 = fma = from_lane = highest = load = load_pair = maximum = splat = store = total = up_to_lane = None
+    exp2 = fma = from_lane = highest = load = load_pair = maximum = splat = store = swap_halves = total = None
+    up_to_lane = None
 
 LANES = 16
 logger = logging.getLogger(__name__)
@@ -207,6 +208,16 @@ if numba is not None:
         return vector(lane, x, other), _choose("<=")
 
     @intrinsic
+    def swap_halves(typing, x):
+        """Exchange numbers 0 to 3 with 4 to 7, and 8 to 11 with 12 to 15."""
+
+        def generate(context, builder, signature, values):
+            (x,) = values
+            return builder.shuffle_vector(x, x, ir.Constant(ints, [lane ^ 4 for lane in range(LANES)]))
+
+        return vector(vector), generate
+
+    @intrinsic
     def exp2(typing, x):
         """2**x for x <= 0, to a relative error of 2e-7; exactly 0 from -127 down."""
 
@@ -277,5 +288,5 @@ EXP2_POLYNOMIAL = (1.326471444e-3, 9.671508966e-3, 5.550733740e-2, 2.402224214e-
 __all__ = [
     *("LANES", "compile_kernel", "exp2", "fma", "from_lane", "highest", "is_numba_usable", "kernel", "load"),
     "load_pair",
-    *("maximum", "numba", "run_tasks", "splat", "store", "total", "up_to_lane"),
+    *("maximum", "numba", "run_tasks", "splat", "store", "swap_halves", "total", "up_to_lane"),
 ]

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from igpt_hf import DataError, IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
-from igpt_hf.neighborhood_igpt import context_ids, neighbor_index, neighborhood_offsets
+from igpt_hf.modeling_igpt import rotate
+from igpt_hf.neighborhood_igpt import context_ids, neighbor_index, neighborhood_offsets, rotation_angles
 
 
 PICTURE = np.array(
@@ -96,6 +97,10 @@ def explain_attention(model, hidden: torch.Tensor, t: int) -> torch.Tensor:
     show("n = h / rms(h) * gain", normed[t])
     query, key, value = layer.attention.qkv_proj(normed).chunk(3, dim=-1)  # (T, C) each
     show("query = W_q n + b_q", query[t])
+    angles = rotation_angles(torch.arange(len(hidden)), model.config)
+    query, key = rotate(query[None, None], angles)[0, 0], rotate(key[None, None], angles)[0, 0]
+    print(f"  Position {t} turns pairs of channels, 0 and 2 by its row, 1 and 3 by its column: {angles[t].tolist()}.")
+    show("query, turned (the keys are, too)", query[t])
     scores = key[: t + 1] @ query[t] * layer.attention.scaling
     weights = scores.softmax(0)
     show("scores = keys . query / sqrt(4)", scores)

@@ -90,10 +90,22 @@ def reference_logits(model, ids: list[int]) -> np.ndarray:
         hidden.append(h + table[len(offsets) * (config.vocab_size + 1) + ids[0] - config.vocab_size])
     hidden = np.stack(hidden)
 
+    def turned(x):
+        """Rotary positions, pair by pair of channels as complex numbers: (T, H, D)."""
+        x, quarter = x.copy(), width // heads // 4
+        for position in range(len(ids)):
+            for p in range(2 * quarter):
+                step = divmod(position, grid)[p // quarter]
+                angle = step * 0.2 ** (p % quarter / max(1, quarter - 1))
+                pair = (x[position, :, p] + 1j * x[position, :, 2 * quarter + p]) * np.exp(1j * angle)
+                x[position, :, p], x[position, :, 2 * quarter + p] = pair.real, pair.imag
+        return x
+
     for layer in range(config.num_hidden_layers):
         at = f"model.layers.{layer}"
         qkv = linear(norm(hidden, f"{at}.attention_norm"), f"{at}.attention.qkv_proj")
         query, key, value = (part.reshape(len(ids), heads, -1) for part in np.split(qkv, 3, axis=1))
+        query, key = turned(query), turned(key)
         mixed = np.zeros((len(ids), width))
         for position in range(len(ids)):
             for head in range(heads):

@@ -59,6 +59,7 @@ class ImageGPT {
     this.layers.forEach((layer, index) => {
       const keys = sequence.keys[index], values = sequence.values[index];
       const qkv = linear(rmsNorm(x, layer.attentionNorm, config.rms_norm_eps), layer.qkv); // (3 C)
+      turn(qkv.subarray(0, 2 * size), t, gridSize, size / config.num_attention_heads); // query and key
       keys.set(qkv.subarray(size, 2 * size), t * size);
       values.set(qkv.subarray(2 * size), t * size);
       const mixed = attend(qkv, keys, values, t, config.num_attention_heads, size);
@@ -155,6 +156,20 @@ function rmsNorm(x, gain, eps) {
   for (const value of x) squares += value * value;
   const scale = 1 / Math.sqrt(squares / x.length + eps);
   return x.map((value, i) => value * scale * gain[i]);
+}
+
+// Rotary positions: turns pairs of channels of each head (of `width`) by the row and by the column of position t.
+function turn(channels, t, gridSize, width) {
+  const quarter = Math.floor(width / 4);
+  for (let head = 0; head < channels.length; head += width) {
+    for (let p = 0; p < 2 * quarter; p++) {
+      const place = p < quarter ? Math.floor(t / gridSize) : t % gridSize;
+      const angle = place * 0.2 ** ((p % quarter) / Math.max(1, quarter - 1));
+      const first = channels[head + p], second = channels[head + 2 * quarter + p];
+      channels[head + p] = first * Math.cos(angle) - second * Math.sin(angle);
+      channels[head + 2 * quarter + p] = first * Math.sin(angle) + second * Math.cos(angle);
+    }
+  }
 }
 
 // Attention of position t to itself and those before it: the query is the start of qkv -> (C).
