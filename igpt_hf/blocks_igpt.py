@@ -191,7 +191,7 @@ def multiply(x, y):
 
 @kernel
 def turn(qkv, turns, length, direction):
-    """Rotary positions: turn query and key of each position, in rows FRONT + t, by its angles, or back if direction is -1.
+    """Rotary positions: turn query and key of each position, row FRONT + t, by its angles; back, if direction is -1.
 
     turns (2, T, LANES): cosines, and sines with the sign that the first and the second channel of a pair take.
     """

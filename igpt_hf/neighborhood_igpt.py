@@ -61,8 +61,8 @@ def rotation_angles(position_ids: torch.Tensor, config: IGPTConfig) -> torch.Ten
     """Angles of rotary positions (Su et al. 2021, section 3.2) on the grid, in radians: (T,) -> (T, P).
 
     Of the P pairs of a head's channels one half turns with the row of the predicted token, the other with its column,
-    by 1 to 0.2 radians a step: about 6 to 31 tokens for a whole turn. P is half the head size, or just below, if 4 does
-    not divide it.
+    by 1 to 0.2 radians a step: about 6 to 31 tokens for a whole turn. P is half the head size, rounded down to an even
+    number.
     """
     pairs = config.hidden_size // config.num_attention_heads // 4  # for each direction
     speeds = torch.logspace(0, math.log10(0.2), pairs, device=position_ids.device)

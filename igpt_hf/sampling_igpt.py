@@ -80,7 +80,7 @@ def normalize_row(x, row, size, eps, normed):
 
 @kernel
 def turn_row(qkv, row, cosines, sines, heads, size, channels):
-    """Rotary positions: turn query and key of qkv[row], which begin in columns 0 and `channels`, by a position's angles."""
+    """Rotary positions: turn query and key of qkv[row], from columns 0 and `channels` on, by a position's angles."""
     pairs = len(cosines)
     for part in range(2):
         for head in range(heads):
