@@ -33,8 +33,9 @@ from igpt_hf.modeling_igpt import (
     IGPTForCausalImageModeling,
     IGPTLocalMixing,
     IGPTPreTrainedModel,
+    rotate,
 )
-from igpt_hf.neighborhood_igpt import context_ids, neighborhood_offsets
+from igpt_hf.neighborhood_igpt import context_ids, neighborhood_offsets, rotation_angles
 from igpt_hf.simd_igpt import LANES, compile_kernel, is_numba_usable, numba, run_tasks
 
 
@@ -48,7 +49,7 @@ CHANGES = {
     "depthwise-neighbors": "one table of tokens for all neighbours, each channel weighted by the neighbour",
     "pixel-neighbors": "the input is linear in the neighbours' pixels",
     "tied": "the left neighbour's embeddings are the head",
-    "rotary": "rotary positions in two dimensions",
+    "unrotated": "no rotary positions",
     "relative-bias": "scores have a bias learned for each head, by the distance in rows and in columns",
     "window": "every other layer sees four rows",
     "qk-norm": "RMSNorm of queries and keys",
@@ -66,7 +67,6 @@ CHANGES = {
 }
 AUGMENTATIONS = {"shift", "shear"}  # change the data only
 WINDOW = 4  # rows that a layer with `window` sees
-FREQUENCIES = (1.0, 0.2)  # of `rotary`, in radians per token: about 6 and 31 tokens per turn
 
 
 # --- input ----------------------------------------------------------------------------------------------------------
@@ -148,16 +148,6 @@ class VariantNorm(nn.Module):
     def forward(self, hidden: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         normed = nn.functional.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
         return normed if self.gain is None else normed * (1 + self.gain[classes][:, None])
-
-
-def rotate(x: torch.Tensor, positions: torch.Tensor, grid: int) -> torch.Tensor:
-    """Turn pairs of channels by row and by column (Su et al. 2021, in two dimensions): (B, T, H, D) -> the same."""
-    places = torch.stack([positions // grid, positions % grid])  # (2, T)
-    angles = (places[..., None] * torch.tensor(FREQUENCIES)).permute(1, 0, 2).flatten(1)[:, None]  # (T, 1, 4)
-    angles = angles.repeat(1, 1, x.shape[-1] // 2 // angles.shape[-1])
-    first, second = x.chunk(2, dim=-1)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
 def attend_images(qkv, statistics, out, length, first, last):
@@ -246,8 +236,9 @@ class VariantAttention(nn.Module):
             query, key = (
                 nn.functional.rms_norm(x, gain.shape, gain) for x, gain in zip((query, key), self.qk_gain, strict=True)
             )
-        if "rotary" in changes:
-            query, key = (rotate(x, positions, self.config.grid_size) for x in (query, key))
+        if "unrotated" not in changes:
+            angles = rotation_angles(positions, self.config)
+            query, key = (rotate(x.transpose(1, 2), angles).transpose(1, 2) for x in (query, key))
         if "value-residual" in changes and first_value is not None:
             value = value + self.first_share.view(value.shape[2:]) * (first_value - value)
         mixed = self._attend(torch.stack([query, key, value], dim=2), positions)  # (B, T, C)
