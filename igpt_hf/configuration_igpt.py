@@ -35,7 +35,7 @@ class IGPTConfig(PreTrainedConfig):
         num_hidden_layers: Number of blocks (the paper's L).
         num_attention_heads: Number of attention heads.
         intermediate_size: Width of the MLP's hidden layer; None stands for `4 * hidden_size`.
-        hidden_act: Activation of the MLP.
+        hidden_act: Activation of the MLP; the default, z sigmoid(1.702 z), is that of the paper's code.
         neighborhood_radius: The input at each position embeds the known tokens within this many rows and columns of
             the token that is predicted; 0 leaves only the token before it (the paper's model).
         class_dropout_prob: In training, the share of images whose class prompt is replaced by the start token.
@@ -63,7 +63,7 @@ class IGPTConfig(PreTrainedConfig):
     num_hidden_layers: int = 8
     num_attention_heads: int = 2
     intermediate_size: int | None = None
-    hidden_act: str = "silu"
+    hidden_act: str = "quick_gelu"
     neighborhood_radius: int = 2
     class_dropout_prob: float | int = 0.2
     attention_dropout: float | int = 0.0

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
+from .blocks_igpt import SLOPES
 from .errors import DataError
 from .modeling_igpt import IGPTForCausalImageModeling
 from .neighborhood_igpt import context_ids
@@ -109,8 +110,8 @@ def export_page(model: IGPTForCausalImageModeling, path: str | Path):
     Raises:
         DataError: An activation that the page does not know, or weights that are not finite numbers.
     """
-    if model.config.hidden_act not in ("silu", "swish"):
-        raise DataError(f"docs/demo/igpt.js knows hidden_act silu, not {model.config.hidden_act!r}: add it there.")
+    if model.config.hidden_act not in SLOPES:
+        raise DataError(f"docs/demo/igpt.js knows hidden_act {', '.join(SLOPES)}, not {model.config.hidden_act!r}: add it there.")
     tensors = {name: tensor.detach().cpu() for name, tensor in model.named_parameters()}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():

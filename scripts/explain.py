@@ -120,8 +120,9 @@ def explain_attention(model, hidden: torch.Tensor, t: int) -> torch.Tensor:
 def explain_mlp(model, hidden: torch.Tensor) -> torch.Tensor:
     heading("4. The MLP")
     layer = model.model.layers[0]
-    inner = torch.nn.functional.silu(layer.mlp.up_proj(layer.mlp_norm(hidden)))
-    show("16 numbers: silu(W_1 n + b_1), first 8", inner[:8])
+    inner = layer.mlp.up_proj(layer.mlp_norm(hidden))
+    inner = inner * (1.702 * inner).sigmoid()
+    show("16 numbers: z sigmoid(1.702 z) with z = W_1 n + b_1, first 8", inner[:8])
     hidden = hidden + layer.mlp.down_proj(inner)
     show("h = h + W_2 (...) + b_2", hidden)
     return hidden

@@ -15,7 +15,8 @@ class ImageGPT {
       return tensor;
     };
     const linear = (name) => ({ weight: take(`${name}.weight`), bias: take(`${name}.bias`) });
-    if (!["silu", "swish"].includes(config.hidden_act)) throw new Error(`unknown activation ${config.hidden_act}`);
+    this.slope = { quick_gelu: 1.702, silu: 1, swish: 1 }[config.hidden_act];
+    if (!this.slope) throw new Error(`unknown activation ${config.hidden_act}`);
 
     this.context = take("model.embeddings.context.weight");
     this.position = take("model.embeddings.position.weight");
@@ -66,7 +67,7 @@ class ImageGPT {
       if (layer.mixing) mixNeighbors(mixed, layer.mixing, values, places);
       add(x, linear(mixed, layer.out));
       const inner = linear(rmsNorm(x, layer.mlpNorm, config.rms_norm_eps), layer.up);
-      for (let i = 0; i < inner.length; i++) inner[i] /= 1 + Math.exp(-inner[i]); // SiLU: z sigmoid(z)
+      for (let i = 0; i < inner.length; i++) inner[i] /= 1 + Math.exp(-this.slope * inner[i]); // z sigmoid(slope z)
       add(x, linear(inner, layer.down));
     });
     return linear(rmsNorm(x, this.norm, config.rms_norm_eps), this.head);
