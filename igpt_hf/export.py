@@ -111,7 +111,8 @@ def export_page(model: IGPTForCausalImageModeling, path: str | Path):
         DataError: An activation that the page does not know, or weights that are not finite numbers.
     """
     if model.config.hidden_act not in SLOPES:
-        raise DataError(f"docs/demo/igpt.js knows hidden_act {', '.join(SLOPES)}, not {model.config.hidden_act!r}: add it there.")
+        known = ", ".join(SLOPES)
+        raise DataError(f"docs/demo/igpt.js knows hidden_act {known}, not {model.config.hidden_act!r}: add it there.")
     tensors = {name: tensor.detach().cpu() for name, tensor in model.named_parameters()}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
