@@ -26,7 +26,7 @@ def run(*command, check: bool = True) -> subprocess.CompletedProcess:
 
 def test_ablations_make_a_table_and_do_not_run_twice(tmp_path):
     variants = tmp_path / "variants.yaml"
-    variants.write_text("default:\nsmall radius: {neighborhood_radius: 1}\nturning: {model: rotary}\nnever: {}\n")
+    variants.write_text("default:\nsmall radius: {neighborhood_radius: 1}\nturning: {model: unrotated}\nnever: {}\n")
     command = [BENCHMARKS / "ablations.py", "--variants", variants, "--output", tmp_path / "runs", "--epochs", 1]
     command += ["--only", "default", "small radius", "turning", "--flags", *TINY]
     first = run(*command)
