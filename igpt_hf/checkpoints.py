@@ -191,7 +191,8 @@ class Preempted(Exception):
 class SaveOnSigterm(TrainerCallback):
     """On SIGTERM, save a checkpoint after the step that is being taken, and leave by raising `Preempted`."""
 
-    is_asked_to_leave: bool = False
+    is_asked_to_leave: bool = False  # this process has got the signal
+    is_leaving: bool = False  # all processes know
 
     def on_train_begin(self, args, state, control, **kwargs):
         signal.signal(signal.SIGTERM, self._remember)
@@ -200,14 +201,15 @@ class SaveOnSigterm(TrainerCallback):
         self.is_asked_to_leave = True
 
     def on_step_end(self, args, state, control, **kwargs):
+        self.is_leaving = self.is_asked_to_leave
         if args.world_size > 1:  # the signal may reach the processes at different steps, or only one of them
             asked = torch.tensor(float(self.is_asked_to_leave), device=args.device)
             torch.distributed.all_reduce(asked)
-            self.is_asked_to_leave = asked.item() > 0
-        control.should_save |= self.is_asked_to_leave
+            self.is_leaving = asked.item() > 0
+        control.should_save |= self.is_leaving
 
     def on_save(self, args, state, control, **kwargs):
-        if self.is_asked_to_leave:
+        if self.is_leaving:  # not at the signal alone: the others would go on, and wait for this process
             raise Preempted(
                 f"SIGTERM: {args.output_dir}/{PREFIX_CHECKPOINT_DIR}-{state.global_step} is saved. Go on with "
                 "--resume_from_checkpoint true."

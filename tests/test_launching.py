@@ -145,7 +145,7 @@ def test_the_training_ends_with_its_launcher_and_leaves_a_checkpoint(tmp_path):
 def test_sigterm_to_one_of_two_processes_ends_both_and_the_run_goes_on_bit_by_bit(tmp_path):
     def command(folder: str) -> list[str]:
         launch = [LAUNCH[0], "launch", "--config_file", CONFIGS[0].with_name("cpu-2.yaml"), SCRIPTS / "train.py"]
-        flags = ["--per_device_train_batch_size", "4", "--num_train_epochs", "40", "--early_stopping_patience", "99"]
+        flags = ["--per_device_train_batch_size", "4", "--num_train_epochs", "20", "--early_stopping_patience", "99"]
         return [*map(str, launch), *map(str, SMALL), *flags, "--output_dir", str(tmp_path / folder)]
 
     with open(tmp_path / "log", "w") as log:
