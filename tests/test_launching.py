@@ -8,7 +8,6 @@ import sys
 import time
 from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
@@ -140,30 +139,6 @@ def test_the_training_ends_with_its_launcher_and_leaves_a_checkpoint(tmp_path):
     assert "warning: more than one process was asked for" in text
     saved = text.partition("SIGTERM: ")[2].partition(" is saved")[0]
     assert saved == last_complete_checkpoint(tmp_path)
-
-
-def test_sigterm_to_one_of_two_processes_ends_both_and_the_run_goes_on_bit_by_bit(tmp_path):
-    def command(folder: str) -> list[str]:
-        launch = [LAUNCH[0], "launch", "--config_file", CONFIGS[0].with_name("cpu-2.yaml"), SCRIPTS / "train.py"]
-        flags = ["--per_device_train_batch_size", "4", "--num_train_epochs", "20", "--early_stopping_patience", "99"]
-        return [*map(str, launch), *map(str, SMALL), *flags, "--output_dir", str(tmp_path / folder)]
-
-    with open(tmp_path / "log", "w") as log:
-        launcher = subprocess.Popen(command("ended"), stderr=log, stdout=log)
-    try:
-        wait_until(lambda: list((tmp_path / "ended").glob("checkpoint-*")))
-        processes = psutil.Process(launcher.pid).children()
-        assert len(processes) == 2
-        processes[1].terminate()
-        assert launcher.wait(timeout=100) == 0
-    finally:
-        launcher.kill()
-    assert not (tmp_path / "ended" / "all_results.json").exists()
-    assert f"SIGTERM: {last_complete_checkpoint(tmp_path / 'ended')} is saved" in (tmp_path / "log").read_text()
-    run(*command("ended"), "--resume_from_checkpoint", "true")
-    run(*command("whole"))
-    ended, whole = (load_file(tmp_path / folder / "model.safetensors") for folder in ("ended", "whole"))
-    assert all(torch.equal(ended[name], whole[name]) for name in whole)
 
 
 def wait_until(condition, seconds: float = 200):
