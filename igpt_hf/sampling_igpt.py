@@ -193,12 +193,8 @@ def complete_images(
         log_probs: Filled in with what the model, without any of the settings, gives each token (B, N).
     """
     table, position, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, down_w, down_b, head_w, no_bias = weights
-    (places, context, turns), (heads, hidden_size, vocab), (eps, slope), guidance = (
-        tables,
-        shape,
-        constants,
-        settings[4],
-    )
+    (places, context, turns), (heads, hidden_size, vocab) = tables, shape
+    (eps, slope), guidance = constants, settings[4]
     branches = 1 if guidance == 1 else 2  # with guidance: an image with its prompt, and with the start token
     slots = min(SLOTS, branches * (last - first))
     length, (layers, channels, _), inner = len(places), qkv_w.shape, up_w.shape[2]
@@ -276,10 +272,8 @@ def complete_images(
 def make_kernel():
     """Compile `complete_images`."""
     number, real, types = numba.int64, numba.float32, numba.types
-    weights, tables = (
-        types.UniTuple(real[:, :, ::1], 13),
-        types.Tuple((number[:, ::1], number[:, :, ::1], real[:, :, ::1])),
-    )
+    weights = types.UniTuple(real[:, :, ::1], 13)
+    tables = types.Tuple((number[:, ::1], number[:, :, ::1], real[:, :, ::1]))
     matrix, numbers = number[:, ::1], numba.float64[:, ::1]
     sizes = (weights, tables, types.UniTuple(number, 3), types.UniTuple(real, 2), number)
     signature = (*sizes, matrix, number, numbers, types.UniTuple(numba.float64, 5), numbers, number, number)
