@@ -35,7 +35,7 @@ from igpt_hf.modeling_igpt import (
     IGPTPreTrainedModel,
     rotate,
 )
-from igpt_hf.neighborhood_igpt import context_ids, neighborhood_offsets, rotation_angles
+from igpt_hf.neighborhood_igpt import context_ids, neighborhood_offsets, rotations
 from igpt_hf.simd_igpt import LANES, compile_kernel, is_numba_usable, numba, run_tasks
 
 
@@ -237,8 +237,8 @@ class VariantAttention(nn.Module):
                 nn.functional.rms_norm(x, gain.shape, gain) for x, gain in zip((query, key), self.qk_gain, strict=True)
             )
         if "unrotated" not in changes:
-            angles = rotation_angles(positions, self.config)
-            query, key = (rotate(x.transpose(1, 2), angles).transpose(1, 2) for x in (query, key))
+            turns = rotations(positions, self.config)
+            query, key = (rotate(x.transpose(1, 2), turns).transpose(1, 2) for x in (query, key))
         if "value-residual" in changes and first_value is not None:
             value = value + self.first_share.view(value.shape[2:]) * (first_value - value)
         mixed = self._attend(torch.stack([query, key, value], dim=2), positions)  # (B, T, C)

@@ -39,7 +39,7 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-from .neighborhood_igpt import neighbor_index, rotation_angles
+from .neighborhood_igpt import neighbor_index, rotations
 from .simd_igpt import (
     LANES,
     compile_kernel,
@@ -690,11 +690,11 @@ def context_rows(length: int, first_rows: list[int], config) -> torch.Tensor:
     return torch.cat([neighbors, prompt], dim=1)
 
 
-def rotations(length: int, config) -> torch.Tensor:
+def turn_rows(length: int, config) -> torch.Tensor:
     """The table that `turn` reads, (2, T, LANES)."""
-    angles = rotation_angles(torch.arange(length), config)  # (T, HEAD_SIZE / 2)
-    signed = torch.cat([-angles, angles], dim=1).repeat(1, LANES // HEAD_SIZE)
-    return torch.stack([signed.cos(), signed.sin()])
+    cos, sin = rotations(torch.arange(length), config)  # (T, HEAD_SIZE / 2) each
+    signed = torch.stack([torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)])
+    return signed.repeat(1, 1, LANES // HEAD_SIZE)
 
 
 def are_blocks_usable(model, input_ids: torch.Tensor) -> bool:
@@ -726,7 +726,7 @@ def run_blocks(model, input_ids: torch.LongTensor) -> torch.Tensor:
     """All of an IGPTModel, from the first position on: ids (B, T) -> `last_hidden_state`, float32 (B, T, C)."""
     config, length, embeddings = model.config, input_ids.shape[1], model.embeddings
     tables = neighbor_rows(length, config), context_rows(length, embeddings.first_rows, config)
-    constants = (*tables, rotations(length, config), config.rms_norm_eps, SLOPES[config.hidden_act])
+    constants = (*tables, turn_rows(length, config), config.rms_norm_eps, SLOPES[config.hidden_act])
     weights = stacked_weights(embeddings, model.layers)
     return Blocks.apply(input_ids.contiguous(), *constants, model.norm.weight[None, None], *weights)
 

@@ -33,7 +33,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .blocks_igpt import LinearOfImages, are_blocks_usable, run_blocks
 from .configuration_igpt import IGPTConfig
-from .neighborhood_igpt import context_ids, neighbor_index, neighborhood_offsets, rotation_angles
+from .neighborhood_igpt import context_ids, neighbor_index, neighborhood_offsets, rotations
 from .sampling_igpt import is_sampler_usable, sample_images
 
 
@@ -106,13 +106,13 @@ class IGPTRMSNorm(nn.Module):
         return nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
 
 
-def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Turn pairs of channels, p and P + p, by a position's angles: (B, H, T, D), (T, P) -> (B, H, T, D).
+def rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Turn pairs of channels, p and P + p, by their positions' `rotations`: (B, H, T, D), (2, T, P) -> (B, H, T, D).
 
     The product of a query and a key that are turned so depends on the difference of their angles: where both look is
     relative (rotary positions; Su et al. 2021, equation 34). Channels from 2 P on stay as they are.
     """
-    cos, sin, pairs = angles.cos().to(x.dtype), angles.sin().to(x.dtype), angles.shape[1]
+    (cos, sin), pairs = turns.to(x.dtype), turns.shape[2]
     first, second, rest = x.split([pairs, pairs, x.shape[-1] - 2 * pairs], dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], dim=-1)
 
@@ -144,12 +144,11 @@ class IGPTAttention(nn.Module):
         self.out_proj.is_residual_projection = True
         self.local_mixing = IGPTLocalMixing(config) if config.neighborhood_radius > 0 else None
 
-    def forward(self, hidden_states, position_ids, attention_mask=None, past_key_values=None, **kwargs):
+    def forward(self, hidden_states, position_ids, turns, attention_mask=None, past_key_values=None, **kwargs):
         batch, length, _ = hidden_states.shape
         qkv = self.qkv_proj(hidden_states).view(batch, length, 3, -1, self.head_dim)  # (B, T, C) -> (B, T, 3, H, D)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        angles = rotation_angles(position_ids, self.config)
-        query, key = rotate(query, angles), rotate(key, angles)
+        query, key = rotate(query, turns), rotate(key, turns)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
@@ -189,9 +188,9 @@ class IGPTBlock(GradientCheckpointingLayer):
         self.mlp_norm = IGPTRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = IGPTMLP(config)
 
-    def forward(self, hidden_states, position_ids, attention_mask=None, past_key_values=None, **kwargs):
+    def forward(self, hidden_states, position_ids, turns, attention_mask=None, past_key_values=None, **kwargs):
         normed = self.attention_norm(hidden_states)
-        mixed, _ = self.attention(normed, position_ids, attention_mask, past_key_values, **kwargs)
+        mixed, _ = self.attention(normed, position_ids, turns, attention_mask, past_key_values, **kwargs)
         hidden_states = hidden_states + mixed
         return hidden_states + self.mlp(self.mlp_norm(hidden_states))
 
@@ -314,8 +313,9 @@ class IGPTModel(IGPTPreTrainedModel):
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
+        turns = rotations(position_ids_1d, self.config)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, position_ids_1d, mask, past_key_values, **kwargs)
+            hidden_states = layer(hidden_states, position_ids_1d, turns, mask, past_key_values, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
 

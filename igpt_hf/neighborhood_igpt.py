@@ -70,4 +70,10 @@ def rotation_angles(position_ids: torch.Tensor, config: IGPTConfig) -> torch.Ten
     return torch.cat([rows[:, None] * speeds, columns[:, None] * speeds], dim=1)
 
 
-__all__ = ["context_ids", "neighbor_index", "neighborhood_offsets", "rotation_angles"]
+def rotations(position_ids: torch.Tensor, config: IGPTConfig) -> torch.Tensor:
+    """Cosines and sines of `rotation_angles`: (T,) -> (2, T, P)."""
+    angles = rotation_angles(position_ids, config)
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+__all__ = ["context_ids", "neighbor_index", "neighborhood_offsets", "rotation_angles", "rotations"]

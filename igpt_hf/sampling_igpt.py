@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from .blocks_igpt import SLOPES, activate, context_rows, fold_gains, is_plain, stacked_weights
-from .neighborhood_igpt import neighbor_index, rotation_angles
+from .neighborhood_igpt import neighbor_index, rotations
 from .simd_igpt import (
     LANES,
     compile_kernel,
@@ -365,10 +365,9 @@ def sample_images(
     positions = torch.arange(config.num_image_tokens)
     places, is_inside = neighbor_index(positions, config)
     context = context_rows(len(positions), model.model.embeddings.first_rows, config)
-    angles = rotation_angles(positions, config)
-    turns = torch.stack([angles.cos(), angles.sin()])
+    turns = rotations(positions, config).numpy()
     arguments = (
-        *(padded_weights(model), (torch.where(is_inside, places, 0).numpy(), context.numpy(), turns.numpy())),
+        *(padded_weights(model), (torch.where(is_inside, places, 0).numpy(), context.numpy(), turns)),
         (config.num_attention_heads, config.hidden_size, config.vocab_size),
         (float32(config.rms_norm_eps), float32(SLOPES[config.hidden_act])),
         *(config.start_token_id, ids.numpy(), given, noise.numpy(), settings, log_probs.numpy()),

@@ -15,7 +15,7 @@ import torch
 
 from igpt_hf import DataError, IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
 from igpt_hf.modeling_igpt import rotate
-from igpt_hf.neighborhood_igpt import context_ids, neighbor_index, neighborhood_offsets, rotation_angles
+from igpt_hf.neighborhood_igpt import context_ids, neighbor_index, neighborhood_offsets, rotation_angles, rotations
 
 
 PICTURE = np.array(
@@ -97,8 +97,9 @@ def explain_attention(model, hidden: torch.Tensor, t: int) -> torch.Tensor:
     show("n = h / rms(h) * gain", normed[t])
     query, key, value = layer.attention.qkv_proj(normed).chunk(3, dim=-1)  # (T, C) each
     show("query = W_q n + b_q", query[t])
-    angles = rotation_angles(torch.arange(len(hidden)), model.config)
-    query, key = rotate(query[None, None], angles)[0, 0], rotate(key[None, None], angles)[0, 0]
+    positions = torch.arange(len(hidden))
+    angles, turns = rotation_angles(positions, model.config), rotations(positions, model.config)
+    query, key = rotate(query[None, None], turns)[0, 0], rotate(key[None, None], turns)[0, 0]
     print(f"  Position {t} turns pairs of channels, 0 and 2 by its row, 1 and 3 by its column: {angles[t].tolist()}.")
     show("query, turned (the keys are, too)", query[t])
     scores = key[: t + 1] @ query[t] * layer.attention.scaling
