@@ -1,6 +1,7 @@
 """How a run is started: on how many processes, devices and threads, and whether that is what was asked for."""
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -76,4 +77,14 @@ def on_first_process(function: Callable[[], Result]) -> Result:
     return outcome[0]
 
 
-__all__ = ["describe_launch", "end_with_launcher", "launch_warnings", "on_first_process"]
+def end_processes():
+    """End the process group, and gloo's threads with it: the last that a script does.
+
+    Call it where no variable holds the Trainer any more. Its cycles, and with them the group, would otherwise live
+    until the interpreter ends; a thread of gloo that then lets go of a tensor aborts the process.
+    """
+    gc.collect()
+    PartialState().destroy_process_group()
+
+
+__all__ = ["describe_launch", "end_processes", "end_with_launcher", "launch_warnings", "on_first_process"]

@@ -30,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 from igpt_hf.building import build
 from igpt_hf.checkpoints import Preempted, SaveOnSigterm, prepare_output_dir
 from igpt_hf.data import load_splits, tokenize
-from igpt_hf.launching import describe_launch, end_with_launcher, launch_warnings, on_first_process
+from igpt_hf.launching import describe_launch, end_processes, end_with_launcher, launch_warnings, on_first_process
 from igpt_hf.plots import sample_sheet
 from igpt_hf.reporting import collect_classification_results, collect_results, write_classification_run, write_run
 from igpt_hf.streaming import open_shards, stream_splits
@@ -103,8 +103,7 @@ def main():
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except Preempted as message:
-        logger.info(message)
-        return trainer.accelerator.end_training()
+        return logger.info(message)
     test_split = (LabelDataset if is_classifier else TokenDataset)(tokens["test"], start.layout, seed=args.seed)
     test = trainer.evaluate(test_split, metric_key_prefix="test")
     trainer.save_model(_internal_call=True)  # which does not push: the card is not there yet
@@ -122,7 +121,6 @@ def main():
         if args.push_to_hub:
             logger.info("pushed: %s", trainer.push_to_hub())
     trainer.accelerator.wait_for_everyone()  # the others do not leave while the first one still writes
-    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
@@ -130,3 +128,4 @@ if __name__ == "__main__":
         main()
     except (ValueError, StrictDataclassError, FloatingPointError, OSError) as error:  # DataError is a ValueError
         sys.exit(f"error: {error}")
+    end_processes()
