@@ -1,6 +1,6 @@
 """How speed grows with image size, batch, preset and threads, as a plot and a table.
 
-    python benchmarks/growth.py --output docs/images/growth.png     # about eight minutes on two cores
+    python benchmarks/growth.py --output docs/images/growth.png     # about a minute on two cores
     python benchmarks/growth.py --quick                             # one point of each curve: does it run?
 
 Images per second of a training step, of `generate` and of `log_likelihood`, medians in one process. The reference
