@@ -119,7 +119,7 @@ def tokenize(splits: DatasetDict, processor: Any) -> DatasetDict:
         tokenized[name] = split.map(
             _tokenize_batch,
             batched=True,
-            batch_size=100,  # decoded pictures in memory at a time: photographs are large
+            batch_size=25,  # decoded pictures in memory at a time: photographs are large
             with_indices=True,
             fn_kwargs={"split_name": name, "processor": processor, "column": column},
             remove_columns=["image"],

@@ -18,6 +18,11 @@ from .errors import DataError
 Result = TypeVar("Result")
 
 
+def precision(args) -> str:
+    """fp32, bf16 or fp16, whether a flag or the configuration of `accelerate launch` says so."""
+    return "fp32" if args.mixed_precision == "no" else args.mixed_precision
+
+
 def describe_launch(args, num_threads: int) -> str:
     """Say what a run really uses: processes, machines, device, threads and precision.
 
@@ -27,9 +32,9 @@ def describe_launch(args, num_threads: int) -> str:
     """
     machines = args.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))
     device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type
-    precision = "fp32" if args.mixed_precision == "no" else args.mixed_precision  # also what `accelerate launch` says
     where = f" on {machines} machines" if machines > 1 else ""
-    return f"{args.world_size} process(es){where} on {device}, {num_threads} CPU thread(s) each, precision {precision}"
+    processes = f"{args.world_size} process(es){where} on {device}"
+    return f"{processes}, {num_threads} CPU thread(s) each, precision {precision(args)}"
 
 
 def launch_warnings(args, environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -56,11 +61,17 @@ def launch_warnings(args, environ: Mapping[str, str] = os.environ) -> list[str]:
     return warnings
 
 
-def end_with_launcher():
-    """Get SIGTERM when `accelerate launch` ends: it passes no signal on, and would leave the training behind."""
-    if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+def end_with_parent():
+    """Get SIGTERM when the process that started this one ends, however it ends (Linux)."""
+    if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+def end_with_launcher():
+    """Get SIGTERM when `accelerate launch` ends: it passes no signal on, and would leave the training behind."""
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:
+        end_with_parent()
 
 
 def on_first_process(function: Callable[[], Result]) -> Result:
@@ -87,4 +98,7 @@ def end_processes():
     PartialState().destroy_process_group()
 
 
-__all__ = ["describe_launch", "end_processes", "end_with_launcher", "launch_warnings", "on_first_process"]
+__all__ = [
+    *("describe_launch", "end_processes", "end_with_launcher", "end_with_parent", "launch_warnings"),
+    *("on_first_process", "precision"),
+]

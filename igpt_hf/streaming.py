@@ -16,11 +16,14 @@ import math
 import os
 import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from glob import escape
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -30,17 +33,19 @@ import pyarrow.parquet as pq
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, List, Value, load_dataset
 from datasets import config as datasets_config
+from datasets.utils.file_utils import xopen
 from huggingface_hub import dataset_info
 from tqdm.auto import tqdm
 
 from . import data, image_processing_igpt
 from .data import TEST_SHARE, VALIDATION_SHARE, decode_image
 from .errors import DataError
+from .launching import end_with_parent
 
 
 logger = logging.getLogger(__name__)
 
-READ_ROWS = 256  # encoded pictures in memory at a time
+READ_ROWS = 256  # encoded pictures in memory at a time; of decoded ones, which may be large, two
 SPLITS = ("train", "validation", "test")
 
 
@@ -61,7 +66,7 @@ class Shard:
     def open(self) -> IterableDataset:
         """Its rows, of which none is read yet."""
         if os.path.exists(self.path):
-            return load_dataset("parquet", data_files=[self.path], split="train", streaming=True)
+            return load_dataset("parquet", data_files=[escape(self.path)], split="train", streaming=True)
         rows = load_dataset(self.path, split=self.split, revision=self.version, streaming=True)
         return rows.shard(self.num_shards, self.index)
 
@@ -176,13 +181,14 @@ def tokenize_shards(
         raise DataError("--streaming caches tokens, and --binarize stochastic draws them anew: leave out one of them.")
     folder = _cache_folder(source, processor, seed, skip_bad_images)
     folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
     tokenize = partial(_tokenize_shard, source, processor, seed, folder, skip_bad_images)
     order = [(first_shard + step) % len(source.shards) for step in range(len(source.shards))]
     progress = partial(tqdm, total=len(order), desc="Tokenizing", unit=" shards", delay=1, disable=None)
     if num_workers == 1 or len(order) == 1:
         list(progress(map(tokenize, order)))
     else:
-        with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=end_with_parent) as pool:
             list(progress(pool.map(tokenize, order)))
     token = Value(str(_token_type(processor)))
     tokens = List(token, length=processor.num_image_tokens)
@@ -191,7 +197,8 @@ def tokenize_shards(
 
 def _cache_folder(source: ShardedSource, processor, seed: int, skip_bad_images: bool) -> Path:
     """A folder of its own for all that the tokens depend on: the data, the settings, and the code that makes them."""
-    code = "".join(inspect.getsource(module) for module in (image_processing_igpt, inspect.getmodule(Shard)))
+    modules = (image_processing_igpt, data, inspect.getmodule(Shard))
+    code = "".join(inspect.getsource(module) for module in modules)
     names = [name for name in inspect.signature(type(processor)).parameters if name != "kwargs"]
     settings = {name: getattr(processor, name) for name in names}  # to_dict() has more, once it has been saved
     parts = [asdict(source), settings, seed, skip_bad_images, code]
@@ -223,6 +230,15 @@ def _tokenize_shard(source: ShardedSource, processor, seed, folder: Path, skip_b
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def _sweep(folder: Path):
+    """Delete what killed runs have left of shards: nobody has written to it for a day."""
+    for unfinished in folder.glob("unfinished-*"):
+        with suppress(OSError):  # another process does the same
+            newest = max(path.stat().st_mtime for path in [unfinished, *unfinished.iterdir()])
+            if time.time() - newest > 24 * 3600:
+                shutil.rmtree(unfinished)
+
+
 def _token_type(processor) -> pa.DataType:
     return pa.uint8() if processor.vocab_size <= 256 else pa.uint16()
 
@@ -236,26 +252,34 @@ def _tokenized_rows(source: ShardedSource, processor, seed: int, skip_bad_images
     encoded = rows.cast_column(source.image_column, Image(decode=False))
     for batch in encoded.iter(READ_ROWS):
         labels = _class_indices(batch[source.label_column], source, shard, first_row)
-        pictures, good = [], []
-        for offset, image in enumerate(batch[source.image_column]):
+        tokens, good = [], []
+        for row, image in enumerate(batch[source.image_column], start=first_row):
             try:
-                pictures.append(decode_image(image))
-                good.append(offset)
+                picture = decode_image(_with_bytes(image, shard))
             except DataError as error:
                 num_bad += 1
-                if not skip_bad_images:
-                    raise DataError(
-                        f"row {first_row + offset} of {shard.name} {error}. Mend or remove it, or set "
-                        "--skip_bad_images to leave out such images."
-                    ) from error
+                if skip_bad_images:
+                    continue
+                raise DataError(
+                    f"row {row} of {shard.name} {error}. Mend or remove it, or set --skip_bad_images to leave out "
+                    "such images."
+                ) from error
+            tokens.append(data._tokenize_batch({"image": [picture]}, [row], shard.name, processor, "tokens")["tokens"])
+            good.append(row - first_row)
         split = draw_splits(generator, len(labels))
         first_row += len(labels)
-        if pictures:
-            rows = [first_row - len(labels) + offset for offset in good]
-            tokens = data._tokenize_batch({"image": pictures}, rows, shard.name, processor, "tokens")["tokens"]
-            yield split[good], tokens, labels[good]
+        if tokens:
+            yield split[good], np.concatenate(tokens), labels[good]
     if num_bad:
         logger.warning("Skipped %d of %d images of %s", num_bad, first_row, shard.name)
+
+
+def _with_bytes(image: dict | None, shard: Shard) -> dict | None:
+    """Read a picture that is a file of its own in the Hub data set; an address anywhere else is not followed."""
+    if image is None or image["bytes"] is not None or f"hf://datasets/{shard.path}@" not in (image["path"] or ""):
+        return image
+    with xopen(image["path"], "rb") as file:
+        return {**image, "bytes": file.read()}
 
 
 def _check_classes(feature, source: ShardedSource, shard: Shard):
@@ -349,7 +373,8 @@ class TokenStream(torch.utils.data.IterableDataset):
     """
 
     def __init__(self, tokens: ShardedTokens, config, class_dropout_prob: float, seed: int, shuffle_buffer: int):
-        rows = load_dataset("parquet", data_files=tokens.files["train"], split="train", streaming=True)
+        files = [escape(path) for path in tokens.files["train"]]
+        rows = load_dataset("parquet", data_files=files, split="train", streaming=True)
         self.rows = rows.shuffle(seed=seed, buffer_size=shuffle_buffer)
         self.num_images = len(tokens)
         self.config = config

@@ -81,6 +81,29 @@ def test_muon_refuses_parameters_that_are_cut_into_parts(tiny_processor, tmp_pat
         trainer.create_optimizer()
 
 
+POOL = """
+import sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from igpt_hf.launching import end_with_parent
+import os
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=end_with_parent)
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
+def test_a_worker_ends_with_the_process_that_started_it(tmp_path):
+    (tmp_path / "pool.py").write_text(POOL)
+    parent = subprocess.Popen([sys.executable, tmp_path / "pool.py"], stdout=subprocess.PIPE, text=True)
+    worker = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    worker.wait(timeout=20)  # raises if it is still there
+
+
 # --- for real -------------------------------------------------------------------------------------------------------
 
 SMALL = ["--use_cpu", "true", "--max_images", "120", "--image_size", "14", "--num_hidden_layers", "1"]

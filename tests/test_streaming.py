@@ -1,6 +1,10 @@
 """Streaming: the same images as without, in constant memory, cached, shared among processes, resumed exactly."""
 
+import io
 import os
+import shutil
+import time
+import weakref
 from pathlib import Path
 
 import datasets
@@ -140,6 +144,56 @@ def test_a_hub_data_set_is_read_shard_by_shard_at_the_revision_that_was_found(sh
     tokens = tokenize_shards(open_shards("user/digits"), PROCESSOR, 1)
     assert sum(tokens.num_images.values()) == NUM_SHARDS * ROWS
     assert set(asked) == {"abc"}
+
+
+def test_a_picture_that_is_a_file_of_the_hub_data_set_is_read_and_no_other_address_is(monkeypatch):
+    read = []
+    monkeypatch.setattr(streaming, "xopen", lambda address, mode: read.append(address) or io.BytesIO(b"a picture"))
+    shard = streaming.Shard("user/digits train 0", "abc", "user/digits")
+    own = "zip://a.png::hf://datasets/user/digits@abc/all.zip"
+    assert streaming._with_bytes({"bytes": None, "path": own}, shard)["bytes"] == b"a picture"
+    for path in ("https://example.org/a.png", "hf://datasets/user/other@abc/a.png", "/etc/passwd", None):
+        image = {"bytes": None, "path": path}
+        assert streaming._with_bytes(image, shard) is image
+    assert streaming._with_bytes({"bytes": b"here", "path": own}, shard)["bytes"] == b"here"
+    assert read == [own]
+
+
+def test_two_decoded_pictures_at_most_are_in_memory_at_a_time(shards, monkeypatch):
+    decoded, decode_image = [], streaming.decode_image
+
+    def decode(image):
+        assert all(picture() is None for picture in decoded[:-1])
+        picture = decode_image(image)
+        decoded.append(weakref.ref(picture))
+        return picture
+
+    monkeypatch.setattr(streaming, "decode_image", decode)
+    tokens_of(shards)
+    assert len(decoded) == NUM_SHARDS * ROWS
+
+
+def test_names_that_look_like_patterns_are_names(shards, tmp_path, monkeypatch):
+    folder = tmp_path / "digits[v2]*"
+    shutil.copytree(shards, folder)
+    monkeypatch.setattr(streaming.datasets_config, "HF_DATASETS_CACHE", tmp_path / "cache[1]")
+    tokens = tokens_of(folder)
+    assert sum(tokens.num_images.values()) == NUM_SHARDS * ROWS
+    config = IGPTConfig(**CONFIG)
+    stream = TokenStream(tokens, config, class_dropout_prob=0.0, seed=1, shuffle_buffer=5)
+    assert len(list(stream)) == len(tokens)
+
+
+def test_what_a_killed_run_left_of_a_shard_is_deleted_after_a_day(shards, cache):
+    tokens_of(shards)
+    (folder,) = cache.iterdir()
+    for name, age in (("unfinished-00001-old", 2 * 24 * 3600), ("unfinished-00001-new", 60)):
+        (folder / name).mkdir()
+        (folder / name / "train.parquet").write_bytes(b"PAR1")
+        for path in (folder / name / "train.parquet", folder / name):
+            os.utime(path, (time.time() - age,) * 2)
+    tokens_of(shards)
+    assert [path.name for path in folder.glob("unfinished-*")] == ["unfinished-00001-new"]
 
 
 # --- the stream -----------------------------------------------------------------------------------------------------
