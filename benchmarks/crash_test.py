@@ -1,6 +1,6 @@
 """Kill a training run again and again, also while it writes a checkpoint: it must end as if nothing had happened.
 
-    python benchmarks/crash_test.py --kills 20 --output crash_test.json    # about ten minutes
+    python benchmarks/crash_test.py --kills 20 --output crash_test.json    # about five minutes
 
 An uninterrupted run is the reference. The same run is then started, killed (SIGKILL) and resumed until it has been
 killed `--kills` times: in turn while it writes a checkpoint, while it trains, and at any time. Each resume must go on
@@ -10,6 +10,7 @@ optimizer and schedule must be equal to the reference's, bit by bit.
 
 import argparse
 import json
+import os
 import random
 import re
 import subprocess
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from igpt_hf.checkpoints import SET_ASIDE, checkpoints, find_problem, last_complete_checkpoint
+from igpt_hf.checkpoints import INCOMPLETE, checkpoints, find_problem, last_complete_checkpoint
 
 
 TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
@@ -38,7 +39,10 @@ def command(folder: Path, images: int, epochs: int) -> list[str]:
 
 def identities(folder: Path) -> dict[int, Path]:
     """The checkpoint folders that are there, by inode: one that is written anew counts as another."""
-    return {path.stat().st_ino: path for path in folder.glob("*checkpoint-*")}
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:  # which knows inodes: the run may delete a folder at any moment
+        return {entry.inode(): Path(entry.path) for entry in entries if "checkpoint-" in entry.name}
 
 
 def kill_once(command: list[str], folder: Path, moment: str, rng: random.Random) -> dict | None:
@@ -130,7 +134,7 @@ def main():
             "kills": len(kills),
             "incomplete_checkpoints": count_incomplete(kills),
             "passed_over_with_a_message": passed_over,
-            "kept_for_the_user": len(list(killed.glob(f"{SET_ASIDE}*"))),
+            "kept_for_the_user": len(list(killed.glob(f"{INCOMPLETE}*"))),
             "last_step": ends[0].name,
             "tensors_not_bit_equal": differences(*ends),
             "final_model_is_bit_equal": (whole / "model.safetensors").read_bytes()

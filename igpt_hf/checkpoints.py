@@ -25,7 +25,10 @@ from .errors import DataError
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-SET_ASIDE = "incomplete-"  # a name that the Trainer, which deletes old checkpoints, does not take for one
+INCOMPLETE, LEFT = (
+    "incomplete-",
+    "left-",
+)  # names that the Trainer, which deletes old checkpoints, does not take for one
 RUN_FILES = (
     *("model.safetensors", "config.json", "generation_config.json", "preprocessor_config.json", "training_args.bin"),
     *("README.md", "all_results.json", "loss_curve.png", "samples.png", "completions.png", "trainer_state.json"),
@@ -89,19 +92,31 @@ def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
     return next((str(path) for path in reversed(checkpoints(output_dir)) if find_problem(path) is None), None)
 
 
-def set_aside_incomplete(output_dir: str | os.PathLike):
-    """Rename the incomplete checkpoints of a run, with a message: what is in them stays, and nothing reads it."""
-    for path in checkpoints(output_dir):
-        problem = find_problem(path)
-        if problem is not None:
-            aside, number = path.with_name(f"{SET_ASIDE}{path.name}"), 1
-            while aside.exists():
-                number += 1
-                aside = path.with_name(f"{SET_ASIDE}{path.name}-{number}")
-            path.rename(aside)
-            logger.warning(
-                "%s is passed over: %s. It is kept as %s; delete it if you like.", path, problem, aside.name
-            )
+def set_aside(checkpoint: Path, prefix: str, reason: str):
+    """Rename a checkpoint, with a message: what is in it stays, and nothing reads it."""
+    aside, number = checkpoint.with_name(f"{prefix}{checkpoint.name}"), 1
+    while aside.exists():
+        number += 1
+        aside = checkpoint.with_name(f"{prefix}{checkpoint.name}-{number}")
+    checkpoint.rename(aside)
+    logger.warning("%s is passed over: %s. It is kept as %s; delete it if you like.", checkpoint, reason, aside.name)
+
+
+@contextlib.contextmanager
+def naming_the_last_checkpoint(what: str | os.PathLike, output_dir: str | os.PathLike):
+    """Where something inside cannot be written (a full disk, a read-only folder), say which checkpoint is still good.
+
+    Raises:
+        OSError: Instead of that error and of those of torch.save and safetensors.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError is torch.save's
+        raise OSError(
+            f"{what} could not be written: {error}. Last complete checkpoint: "
+            f"{last_complete_checkpoint(output_dir) or 'none'}. Free space or make the folder writable, then go "
+            "on with --resume_from_checkpoint true."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -109,26 +124,20 @@ def whole_checkpoint(trainer: Trainer):
     """What the Trainer saves inside is sealed at the end, and only then are older checkpoints deleted.
 
     Raises:
-        OSError: It could not be written (a full disk, a read-only folder); the message names the checkpoint that is
-            still good.
+        OSError: It could not be written; the message names the checkpoint that is still good.
     """
     args = trainer.args
     folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
     limit, args.save_total_limit = args.save_total_limit, None  # the Trainer would delete before the seal
     try:
-        if args.should_save:
-            (folder / MANIFEST).unlink(missing_ok=True)  # of an earlier run that came as far
-        yield
-        trainer.accelerator.wait_for_everyone()
-        if args.should_save:
-            seal(folder)
-            rotate_checkpoints(args.output_dir, limit, trainer.state.best_model_checkpoint, use_mtime=True)
-    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError is torch.save's
-        raise OSError(
-            f"{folder} could not be written: {error}. Last complete checkpoint: "
-            f"{last_complete_checkpoint(args.output_dir) or 'none'}. Free space or make the folder writable, then go "
-            "on with --resume_from_checkpoint true."
-        ) from error
+        with naming_the_last_checkpoint(folder, args.output_dir):
+            if args.should_save:
+                (folder / MANIFEST).unlink(missing_ok=True)  # of an earlier run that came as far
+            yield
+            trainer.accelerator.wait_for_everyone()
+            if args.should_save:
+                seal(folder)
+                rotate_checkpoints(args.output_dir, limit, trainer.state.best_model_checkpoint, use_mtime=True)
     finally:
         args.save_total_limit = limit
 
@@ -153,11 +162,17 @@ def prepare_output_dir(args) -> str | None:
     if not os.access(parent, os.W_OK):
         raise DataError(f"--output_dir {folder} cannot be written to: {parent} is read-only.")
     resume = args.resume_from_checkpoint
-    if resume and resume.lower() != "false":
+    resumes = bool(resume) and resume.lower() != "false"
+    if resumes and (resume.lower() == "true" or Path(resume).resolve().parent == folder.resolve()):
         return _resume_from(folder, resume)
+    if resumes:  # another run's checkpoint: what is in this folder is not a part of it
+        _check_whole(Path(resume))
     in_use = [folder / name for name in RUN_FILES if (folder / name).exists()] + checkpoints(folder)
     if args.overwrite_output_dir:
-        aside = folder.glob(f"{SET_ASIDE}{PREFIX_CHECKPOINT_DIR}-*")
+        aside = [
+            *folder.glob(f"{INCOMPLETE}{PREFIX_CHECKPOINT_DIR}-*"),
+            *folder.glob(f"{LEFT}{PREFIX_CHECKPOINT_DIR}-*"),
+        ]
         for path in [*in_use, *aside, folder / "samples", folder / "runs"]:  # the last: TensorBoard's
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     elif in_use:
@@ -165,19 +180,33 @@ def prepare_output_dir(args) -> str | None:
             f"{folder} holds a run already ({in_use[0].name}). Go on: --resume_from_checkpoint true. Start anew "
             "and delete it: --overwrite_output_dir true. Or choose another --output_dir."
         )
-    return None
+    return resume if resumes else None
+
+
+def _check_whole(checkpoint: Path):
+    problem = find_problem(checkpoint)
+    if problem is not None:
+        raise DataError(f"--resume_from_checkpoint {checkpoint} is no complete checkpoint: {problem}.")
 
 
 def _resume_from(folder: Path, resume: str) -> str:
-    """The checkpoint that "true" or a path stands for, once the incomplete ones are set aside."""
+    """The checkpoint that "true" or a path stands for; the incomplete ones, and those after it, are set aside."""
     if resume.lower() != "true":
-        problem = find_problem(Path(resume))
-        if problem is not None:
-            raise DataError(f"--resume_from_checkpoint {resume} is no complete checkpoint: {problem}.")
+        _check_whole(Path(resume))
     elif last_complete_checkpoint(folder) is None:
         raise DataError(f"{folder} holds no complete checkpoint to resume from. Start anew without that flag.")
-    set_aside_incomplete(folder)
-    return last_complete_checkpoint(folder) if resume.lower() == "true" else resume
+    for path in checkpoints(folder):
+        problem = find_problem(path)
+        if problem is not None:
+            set_aside(path, INCOMPLETE, problem)
+    if resume.lower() == "true":
+        return last_complete_checkpoint(folder)
+    found = [path.resolve() for path in checkpoints(folder)]
+    if Path(resume).resolve() not in found:
+        raise DataError(f"--resume_from_checkpoint {resume} was set aside: give it back its name, checkpoint-STEP.")
+    for path in checkpoints(folder)[found.index(Path(resume).resolve()) + 1 :]:  # of a run that this one leaves
+        set_aside(path, LEFT, f"the run goes on from {Path(resume).name}, which is older")
+    return resume
 
 
 # --- preemption -----------------------------------------------------------------------------------------------------
@@ -221,5 +250,5 @@ class SaveOnSigterm(TrainerCallback):
 
 __all__ = [
     *("Preempted", "SaveOnSigterm", "checkpoints", "find_problem", "last_complete_checkpoint", "prepare_output_dir"),
-    *("seal", "set_aside_incomplete", "whole_checkpoint"),
+    *("naming_the_last_checkpoint", "seal", "set_aside", "whole_checkpoint"),
 ]

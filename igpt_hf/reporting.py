@@ -5,9 +5,10 @@ import math
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import set_seed
+from transformers import AutoModelForCausalLM, set_seed
 
 from . import __version__
+from .launching import precision
 from .model_card import hardware, make_model_card, versions
 from .plots import accuracy_curve, completion_sheet, loss_curve, sample_sheet
 from .training import DataArguments, LossHistory, Stopwatch
@@ -30,7 +31,7 @@ trained with the joint objective of Chen et al. 2020 (section 3.3), starting fro
 {% endfor %}
 The model is that of epoch {{ "%.0f"|format(best_epoch) }} of {{ "%.0f"|format(epochs) }}, chosen by
 `{{ metric_for_best_model }}`; the test split was read once. The training split is measured on a part of it.
-Data: {{ data }}, split 85/10/5 with seed {{ seed }}; {{ num_parameters }} parameters,
+Data: {{ data }}, split 85/10/5 with seed {{ split_seed }}; {{ num_parameters }} parameters,
 {{ "%.1f"|format(train_runtime / 60) }} minutes.
 
 ![Accuracy over epochs](accuracy_curve.png)
@@ -46,13 +47,24 @@ names = [model.config.id2label[label] for label in logits.argmax(-1).tolist()]
 """
 
 
-def collect_results(trainer, test: dict[str, float], data: str) -> dict:
+def _about_data(args, data_args: DataArguments) -> dict:
+    """What the images were and how they were split: what `seen_images_warning` asks for."""
+    return {
+        "data": data_args.data,
+        "seed": args.seed,
+        "split_seed": data_args.get_split_seed(args.seed),
+        "max_images": data_args.max_images,
+        "streaming": data_args.streaming,
+    }
+
+
+def collect_results(trainer, test: dict[str, float], data_args: DataArguments) -> dict:
     """Gather the numbers of a run for all_results.json; nats are per image, exact, given the class.
 
     Args:
         trainer: After training, with the best model loaded.
         test: Metrics of the test split.
-        data: The source, as it was given.
+        data_args: For the source of the data.
     """
     args, history = trainer.args, LossHistory.from_log(trainer.state.log_history)
     stopwatch = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch))
@@ -68,8 +80,7 @@ def collect_results(trainer, test: dict[str, float], data: str) -> dict:
         "best_epoch": history.epochs[history.best],
         "train_runtime": stopwatch.seconds,
         "train_images_per_second": trainer.state.global_step * images_per_step / stopwatch.seconds,
-        "data": data,
-        "seed": args.seed,
+        **_about_data(args, data_args),
         "monotonic_train_loss": history.is_monotonic("train"),
         "monotonic_validation_loss": history.is_monotonic("validation"),
     }
@@ -102,8 +113,7 @@ def collect_classification_results(trainer, test: dict[str, float], data_args: D
         "best_epoch": best["epoch"],
         "metric_for_best_model": args.metric_for_best_model,
         "train_runtime": stopwatch.seconds,
-        "data": data_args.data,
-        "seed": args.seed,
+        **_about_data(args, data_args),
     }
 
 
@@ -134,7 +144,9 @@ def write_run(trainer, processor, splits, results: dict, data_args: DataArgument
         results: From `collect_results`.
         data_args: For the card's account of the data.
     """
-    args, model, folder = trainer.args, trainer.model.eval(), Path(trainer.args.output_dir)
+    args, folder = trainer.args, Path(trainer.args.output_dir)
+    whole = AutoModelForCausalLM.from_pretrained(folder) if trainer.is_fsdp_enabled else trainer.model  # not a part
+    model = whole.eval()
     history = LossHistory.from_log(trainer.state.log_history)
     (folder / "all_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
@@ -190,7 +202,7 @@ def _card_facts(trainer, processor, splits, results: dict, data_args: DataArgume
         "class_dropout_prob": trainer.train_dataset.class_dropout_prob,
         "num_train_epochs": f"{trainer.state.num_train_epochs:.4g}",
         "num_steps": trainer.state.global_step,
-        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+        "precision": precision(args),
         "hardware": hardware(args.device, args.world_size),
         "versions": versions(),
         "package_version": __version__,

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import math
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ExportableState, ProgressCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from .checkpoints import last_complete_checkpoint, whole_checkpoint
+from .checkpoints import last_complete_checkpoint, naming_the_last_checkpoint, whole_checkpoint
 from .configuration_igpt import PRESETS, IGPTConfig
 from .errors import DataError
 from .hub import ask_hub, push_folder
@@ -130,7 +131,9 @@ class DataArguments:
     image_column: str = field(default="image", metadata={"help": "Parquet and Hub: the column of images."})
     label_column: str = field(default="label", metadata={"help": "Parquet and Hub: the column of classes."})
     max_images: int | None = field(default=None, metadata={"help": "Use a random part of so many images only."})
-    split_seed: int | None = field(default=None, metadata={"help": "Of the split into three; `seed` unless given."})
+    split_seed: int | None = field(
+        default=None, metadata={"help": "Of the split into train, validation and test; `seed` unless given."}
+    )
     skip_bad_images: bool = field(default=False, metadata={"help": "Count and leave out images that cannot be read."})
     threshold: float = field(default=0.5, metadata={"help": "Grey level in (0, 1] from which on a pixel is white."})
     invert: str = field(default="auto", metadata={"help": "auto (light borders), never or always."})
@@ -148,16 +151,23 @@ class DataArguments:
     )
     num_threads: int | None = field(default=None, metadata={"help": "CPU threads per process; default: all cores."})
 
+    def get_split_seed(self, seed: int) -> int:
+        """Seed of the split, where `seed` is that of the training."""
+        return seed if self.split_seed is None else self.split_seed
+
 
 def _config_arguments() -> type:
     """A dataclass with a flag for the preset and one for each field of `IGPTConfig`; None: the preset decides."""
     presets = ", ".join([*PRESETS, STOCK_PRESET])
+    meanings = dict(re.findall(r"^ {8}(\w+): ((?:.+\n)(?: {12}.+\n)*)", IGPTConfig.__doc__, re.MULTILINE))
+    meanings = {name: " ".join(text.split()) for name, text in meanings.items()}
     fields = [("preset", str, field(default="xxs", metadata={"help": f"The model: {presets}."}))]
     taken = {training_field.name for training_field in dataclasses.fields(TrainingArguments)}  # use_cache
     for config_field in dataclasses.fields(IGPTConfig):
-        if config_field.name in IGPTConfig.__annotations__ and config_field.name not in taken:
+        if config_field.name in meanings and config_field.name not in taken:
             kind = next(t for t in (bool, float, int, str) if t.__name__ in str(config_field.type))
-            help_text = f"IGPTConfig field, {config_field.default} unless the preset says otherwise."
+            default = config_field.default if config_field.name not in PRESETS["xxs"] else "the preset's"
+            help_text = f"{meanings[config_field.name]} Unless given: {default}."
             fields.append((config_field.name, kind | None, field(default=None, metadata={"help": help_text})))
     return dataclasses.make_dataclass("ConfigArguments", fields)
 
@@ -223,7 +233,9 @@ def use_all_cores(num_threads: int | None = None) -> int:
     """
     if num_threads is None:
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        num_threads = max(1, len(os.sched_getaffinity(0)) // local_processes)
+        can_ask = hasattr(os, "sched_getaffinity")  # Linux: the cores that this process may use
+        num_cores = len(os.sched_getaffinity(0)) if can_ask else os.cpu_count()
+        num_threads = max(1, num_cores // local_processes)
     torch.set_num_threads(num_threads)
     return num_threads
 
@@ -357,7 +369,15 @@ class LossHistory:
 
 
 class PatientEarlyStopping(EarlyStoppingCallback):
-    """Early stopping that looks at the validation split's evaluation only; the others do not have its metric."""
+    """Early stopping that looks at the validation split's evaluation only; the others do not have its metric.
+
+    A resumed run has used up the patience that its checkpoint says, and may have none left.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        self.early_stopping_patience = args.early_stopping_patience  # not the checkpoint's, which may be another
+        control.should_training_stop |= self.early_stopping_patience_counter >= self.early_stopping_patience
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         if args.metric_for_best_model in metrics:
@@ -380,7 +400,7 @@ class Stopwatch(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.start = time.monotonic()
-        control.should_training_stop = state.global_step > 0 and self._is_over(args)  # a resumed run has had its time
+        control.should_training_stop |= state.global_step > 0 and self._is_over(args)  # a resumed run has had its time
 
     def on_step_end(self, args, state, control, **kwargs):
         """Stop at `--max_minutes`, with an evaluation and a checkpoint; strategy `epoch` makes them by itself."""
@@ -436,7 +456,8 @@ class OneLineProgress(ProgressCallback):
 class SampleSheetCallback(TrainerCallback):
     """Draw a sheet of samples after each evaluation: a PNG in output_dir/samples, and a picture in the reports.
 
-    The random state is put back afterwards, so that drawing does not change the training.
+    The random state is put back afterwards, so that drawing does not change the training. With FSDP no sheet is drawn:
+    the first process, which draws, has a part of the weights only.
 
     Args:
         draw: A function from the model to a PIL image.
@@ -449,11 +470,14 @@ class SampleSheetCallback(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics, model=None, **kwargs):
         if not state.is_world_process_zero or args.metric_for_best_model not in metrics:
             return
+        if self.trainer is not None and self.trainer.is_fsdp_enabled:
+            return
         with torch.random.fork_rng():
             sheet = self.draw(model)
-        folder = Path(args.output_dir) / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
-        sheet.save(folder / f"step-{state.global_step:06d}.png")
+        path = Path(args.output_dir) / "samples" / f"step-{state.global_step:06d}.png"
+        with naming_the_last_checkpoint(path, args.output_dir):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sheet.save(path)
         self._report(args, sheet, state.global_step)
 
     def _report(self, args, sheet, step: int):
@@ -482,15 +506,22 @@ class IGPTTrainer(Trainer):
     """
 
     def training_step(self, *args, **kwargs):
-        """Raises FloatingPointError at a loss that is not finite; says where the last good checkpoint is."""
-        loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
+        self.last_loss = super().training_step(*args, **kwargs)
+        return self.last_loss
+
+    def _get_grad_norm(self, *args, **kwargs):
+        """Raises FloatingPointError, in all processes, before a loss or gradient that is no number gets into the
+        weights; says where the last good checkpoint is."""
+        norm = super()._get_grad_norm(*args, **kwargs)
+        scales = self.accelerator.scaler is not None  # fp16: the scaler leaves out steps of infinite gradients
+        if not (math.isfinite(self.last_loss) and (scales or math.isfinite(norm))):
             raise FloatingPointError(
-                f"the training loss is {loss.item()} at step {self.state.global_step + 1}. Last complete checkpoint: "
+                f"the training loss is {float(self.last_loss)} and the gradient's norm {float(norm)} at step "
+                f"{self.state.global_step + 1}. Last complete checkpoint: "
                 f"{last_complete_checkpoint(self.args.output_dir) or 'none'}. Lower --learning_rate; resume or start "
                 "anew."
             )
-        return loss
+        return norm
 
     def init_hf_repo(self, *args, **kwargs):
         repo = self.args.hub_model_id or Path(self.args.output_dir).absolute().name

@@ -28,7 +28,7 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf.building import build
-from igpt_hf.checkpoints import Preempted, SaveOnSigterm, prepare_output_dir
+from igpt_hf.checkpoints import Preempted, SaveOnSigterm, naming_the_last_checkpoint, prepare_output_dir
 from igpt_hf.data import load_splits, tokenize
 from igpt_hf.launching import describe_launch, end_processes, end_with_launcher, launch_warnings, on_first_process
 from igpt_hf.plots import sample_sheet
@@ -62,13 +62,14 @@ def main():
         logger.warning("warning: %s", warning)
 
     # 1. Data.
+    split_seed = data_args.get_split_seed(args.seed)
     if data_args.streaming:
         source = open_shards(data_args.data, data_args.image_column, data_args.label_column, data_args.max_images)
         class_names = source.names
     else:
         splits = load_splits(
             data_args.data,
-            seed=args.seed if data_args.split_seed is None else data_args.split_seed,
+            seed=split_seed,
             image_column=data_args.image_column,
             label_column=data_args.label_column,
             max_images=data_args.max_images,
@@ -82,7 +83,7 @@ def main():
     model, processor = start.model, start.processor
     if data_args.streaming:
         splits, tokens = stream_splits(
-            *(source, processor, args.seed, data_args.max_eval_images),
+            *(source, processor, split_seed, data_args.max_eval_images),
             num_workers=num_threads,
             first_shard=len(source.shards) * args.process_index // args.world_size,
             skip_bad_images=data_args.skip_bad_images,
@@ -106,8 +107,9 @@ def main():
         return logger.info(message)
     test_split = (LabelDataset if is_classifier else TokenDataset)(tokens["test"], start.layout, seed=args.seed)
     test = trainer.evaluate(test_split, metric_key_prefix="test")
-    trainer.save_model(_internal_call=True)  # which does not push: the card is not there yet
-    trainer.save_state()
+    with naming_the_last_checkpoint("the model", args.output_dir):
+        trainer.save_model(_internal_call=True)  # which does not push: the card is not there yet
+        trainer.save_state()
 
     # 5. Results, pictures, card; then the Hub, with --push_to_hub.
     if trainer.is_world_process_zero():
@@ -115,7 +117,7 @@ def main():
             results = collect_classification_results(trainer, test, data_args)
             write_classification_run(trainer, results)
         else:
-            results = collect_results(trainer, test, data_args.data)
+            results = collect_results(trainer, test, data_args)
             write_run(trainer, processor, splits, results, data_args)
         logger.info("%s: %s", args.output_dir, json.dumps(results, indent=2))
         if args.push_to_hub:

@@ -6,6 +6,7 @@ import pickle
 import resource
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from igpt_hf.checkpoints import (
     prepare_output_dir,
     seal,
 )
+from igpt_hf.training import SampleSheetCallback
 
 
 def contents(folder) -> dict[str, bytes]:
@@ -132,12 +134,40 @@ def test_overwriting_deletes_the_run_and_nothing_else(tmp_path):
 def test_resuming_goes_on_from_the_checkpoint_that_is_named(tmp_path):
     for step in (5, 10):
         write_checkpoint(tmp_path, step)
-    named = str(tmp_path / "checkpoint-5")
+    named = str(tmp_path / "checkpoint-10")
     assert prepare(tmp_path, resume_from_checkpoint=named) == named
     with pytest.raises(DataError, match="checkpoint-7 is no complete checkpoint"):
         prepare(tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
     with pytest.raises(DataError, match="holds a run already"):
         prepare(tmp_path, resume_from_checkpoint="false")
+
+
+def test_what_is_newer_than_the_named_checkpoint_is_kept_aside_so_that_the_run_goes_on_from_its_own(tmp_path, caplog):
+    for step in (5, 10, 15):
+        write_checkpoint(tmp_path, step)
+    before = contents(tmp_path / "checkpoint-15")
+    named = str(tmp_path / "checkpoint-5")
+    assert prepare(tmp_path, resume_from_checkpoint=named) == named
+    assert "checkpoint-15 is passed over: the run goes on from checkpoint-5, which is older" in caplog.text
+    assert last_complete_checkpoint(tmp_path) == named
+    assert contents(tmp_path / "left-checkpoint-15") == before
+    with pytest.raises(DataError, match="left-checkpoint-15 was set aside: give it back its name"):
+        prepare(tmp_path, resume_from_checkpoint=str(tmp_path / "left-checkpoint-15"))
+    assert prepare(tmp_path, overwrite_output_dir=True) is None
+    assert contents(tmp_path) == {}
+
+
+def test_going_on_from_another_runs_checkpoint_spares_the_run_that_is_there(tmp_path):
+    other = str(write_checkpoint(tmp_path / "a", 5))
+    assert prepare(tmp_path / "new", resume_from_checkpoint=other) == other
+    write_checkpoint(tmp_path / "b", 5)
+    before = contents(tmp_path)
+    with pytest.raises(DataError, match="holds a run already"):
+        prepare(tmp_path / "b", resume_from_checkpoint=other)
+    with pytest.raises(DataError, match="checkpoint-6 is no complete checkpoint"):
+        prepare(tmp_path / "b", resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-6"), overwrite_output_dir=True)
+    assert contents(tmp_path) == before
+    assert prepare(tmp_path / "b", resume_from_checkpoint=other, overwrite_output_dir=True) == other
 
 
 def test_resuming_needs_a_checkpoint_and_an_output_folder_is_no_file(tmp_path):
@@ -245,6 +275,25 @@ def test_a_resumed_run_remembers_how_much_patience_is_left(splits, tiny_processo
     resumed = new_trainer(tmp_path, splits, tiny_processor, **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-18"))  # the third evaluation: one more is left
     assert resumed.state.epoch == 4
+
+
+def test_a_run_whose_patience_is_over_is_over_when_it_is_resumed_unless_it_gets_more(splits, tiny_processor, tmp_path):
+    settings = {"learning_rate": 0.0, "muon_learning_rate": 0.0, "num_train_epochs": 9}  # no evaluation is better
+    settings |= {"early_stopping_patience": 2, "save_total_limit": None}
+    new_trainer(tmp_path, splits, tiny_processor, **settings).train()
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-18")
+    for patience, epochs in ((2, 3), (4, 5)):
+        resumed = new_trainer(tmp_path, splits, tiny_processor, **settings | {"early_stopping_patience": patience})
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-18"))
+        assert resumed.state.epoch == epochs
+
+
+def test_a_sheet_of_samples_that_cannot_be_written_names_the_last_checkpoint(splits, tiny_processor, tmp_path):
+    def full_disk(model):
+        return SimpleNamespace(save=lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+
+    with pytest.raises(OSError, match=r"step-000004.png could not be written: .*No space left.*checkpoint: none"):
+        start(tmp_path, splits, tiny_processor, SampleSheetCallback(full_disk)).train()
 
 
 # --- nothing in a checkpoint is executed ----------------------------------------------------------------------------
