@@ -24,7 +24,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(INSTALL) --editable '.[dev]'
 	touch $@
 
-train: install  ## the seed model on the embedded Persian digits, in minutes, into runs/synthetic
+train: install  ## the reference model on digits that the package draws itself, in minutes, into runs/synthetic
 	$(BIN)/accelerate launch scripts/train.py --config configs/quick.yaml
 
 MODEL ?= runs/synthetic

@@ -65,7 +65,9 @@ def export_onnx(model: IGPTForCausalImageModeling, path: str | Path):
         DataError: The extra `onnx` is not installed.
     """
     if importlib.util.find_spec("onnxscript") is None:
-        raise DataError("ONNX export needs more packages: pip install 'igpt_hf[onnx]'.")
+        raise DataError(
+            "ONNX export needs more packages: pip install 'igpt_hf[onnx]', or in a checkout pip install -e '.[onnx]'."
+        )
     config, past, batch = model.config, torch.export.Dim("past"), torch.export.Dim("batch")
     shape = (config.num_hidden_layers, 2, config.num_attention_heads, 5, empty_cache(config, 2).shape[-1])
     cache_shape = {1: batch, 3: past}

@@ -14,7 +14,8 @@ from .errors import DataError
 
 logger = logging.getLogger(__name__)
 
-PATTERNS = ("*.json", "*.safetensors", "*.py", "*.png", "README.md")  # no checkpoints, logs and training arguments
+PATTERNS = ("*.json", "*.safetensors", "*.py", "*.png", "README.md")  # no checkpoints and training arguments
+STAYS = "trainer_state.json"  # the log
 ATTEMPTS = 4
 
 
@@ -50,7 +51,7 @@ def push_folder(
 
 def _additions(folder: Path, repo: str) -> list[CommitOperationAdd]:
     """The files to upload; the card tells how to load the model from its new place."""
-    paths = sorted({path for pattern in PATTERNS for path in folder.glob(pattern)})
+    paths = sorted({path for pattern in PATTERNS for path in folder.glob(pattern)} - {folder / STAYS})
     return [
         CommitOperationAdd(path.name, _card_for(path, repo) if path.name == "README.md" else path) for path in paths
     ]

@@ -61,13 +61,37 @@ def _check(model: IGPTPreTrainedModel, processor: IGPTImageProcessor, name: str)
             )
 
 
+def _results(name: str) -> dict:
+    path = Path(name) / "all_results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def was_trained_on(name: str, data: str) -> bool:
     """Whether the all_results.json of a run says that its model was trained on this source."""
-    results = Path(name) / "all_results.json"
-    if not results.is_file():
-        return False
-    source = json.loads(results.read_text(encoding="utf-8")).get("data", "")
-    return source == data or Path(source).absolute() == Path(data).absolute()
+    source = _results(name).get("data")
+    return source is not None and (source == data or Path(source).absolute() == Path(data).absolute())
 
 
-__all__ = ["load_pretrained", "was_trained_on"]
+def seen_images_warning(name: str, data: str, seed: int, max_images: int | None = None) -> str | None:
+    """Say why the test split of a source may hold images that the model was trained on; None if it does not.
+
+    Args:
+        name: Folder of a run.
+        data: The source.
+        seed, max_images: Of `load_splits`.
+    """
+    results = _results(name)
+    if not was_trained_on(name, data) or "split_seed" not in results:  # not known
+        return None
+    if results["streaming"]:
+        reason = "it was streamed, and split otherwise than here"
+    elif results["max_images"] != max_images:
+        reason = f"with --max_images {results['max_images']}, and the part is split otherwise than the whole"
+    elif results["split_seed"] != seed:
+        reason = f"split with another seed: give --seed {results['split_seed']}"
+    else:
+        return None
+    return f"{name} was trained on {data}, {reason}. It may have seen images of what is the test split here."
+
+
+__all__ = ["load_pretrained", "seen_images_warning", "was_trained_on"]

@@ -28,7 +28,9 @@ def main():
     parser.add_argument("--space", type=Path, metavar="FOLDER", help="write a Space there, and serve nothing")
     args = parser.parse_args()
     if importlib.util.find_spec("gradio") is None:
-        raise DataError("the app needs Gradio: pip install 'igpt_hf[demo]', or `make app`.")
+        raise DataError(
+            "the app needs Gradio: `make app` brings it, or pip install 'igpt_hf[demo]' (checkout: '.[demo]')."
+        )
     if args.model == SEED_MODEL and not Path(SEED_MODEL).is_dir():
         raise DataError(
             f"there is no model in {SEED_MODEL} yet: `make train` makes one in minutes. "

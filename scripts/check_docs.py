@@ -5,7 +5,7 @@
 
 A measured figure is followed by a comment that says which committed file it comes from, and how it is written:
 
-    52.58<!-- result: hoda.json#test_nats_per_image .2f -->
+    52.26<!-- result: hoda.json#test_nats_per_image .2f -->
 
 A path `a/b` leads into objects and lists; `name=x` finds the row of a list, and `max` is the largest number. The last
 word is a format of Python's, or `minutes`. A figure that has not been measured yet is a dash. Any other decimal or

@@ -4,7 +4,8 @@
     python scripts/evaluate.py runs/hoda --data digits.cdb --samples 1000 --output report.json   # and its samples
     python scripts/evaluate.py runs/hoda --data other.cdb --split all --output report.json       # images never seen
 
-The splits are those of the training run if the data and --seed are. Prints a table, writes a JSON file and, beside it,
+The splits are those of the training run if the data and --seed are, and the run had all images (no --max_images, no
+--streaming); otherwise a warning says so. Prints a table, writes a JSON file and, beside it,
 a picture of the same name: calibration, nats per class, confusion, codecs, the hardest and easiest images with what
 surprised the model in them, and with --samples some beside the training images nearest to them.
 """
@@ -36,7 +37,7 @@ from igpt_hf.evaluation import (
     surprise_maps,
 )
 from igpt_hf.evaluation_plots import SHOWN, evaluation_picture
-from igpt_hf.loading import load_pretrained, was_trained_on
+from igpt_hf.loading import load_pretrained, seen_images_warning, was_trained_on
 from igpt_hf.training import TokenDataset, use_all_cores
 
 
@@ -56,7 +57,12 @@ def parse_arguments():
     parser.add_argument("--temperature", type=float, default=1.0, help="of the samples; 1: the model's distribution")
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="of the samples; above 1: more of a class")
     parser.add_argument("--prior", default="data", choices=["data", "uniform"], help="p(class): as in train, or equal")
-    parser.add_argument("--seed", type=int, default=42, help="of the split, the samples and the classifiers")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=42,
+        help="of the split (the training run's --split_seed, or its --seed), the samples and the classifiers",
+    )
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--output", default="report.json", help="the picture is written beside it, as .png")
     args = parser.parse_args()
@@ -86,6 +92,9 @@ def load_checked(args):
         label_column=args.label_column,
         skip_bad_images=args.skip_bad_images,
     )
+    warning = seen_images_warning(args.model, args.data, args.seed)
+    if warning is not None and args.split in ("validation", "test"):
+        print(f"warning: {warning}", file=sys.stderr)
     is_size_free = args.resize or was_trained_on(args.model, args.data)
     index = torch.tensor(check_data(splits["train"], model.config, is_size_free))
     if args.samples is not None:

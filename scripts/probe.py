@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from igpt_hf import DataError, load_splits, tokenize
 from igpt_hf.evaluation import check_data
 from igpt_hf.evaluation_plots import probe_curve
-from igpt_hf.loading import load_pretrained, was_trained_on
+from igpt_hf.loading import load_pretrained, seen_images_warning, was_trained_on
 from igpt_hf.probing import layer_features, probe_layers
 from igpt_hf.training import TokenDataset, use_all_cores
 
@@ -42,7 +42,9 @@ def parse_arguments():
     parser.add_argument("--skip_bad_images", action="store_true", help="leave out images that cannot be read")
     parser.add_argument("--resize", action="store_true", help="fit pictures of another size than the model's to it")
     parser.add_argument("--max_images", type=int, help="use a random part of so many images only")
-    parser.add_argument("--seed", type=int, default=42, help="of the split")
+    parser.add_argument(
+        "--seed", type=int, default=42, help="of the split: the training run's --split_seed, or its --seed"
+    )
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--output", default="probe.json", help="the plot is written beside it, as .png")
     args = parser.parse_args()
@@ -68,6 +70,9 @@ def main():
         max_images=args.max_images,
         skip_bad_images=args.skip_bad_images,
     )
+    warning = seen_images_warning(args.model, args.data, args.seed, args.max_images)
+    if warning is not None:
+        print(f"warning: {warning}", file=sys.stderr)
     check_data(splits["train"], model.config, is_size_free=args.resize or was_trained_on(args.model, args.data))
 
     features, labels = {}, {}

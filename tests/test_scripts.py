@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoModelForI
 
 import igpt_hf  # noqa: F401  registers the model
 from igpt_hf.data import load_splits
+from igpt_hf.loading import seen_images_warning
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -429,6 +430,32 @@ def test_the_test_split_of_the_run_has_the_nats_that_the_run_reported(evaluate, 
     assert math.isclose(report["nats_per_image"], results["test_nats_per_image"], rel_tol=1e-5)
     assert report["nats_per_image_marginal"] <= report["nats_per_image"] + math.log(3) + 1e-6
     assert report.keys() >= {"num_images", "nats_per_image_unconditional", "bits_per_pixel", "bayes_accuracy"}
+
+
+def test_a_test_split_that_the_model_may_have_seen_is_warned_of(evaluate, capsys):
+    evaluate("--skip_bad_images", "--seed", "42")
+    evaluate("--skip_bad_images", "--seed", "7", "--split", "all")  # which nobody takes for new images
+    assert "warning" not in capsys.readouterr().err
+    evaluate("--skip_bad_images", "--seed", "7")
+    assert "It may have seen images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("facts", "arguments", "words"),
+    [
+        ({}, ("synthetic", 42), None),
+        ({}, ("other", 1), None),
+        ({}, ("synthetic", 1), "give --seed 42"),
+        ({"max_images": 9}, ("synthetic", 42), "--max_images 9"),
+        ({"max_images": 9}, ("synthetic", 42, 9), None),
+        ({"streaming": True}, ("synthetic", 42), "streamed"),
+    ],
+)
+def test_it_is_known_whether_a_run_has_seen_a_test_split(tmp_path, facts, arguments, words):
+    results = {"data": "synthetic", "split_seed": 42, "max_images": None, "streaming": False} | facts
+    (tmp_path / "all_results.json").write_text(json.dumps(results))
+    warning = seen_images_warning(str(tmp_path), *arguments)
+    assert warning is None if words is None else words in warning
 
 
 def test_all_images_are_those_of_the_three_splits(evaluate):
