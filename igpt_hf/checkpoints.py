@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 from dataclasses import dataclass
@@ -111,7 +112,9 @@ def naming_the_last_checkpoint(what: str | os.PathLike, output_dir: str | os.Pat
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError is torch.save's
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and not re.search("inline_container|iostream", str(error)):
+            raise  # not one of torch.save's
         raise OSError(
             f"{what} could not be written: {error}. Last complete checkpoint: "
             f"{last_complete_checkpoint(output_dir) or 'none'}. Free space or make the folder writable, then go "

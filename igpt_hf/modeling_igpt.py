@@ -211,10 +211,20 @@ class IGPTPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": IGPTBlock, "attentions": IGPTAttention}
 
+    def get_input_embeddings(self) -> IGPTEmbeddings:
+        """What turns ids into hidden states: the module that FSDP takes as one part."""
+        return self.base_model.embeddings
+
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Save the weights, the configuration and the code, so that others can load them with `trust_remote_code`."""
         self.config.auto_map = {"AutoModel": f"{__name__.rpartition('.')[2]}.IGPTModel"}  # the library adds its own
-        super().save_pretrained(save_directory, *args, **kwargs)
+        saved_class = type(self)
+        if saved_class.__name__.startswith("FSDP"):  # a class that torch has made of this one: its code is not ours
+            self.__class__ = saved_class.__bases__[-1]
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.__class__ = saved_class
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

@@ -2,15 +2,18 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
+import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from test_scripts import LAUNCH, SCRIPTS, results_of, run
@@ -154,6 +157,48 @@ def test_two_processes_one_process_and_accumulation_train_the_same_model_to_the_
             nats = [results_of(tmp_path / run_name)[f"{split}_nats_per_image"] for run_name in ("one", name)]
             assert nats[0] == pytest.approx(nats[1], rel=1e-6)
     assert losses["one"][-1] < losses["one"][0] - 0.1
+
+
+def test_fsdp_trains_resumes_and_saves_what_one_process_does(tmp_path):
+    """configs/accelerate/fsdp-8.yaml with two processes, and PyTorch's FSDP over gloo."""
+    settings = yaml.safe_load(CONFIGS[0].with_name("fsdp-8.yaml").read_text())
+    settings |= {"num_processes": 2, "mixed_precision": "no"}
+    (tmp_path / "fsdp.yaml").write_text(yaml.safe_dump(settings))
+    launch = [LAUNCH[0], "launch", "--config_file", tmp_path / "fsdp.yaml", Path(__file__).with_name("fsdp_on_cpu.py")]
+    flags = [*SMALL, "--max_images", "116", "--use_muon", "false", "--num_train_epochs", "2"]  # 6 batches of 16
+    fsdp = [
+        *launch,
+        SCRIPTS / "train.py",
+        *flags,
+        "--per_device_train_batch_size",
+        "8",
+        "--output_dir",
+        tmp_path / "fsdp",
+    ]
+    run(
+        sys.executable,
+        SCRIPTS / "train.py",
+        *flags,
+        "--per_device_train_batch_size",
+        "16",
+        "--output_dir",
+        tmp_path / "one",
+    )
+    run(*fsdp)
+    first, expected = (results_of(tmp_path / name) for name in ("fsdp", "one"))
+    for split in ("train", "validation", "test"):
+        assert first[f"{split}_nats_per_image"] == pytest.approx(expected[f"{split}_nats_per_image"], rel=1e-4)
+    names = [{path.name for path in (tmp_path / name).iterdir() if path.is_file()} for name in ("fsdp", "one")]
+    assert names[0] == names[1]  # the model's code among them
+    assert "pytorch_model_fsdp.bin" in {path.name for path in (tmp_path / "fsdp").glob("checkpoint-*/*")}  # it was cut
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("fsdp", "one")]
+    assert {key: weight.shape for key, weight in weights[0].items()} == {
+        key: weight.shape for key, weight in weights[1].items()
+    }
+    shutil.rmtree(max((tmp_path / "fsdp").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])))
+    run(*fsdp, "--resume_from_checkpoint", "true")
+    again = results_of(tmp_path / "fsdp")
+    assert again["test_nats_per_image"] == pytest.approx(first["test_nats_per_image"], rel=1e-6)
 
 
 def test_the_training_ends_with_its_launcher_and_leaves_a_checkpoint(tmp_path):
