@@ -19,6 +19,8 @@ def init_with_fsdp(self, *args, fsdp_plugin=None, **kwargs):
     plain_init(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
     if fsdp_plugin is not None:
         self.fsdp_plugin = fsdp_plugin
+        if self.mixed_precision != "no":
+            fsdp_plugin.set_mixed_precision(self.mixed_precision)
     if "fsdp_plugin" in vars(self):
         self.distributed_type = DistributedType.FSDP
 
