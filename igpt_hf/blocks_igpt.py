@@ -63,7 +63,7 @@ from .simd_igpt import (
 
 FRONT = LANES
 HEAD_SIZE = 8  # so many vectors of queries, gradients and sums fit into the registers together
-MAX_CHANNELS = 64  # beyond, torch's matrix products are as fast
+MAX_CHANNELS, MAX_VOCAB_SIZE = 64, 512  # beyond, torch's matrix products are as fast, and gradients of tables large
 TASKS = 32  # at most so many groups of images, each with gradients of its own
 MATRICES = (2, 5, 7, 9)  # among the weights: of query, key and value; of the output; up; down
 SLOPES = {"quick_gelu": 1.702, "silu": 1.0, "swish": 1.0}  # act(x) = x sigmoid(slope x)
@@ -167,7 +167,11 @@ def add_normalize_gradient(normed, scales, grad, dx):
 @kernel
 def activate(x, slope, slopes, wants_slopes):
     """x = act(x) and, if wanted, slopes = act'(x)"""
-    one, lowest, rate = splat(1), splat(-60), splat(-slope * float32(LOG2_E))  # sigmoid(-60) is nearly 0
+    one, lowest, rate = (
+        splat(1),
+        splat(float32(-60) / slope),
+        splat(-slope * float32(LOG2_E)),
+    )  # sigmoid(-60): nearly 0
     for t in range(len(x)):
         for c in range(0, x.shape[1], LANES):
             z = load(x, t, c)
@@ -708,6 +712,7 @@ def are_blocks_usable(model, input_ids: torch.Tensor) -> bool:
         and config.hidden_size == HEAD_SIZE * config.num_attention_heads <= MAX_CHANNELS
         and config.hidden_size % LANES == config.intermediate_size % LANES == 0
         and config.hidden_act in SLOPES
+        and (config.vocab_size <= MAX_VOCAB_SIZE or not torch.is_grad_enabled())  # a gradient for each group of images
         and not (model.training and (config.attention_dropout or model.layers[0].gradient_checkpointing))
         and is_plain(model, config)
     )
@@ -732,11 +737,22 @@ def run_blocks(model, input_ids: torch.LongTensor) -> torch.Tensor:
 
 
 def is_plain(model: nn.Module, config) -> bool:
-    """Whether all modules are the model's own, float32 on the CPU, and no hook or wrapper changes what they do."""
+    """Whether all modules are the model's own, float32 on the CPU, and no hook or wrapper changes what they do.
+
+    Hooks that the library leaves behind once it was asked for hidden states or attentions do nothing by themselves.
+    """
     kinds = (nn.Linear, nn.Embedding, nn.ModuleList, type(ACT2FN[config.hidden_act]))
+
+    def hooks(module):
+        yield from (*module._forward_pre_hooks.values(), *module._backward_pre_hooks.values())
+        yield from module._backward_hooks.values()
+        for hook in module._forward_hooks.values():
+            if getattr(hook, "__module__", None) != "transformers.utils.output_capturing":
+                yield hook
+
     return all(
-        (type(module) in kinds or type(module).__name__.startswith("IGPT"))
-        and not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+        (type(module) in kinds or type(module).__module__.rpartition(".")[2] == "modeling_igpt")
+        and not (any(True for _ in hooks(module)) or "forward" in vars(module))
         and all(
             x is None or (x.dtype == torch.float32 and x.device.type == "cpu") for x in module._parameters.values()
         )
@@ -744,4 +760,4 @@ def is_plain(model: nn.Module, config) -> bool:
     )
 
 
-__all__ = ["LinearOfImages", "are_blocks_usable", "is_plain", "run_blocks"]
+__all__ = ["MAX_VOCAB_SIZE", "LinearOfImages", "are_blocks_usable", "is_plain", "run_blocks"]

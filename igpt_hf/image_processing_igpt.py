@@ -14,6 +14,7 @@ inverse of `tokenize`, and a likelihood over tokens is a likelihood over pixels.
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 
@@ -246,7 +247,7 @@ class IGPTImageProcessor(BaseImageProcessor):
                                  f"0 to {self.num_labels - 1}; None asks for any class.")  # fmt: skip
         if len(labels) not in (1, count):
             raise ValueError(f"{len(labels)} class labels for {count} images: give as many, or one for all.")
-        return (torch.tensor(labels) + self.vocab_size)[:, None].expand(count, 1)
+        return (torch.tensor(labels, dtype=torch.long) + self.vocab_size)[:, None].expand(count, 1)
 
     # --- tokens -> images -------------------------------------------------------------------------------------------
 
@@ -293,6 +294,11 @@ def _as_list(images) -> list:
             raise ValueError(
                 f"an array of images has shape (height, width) or (n, height, width), got {images.shape}."
             )
+        if images.shape[2] in (1, 3, 4) and images.shape[1] > images.shape[2]:
+            raise ValueError(
+                f"an array of shape {tuple(images.shape)} looks like one picture (height, width, channels), not like "
+                "pictures (n, height, width): pass PIL.Image.fromarray(array)."
+            )
     images = list(images)
     if not images:
         raise ValueError("no images were given: the list is empty.")
@@ -307,9 +313,12 @@ def _label_list(class_labels) -> list:
 
 
 def _as_picture(pixels: np.ndarray) -> Image.Image:
-    """(height, width), uint8, white on black -> a PIL image that says so of itself."""
-    picture = Image.fromarray(pixels)
+    """(height, width), uint8, white on black -> a PIL image that says so of itself, also in a PNG file."""
+    picture, text = Image.fromarray(pixels), PngInfo()
+    for key, value in WHITE_FOREGROUND.items():
+        text.add_text(key, value)
     picture.info.update(WHITE_FOREGROUND)
+    picture.encoderinfo = {"pnginfo": text}  # what `save` adds to its arguments
     return picture
 
 

@@ -4,13 +4,25 @@ import json
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from .configuration_igpt import IGPTConfig
 from .errors import DataError
 from .image_processing_igpt import IGPTImageProcessor
 from .modeling_igpt import IGPTForCausalImageModeling, IGPTForImageClassification, IGPTPreTrainedModel
+
+
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    HFValidationError,
+    StrictDataclassError,
+    SafetensorError,
+)
 
 
 def load_pretrained(
@@ -30,11 +42,17 @@ def load_pretrained(
         kind = AutoConfig.from_pretrained(name).model_type
         if kind != IGPTConfig.model_type:
             raise DataError(f"{name} is a model of type {kind}, not one of this package: transformers loads it.")
-        model, processor = model_class.from_pretrained(name), IGPTImageProcessor.from_pretrained(name)
+        model, info = model_class.from_pretrained(name, output_loading_info=True)
+        processor = IGPTImageProcessor.from_pretrained(name)
     except DataError:
         raise
-    except (OSError, ValueError, HFValidationError) as error:
+    except LOADING_ERRORS as error:
         raise DataError(f"{name} cannot be loaded as an Image GPT: {error}") from error
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("classifier."))  # which is trained anew
+    if missing:
+        raise DataError(
+            f"{name} has no weights for {', '.join(missing[:3])}: it is damaged, or another kind of model's."
+        )
     classifies = IGPTForImageClassification.__name__ in (model.config.architectures or [])
     if classifies and model_class is IGPTForCausalImageModeling:
         raise DataError(

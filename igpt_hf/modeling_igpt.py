@@ -217,7 +217,8 @@ class IGPTPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Save the weights, the configuration and the code, so that others can load them with `trust_remote_code`."""
-        self.config.auto_map = {"AutoModel": f"{__name__.rpartition('.')[2]}.IGPTModel"}  # the library adds its own
+        module = __name__.rpartition(".")[2]
+        self.config.auto_map = {name: f"{module}.{kind.__name__}" for name, kind in AUTO_CLASSES.items()}
         saved_class = type(self)
         if saved_class.__name__.startswith("FSDP"):  # a class that torch has made of this one: its code is not ours
             self.__class__ = saved_class.__bases__[-1]
@@ -262,6 +263,18 @@ class IGPTHead(nn.Linear):
         return super().forward(hidden_states)
 
 
+def check_ids(input_ids: torch.Tensor, config: IGPTConfig):
+    """Raise ValueError unless ids (B, T) are a prompt's and image tokens'."""
+    first, last = config.vocab_size, config.start_token_id
+    for name, part, low, high in (
+        ("prompt id", input_ids[:, :1], first, last),
+        ("token", input_ids[:, 1:], 0, first - 1),
+    ):
+        wrong = part[(part < low) | (part > high)]
+        if len(wrong):
+            raise ValueError(f"{name} {wrong[0].item()} is out of range: {low} to {high}.")
+
+
 class IGPTModel(IGPTPreTrainedModel):
     """The transformer without a head: ids -> hidden states."""
 
@@ -293,12 +306,14 @@ class IGPTModel(IGPTPreTrainedModel):
                 then `input_ids` no longer holds the neighbours.
 
         Raises:
-            ValueError: A cache without `context`, or a sequence longer than one image.
+            ValueError: A cache without `context`, a sequence longer than one image, or, on the CPU, one that does not
+                begin with a prompt's id or has an id that is no image token.
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        is_all_given = all(x is None for x in (attention_mask, position_ids, past_key_values, context))
-        if is_all_given and are_blocks_usable(self, input_ids):
+        asks = (kwargs.get(n, getattr(self.config, n, False)) for n in ("output_hidden_states", "output_attentions"))
+        is_plain_call = all(x is None for x in (attention_mask, position_ids, past_key_values, context))
+        if is_plain_call and not any(asks) and are_blocks_usable(self, input_ids):
             # The same on the CPU, many times faster: whole sequences, nothing masked, no cache.
             return BaseModelOutputWithPast(last_hidden_state=run_blocks(self, input_ids))
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -313,6 +328,8 @@ class IGPTModel(IGPTPreTrainedModel):
                     f"A sequence has at most {self.config.max_position_embeddings} ids (the prompt and "
                     f"{self.config.num_image_tokens} image tokens), got {input_ids.shape[1]}."
                 )
+            if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere it would take time
+                check_ids(input_ids, self.config)
             context = context_ids(input_ids, position_ids_1d, self.config)
 
         hidden_states = self.embeddings(context, position_ids_1d)
@@ -389,6 +406,13 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
+    def adjust_generation_fn(self, *args, **kwargs):
+        """A checkpoint without generation_config.json, such as a classifier's, draws like any other."""
+        own = self.generation_config
+        super().adjust_generation_fn(*args, **kwargs)
+        if getattr(self.generation_config, "_from_model_config", False):
+            self.generation_config = own
+
     # --- likelihood -------------------------------------------------------------------------------------------------
 
     def token_log_likelihoods(self, input_ids: torch.LongTensor) -> torch.Tensor:
@@ -453,7 +477,7 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
                 f"input_ids must have shape (n, {length}): a prompt and the {length - 1} tokens of a whole image; "
                 f"got {tuple(input_ids.shape)}."
             )
-        self._check_range(input_ids)
+        check_ids(input_ids, self.config)
 
     # --- sampling ---------------------------------------------------------------------------------------------------
 
@@ -483,21 +507,29 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
             self._check_prompt(ids)
         self._check_length(1 if ids is None else ids.shape[1], generation_config, kwargs)
         if logits_processor is None and (settings := self._kernel_settings(generation_config, kwargs)) is not None:
+            start = settings.pop("bos_token_id")
             if ids is None:
-                ids = torch.full((1, 1), self.config.start_token_id)
+                ids = torch.full((1, 1), start)
             ids = ids.repeat_interleave(settings.pop("num_return_sequences"), dim=0)
             return sample_images(self, ids, **settings)
 
-        scale = kwargs.pop("guidance_scale", None)
-        if scale is None:
-            scale = (generation_config or self.generation_config).guidance_scale
+        scale = self._setting("guidance_scale", generation_config, kwargs)
         kwargs["guidance_scale"] = 1.0  # the library's own guidance would not start from the start token
         if scale is not None and scale != 1:
-            if (kwargs.get("num_beams") or getattr(generation_config, "num_beams", None) or 1) > 1:
+            if (self._setting("num_beams", generation_config, kwargs) or 1) > 1:
                 raise ValueError("guidance_scale works with samples, not with num_beams: leave out one of the two.")
             logits_processor = LogitsProcessorList(logits_processor or [])
             logits_processor.append(IGPTGuidanceLogitsProcessor(self, scale))
         return super().generate(inputs, generation_config, logits_processor, **kwargs)
+
+    def _setting(self, name: str, generation_config, kwargs):
+        """An argument of `generate`, or what the given configuration says, or the model's own; None: nobody does."""
+        sources = (
+            kwargs.get(name),
+            getattr(generation_config, name, None),
+            getattr(self.generation_config, name, None),
+        )
+        return next((value for value in sources if value is not None), None)
 
     def _kernel_settings(self, generation_config, kwargs) -> dict | None:
         """Settings for `sample_images`, or None where an argument asks for what only the library's loop has."""
@@ -506,17 +538,17 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
         if generation_config is not None:
             settings.update(generation_config.to_diff_dict())
         settings.update(asked)
-        for name in ("transformers_version", "_from_model_config", "bos_token_id"):
+        for name in ("transformers_version", "_from_model_config"):
             settings.pop(name, None)
         if settings.pop("max_length", None) != self.config.max_position_embeddings:
             return None
         defaults = {"do_sample": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-        defaults |= {"guidance_scale": 1.0, "num_return_sequences": 1}
+        defaults |= {"guidance_scale": 1.0, "num_return_sequences": 1, "bos_token_id": self.config.start_token_id}
         if not settings.keys() <= defaults.keys() or not is_sampler_usable(self):
             return None
         settings = defaults | settings
         in_range = settings["temperature"] > 0 and settings["top_k"] >= 0 and 0 < settings["top_p"] <= 1
-        if not (in_range and 0 <= settings["min_p"] <= 1):
+        if not (in_range and 0 <= settings["min_p"] <= 1 and math.isfinite(settings["guidance_scale"])):
             return None  # the library has errors for these
         if not settings["do_sample"] and settings["num_return_sequences"] > 1:
             return None  # the library has an error for that
@@ -528,24 +560,17 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
                 f"a prompt has shape (n, 1) or (n, 1 + given tokens), with at most {self.config.num_image_tokens - 1} "
                 f"given tokens; got {tuple(ids.shape)}."
             )
-        self._check_range(ids)
+        check_ids(ids, self.config)
 
     def _check_length(self, given: int, generation_config, kwargs):
         """Refuse a length that is not that of one prompt and one image."""
         whole = self.config.max_position_embeddings
         for name, expected in (("max_length", whole), ("max_new_tokens", whole - given)):
-            length = kwargs.get(name, getattr(generation_config, name, None))
+            length = self._setting(name, generation_config, kwargs)
             if length is not None and length != expected:
                 raise ValueError(
                     f"{name}={length}, but what is sampled is one whole image: leave {name} out (it is {expected})."
                 )
-
-    def _check_range(self, ids: torch.Tensor):
-        first, last = self.config.vocab_size, self.config.start_token_id
-        for name, part, low, high in (("prompt id", ids[:, :1], first, last), ("token", ids[:, 1:], 0, first - 1)):
-            wrong = part[(part < low) | (part > high)]
-            if len(wrong):
-                raise ValueError(f"{name} {wrong[0].item()} is out of range: {low} to {high}.")
 
     def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, past_key_values=None, **kwargs):
         """Look up the context while the whole sequence is at hand; the library then slices what is new."""
@@ -628,7 +653,18 @@ class IGPTForImageClassification(IGPTPreTrainedModel):
 
         Args:
             labels: Class indices, (B,). With them, `loss` is L_GEN, in nats per token, plus L_CLF, in nats per image.
+                The processor's `labels`, (B, 1 + N), are ignored.
+
+        Raises:
+            ValueError: Ids that are not one prompt and the tokens of one image.
         """
+        if input_ids.shape[1] != self.config.max_position_embeddings:
+            raise ValueError(
+                f"input_ids must have shape (n, {self.config.max_position_embeddings}): a prompt and the tokens of a "
+                f"whole image; got {tuple(input_ids.shape)}."
+            )
+        if labels is not None and labels.shape == input_ids.shape:
+            labels = None  # the processor's, which are tokens
         start = torch.full_like(input_ids[:, :1], self.config.start_token_id)
         inputs = torch.cat([start, input_ids[:, 1:-1]], dim=1)
         outputs = self.model(input_ids=inputs, use_cache=False, **kwargs)
@@ -645,9 +681,13 @@ class IGPTForImageClassification(IGPTPreTrainedModel):
 
 
 # Checkpoints carry the code of these classes, with the modules that it imports.
+AUTO_CLASSES = {
+    "AutoModel": IGPTModel,
+    "AutoModelForCausalLM": IGPTForCausalImageModeling,
+    "AutoModelForImageClassification": IGPTForImageClassification,
+}
 IGPTConfig.register_for_auto_class()
-IGPTModel.register_for_auto_class("AutoModel")
-IGPTForCausalImageModeling.register_for_auto_class("AutoModelForCausalLM")
-IGPTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+for _name, _kind in AUTO_CLASSES.items():
+    _kind.register_for_auto_class(_name)
 
 __all__ = ["IGPTForCausalImageModeling", "IGPTForImageClassification", "IGPTModel", "IGPTPreTrainedModel"]

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .blocks_igpt import SLOPES, activate, context_rows, fold_gains, is_plain, stacked_weights
+from .blocks_igpt import MAX_VOCAB_SIZE, SLOPES, activate, context_rows, fold_gains, is_plain, stacked_weights
 from .neighborhood_igpt import neighbor_index, rotations
 from .simd_igpt import (
     LANES,
@@ -46,7 +46,7 @@ from .simd_igpt import (
 )
 
 
-MAX_HIDDEN_SIZE, MAX_VOCAB_SIZE = 128, 512  # beyond, torch's matrix products win, and the sort in `pick` is slow
+MAX_HIDDEN_SIZE = 128  # beyond, torch's matrix products win; a vocabulary may have MAX_VOCAB_SIZE, `pick` sorts slowly
 SLOTS = 4  # even: with guidance an image takes two
 DEFAULTS = (1.0, 0, 1.0, 0.0, 1.0)  # temperature, top_k, top_p, min_p, guidance_scale
 float32 = np.float32
@@ -321,6 +321,7 @@ def is_sampler_usable(model) -> bool:
         and config.hidden_act in SLOPES
         and not (model.training and config.attention_dropout)
         and is_plain(model, config)
+        and model.lm_head.bias is None
     )
 
 

@@ -63,6 +63,8 @@ def main():
     num = args.num if args.num is not None else len(labels or [0] * 10)
     if num < 1:
         raise DataError(f"--num must be at least 1, got {num}.")
+    if args.batch_size < 1:
+        raise DataError(f"--batch_size must be at least 1, got {args.batch_size}.")
     if args.keep_rows is not None and args.complete is None:
         raise DataError("--keep_rows says how much of a picture is kept: pass --complete IMAGE too.")
     given = {}

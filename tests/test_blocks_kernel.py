@@ -156,6 +156,39 @@ def test_gradients_of_gradients_are_refused_not_wrong(tiny_model, random_ids):
         gradient.sum().backward()
 
 
+@pytest.mark.parametrize("act", ["quick_gelu", "silu"])
+def test_large_inputs_of_the_activation_give_what_the_modules_give(tiny_model, random_ids, monkeypatch, act):
+    model = tiny_model(hidden_act=act)
+    ids = random_ids(model.config)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.bias.copy_(torch.linspace(-300, 90, model.config.intermediate_size))
+    logits, gradients = loss_and_gradients(model, ids)
+    monkeypatch.setattr(modeling_igpt, "are_blocks_usable", lambda *_: False)
+    expected, expected_gradients = loss_and_gradients(model, ids)
+    assert torch.allclose(logits, expected, atol=1e-4)
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, expected_gradients[name], rtol=1e-3, atol=1e-3), name
+
+
+def test_to_have_asked_for_hidden_states_does_not_turn_the_kernel_off(tiny_model, random_ids):
+    model = tiny_model()
+    ids = random_ids(model.config)
+    outputs = model(input_ids=ids, output_hidden_states=True, use_cache=False)
+    assert len(outputs.hidden_states) == 3
+    assert are_blocks_usable(model.model, ids)
+    assert len(model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states) == 3
+    assert model(input_ids=ids, use_cache=False).hidden_states is None
+
+
+def test_training_with_a_large_vocabulary_is_left_to_the_modules(random_ids):
+    config = IGPTConfig(image_size=8, patch_size=4, neighborhood_radius=1, num_labels=3, num_hidden_layers=1)
+    model = IGPTForCausalImageModeling(config)
+    ids = random_ids(model.config)
+    assert not are_blocks_usable(model.model, ids)
+    with torch.no_grad():
+        assert are_blocks_usable(model.model, ids)
+
+
 def test_only_whole_plain_float32_sequences_on_the_cpu_are_taken(tiny_model, random_ids):
     model = tiny_model()
     ids = random_ids(model.config)
@@ -171,6 +204,10 @@ def test_only_whole_plain_float32_sequences_on_the_cpu_are_taken(tiny_model, ran
     handle = hooked.layers[0].register_forward_hook(lambda *_: None)
     assert not are_blocks_usable(hooked, ids)
     handle.remove()
+    for register in (hooked.register_full_backward_hook, hooked.register_full_backward_pre_hook):
+        handle = register(lambda *_: None)
+        assert not are_blocks_usable(hooked, ids)
+        handle.remove()
     assert are_blocks_usable(hooked, ids)
     hooked.layers[0].mlp.act = nn.ReLU()
     assert not are_blocks_usable(hooked, ids)

@@ -6,7 +6,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageClassification
+from PIL import Image
+from transformers import AutoConfig, AutoModelForImageClassification, pipeline
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTForImageClassification
 from igpt_hf.training import (
@@ -69,13 +70,34 @@ def test_the_loss_is_the_sum_of_nats_per_token_and_the_cross_entropy_of_the_clas
     assert untouched == []
 
 
+@torch.no_grad()
+def test_what_the_processor_makes_is_taken_as_it_is(pretrained, tiny_processor):
+    _, model = pretrained
+    batch = tiny_processor(np.eye(8, dtype=np.uint8))
+    assert batch["labels"].shape == batch["input_ids"].shape
+    outputs = model(**batch)
+    assert outputs.loss is None
+    assert torch.equal(outputs.logits, model(input_ids=batch["input_ids"]).logits)
+    classify = pipeline("image-classification", model=model, image_processor=tiny_processor)
+    best = classify(Image.fromarray(np.eye(8, dtype=np.uint8) * 255))[0]
+    assert best["label"] == model.config.id2label[outputs.logits.argmax().item()]
+
+
+def test_tokens_without_a_prompt_are_refused(pretrained, random_ids):
+    _, model = pretrained
+    with pytest.raises(ValueError, match=r"shape \(n, 17\): a prompt and the tokens.*got \(3, 16\)"):
+        model(input_ids=random_ids(model.config)[:, 1:])
+
+
 def test_it_is_saved_with_its_code_and_loaded_by_the_auto_class(pretrained, random_ids, tmp_path):
     _, model = pretrained
     model.save_pretrained(tmp_path / "classifier")
     again = AutoModelForImageClassification.from_pretrained(tmp_path / "classifier").eval()
     assert type(again) is IGPTForImageClassification
-    auto_map = again.config.auto_map
-    assert auto_map["AutoModelForImageClassification"] == "modeling_igpt.IGPTForImageClassification"
+    for folder in ("classifier", "generator"):  # either may be loaded as the other, by its code alone
+        auto_map = AutoConfig.from_pretrained(tmp_path / folder).auto_map
+        assert auto_map["AutoModelForImageClassification"] == "modeling_igpt.IGPTForImageClassification"
+        assert auto_map["AutoModelForCausalLM"] == "modeling_igpt.IGPTForCausalImageModeling"
     assert (tmp_path / "classifier" / "modeling_igpt.py").is_file()
     ids = random_ids(model.config)
     assert torch.equal(model(input_ids=ids).logits, again(input_ids=ids).logits)

@@ -205,6 +205,32 @@ def test_guidance_may_come_with_the_generation_config(model):
     assert config.guidance_scale == 3.0
 
 
+@pytest.mark.parametrize("arguments", [{}, CACHES["dynamic cache"]], ids=["kernel", "library"])
+def test_what_the_given_configuration_does_not_say_is_the_models_own(tiny_model, arguments):
+    model = tiny_model()
+    prompt = torch.tensor([[16], [18]])
+    config = GenerationConfig(do_sample=True, top_k=0, temperature=0.9)
+    expected = sampled(model, inputs=prompt, temperature=0.9, guidance_scale=4.0, **arguments)
+    model.generation_config.guidance_scale = 4.0
+    assert torch.equal(sampled(model, inputs=prompt, generation_config=config, **arguments), expected)
+    model.generation_config.max_new_tokens = 4
+    with pytest.raises(ValueError, match="max_new_tokens=4, but what is sampled is one whole image"):
+        model.generate(prompt, **arguments)
+
+
+@pytest.mark.parametrize("arguments", [{}, CACHES["dynamic cache"]], ids=["kernel", "library"])
+def test_the_prompt_may_come_as_bos_token_id(model, arguments):
+    assert model.generate(bos_token_id=18, **arguments)[0, 0] == 18
+    config = GenerationConfig(do_sample=True, top_k=0, bos_token_id=17)
+    assert model.generate(generation_config=config, **arguments)[0, 0] == 17
+
+
+def test_without_its_generation_config_a_checkpoint_draws_all_the_same(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    assert torch.equal(sampled(IGPTForCausalImageModeling.from_pretrained(tmp_path)), sampled(model))
+
+
 def test_guidance_from_the_start_token_changes_nothing(model):
     plain = sampled(model, num_return_sequences=3, **CACHES["dynamic cache"])
     assert torch.equal(sampled(model, num_return_sequences=3, guidance_scale=3.0, **CACHES["dynamic cache"]), plain)

@@ -217,6 +217,22 @@ def test_decoded_pictures_are_not_inverted_even_when_mostly_white(processor):
         assert np.array_equal(processor.tokenize(images), tokens)
 
 
+def test_decoded_pictures_are_not_inverted_once_they_are_saved_either(processor, tmp_path):
+    tokens = processor.tokenize(1 - BAR)
+    picture = processor.decode(tokens)[0]
+    for name in ("first.png", "again.png"):
+        picture.save(tmp_path / name)
+        assert np.array_equal(processor.tokenize(tmp_path / name), tokens)
+    picture.save(tmp_path / "other.bmp")  # which has no place for it
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 3), (28, 28, 1), (5, 9, 4)])
+def test_a_colour_array_is_not_taken_for_many_pictures(processor, shape):
+    for array in (np.zeros(shape, np.uint8), torch.zeros(shape)):
+        with pytest.raises(ValueError, match="looks like one picture .*pass PIL.Image.fromarray"):
+            processor(array)
+
+
 @pytest.mark.parametrize(
     ("size", "box"),  # (width, height) of a white picture; (left, top, right, bottom) of what becomes of it
     [

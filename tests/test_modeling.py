@@ -289,6 +289,12 @@ def test_the_likelihood_of_anything_but_whole_images_is_refused(tiny_model, meth
         getattr(tiny_model(), method)(torch.zeros(2, length, dtype=torch.long))
 
 
+@pytest.mark.parametrize("wrong", [[[3, 1, 2]], [[16, -1, 2]], [[18, 18]], [[20]]])
+def test_ids_that_are_no_prompt_or_no_token_are_refused(tiny_model, wrong):
+    with pytest.raises(ValueError, match="is out of range"):
+        tiny_model()(input_ids=torch.tensor(wrong))
+
+
 @pytest.mark.parametrize(("place", "wrong"), [(0, 2), (0, 20), (5, 16), (5, -1)])
 def test_the_likelihood_of_ids_that_are_no_prompt_or_no_token_is_refused(tiny_model, random_ids, place, wrong):
     model = tiny_model()

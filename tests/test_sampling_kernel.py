@@ -300,6 +300,16 @@ def test_models_that_are_not_plain_small_and_float32_on_the_cpu_are_left_to_the_
     handle.remove()
     assert is_sampler_usable(hooked)
 
+    class IGPTMine(IGPTForCausalImageModeling):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs)
+
+    assert not is_sampler_usable(IGPTMine(IGPTConfig(**DEFAULT)))
+
+    biased = make_model(**DEFAULT)
+    biased.lm_head = nn.Linear(biased.lm_head.in_features, biased.lm_head.out_features)
+    assert not is_sampler_usable(biased)
+
     class Wrapped(nn.Module):  # as adapters wrap a layer
         def __init__(self, base):
             super().__init__()

@@ -382,6 +382,7 @@ def test_a_completion_keeps_the_upper_rows_of_the_picture(sample, animals, anima
         (["--labels", "cat", "3"], ["--labels 3", "cat, dog, eel"]),
         (["--labels", "-1"], ["-1"]),
         (["--num", "0"], ["--num must be at least 1, got 0"]),
+        (["--batch_size", "0"], ["--batch_size must be at least 1, got 0"]),
         (["--output", "nowhere/samples.png"], ["nowhere"]),
         (["--npz", "nowhere/samples.npz"], ["nowhere"]),
         (["--complete", "nowhere.png"], ["nowhere.png"]),
@@ -570,6 +571,46 @@ def test_weights_that_are_no_numbers_are_refused(script, animals_run, many_anima
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     message = refusal(script, "evaluate.py", broken, "--data", many_animals, "--output", tmp_path / "report.json")
     assert "model.norm.weight are not all numbers" in message
+
+
+def without_a_layer(folder):
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if "layers.0.mlp" not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def cut_off(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def of_another_size(folder):
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"hidden_size": 32, "intermediate_size": 128}))
+
+
+def with_an_impossible_patch(folder):
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"patch_size": 7}))
+
+
+def with_a_size_in_words(folder):
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings | {"image_size": "twelve"}))
+
+
+DAMAGES = {without_a_layer: "no weights for model.layers.0.mlp.", cut_off: "cannot be loaded as an Image GPT"}
+DAMAGES |= dict.fromkeys((of_another_size, with_an_impossible_patch, with_a_size_in_words), "cannot be loaded as")
+
+
+@pytest.mark.parametrize(("damage", "words"), DAMAGES.items(), ids=[damage.__name__ for damage in DAMAGES])
+def test_a_damaged_checkpoint_is_refused_in_one_line(script, animals_run, tmp_path, damage, words):
+    broken = tmp_path / "broken"
+    shutil.copytree(animals_run, broken, ignore=shutil.ignore_patterns("checkpoint-*"))
+    damage(broken)
+    message = refusal(script, "sample.py", broken, "--output", tmp_path / "samples.png")
+    assert words in message
+    assert not (tmp_path / "samples.png").exists()
 
 
 def test_a_processor_of_another_model_is_refused(script, animals_run, many_animals, tmp_path):
