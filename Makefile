@@ -51,5 +51,5 @@ lint: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-clean:
-	rm -rf .venv .venv-oldest runs site .pytest_cache .ruff_cache
+clean:  ## all that was made, but for the trained models in runs
+	rm -rf .venv .venv-oldest site .pytest_cache .ruff_cache

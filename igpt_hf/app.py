@@ -131,7 +131,7 @@ def read_canvas(drawing: str | None) -> Image.Image:
     except (OSError, SyntaxError) as error:  # PIL raises the second on broken PNG files
         raise ValueError("The drawing is no PNG that can be read.") from error
     low, high = grey.getextrema()
-    if high - low < 64:
+    if high - low < 64 or high <= 128:
         raise ValueError("There is nothing here yet: draw something first.")
     return grey
 

@@ -170,20 +170,37 @@ def prepare_output_dir(args) -> str | None:
         return _resume_from(folder, resume)
     if resumes:  # another run's checkpoint: what is in this folder is not a part of it
         _check_whole(Path(resume))
-    in_use = [folder / name for name in RUN_FILES if (folder / name).exists()] + checkpoints(folder)
-    if args.overwrite_output_dir:
-        aside = [
-            *folder.glob(f"{INCOMPLETE}{PREFIX_CHECKPOINT_DIR}-*"),
-            *folder.glob(f"{LEFT}{PREFIX_CHECKPOINT_DIR}-*"),
-        ]
-        for path in [*in_use, *aside, folder / "samples", folder / "runs"]:  # the last: TensorBoard's
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    elif in_use:
+    in_use = _run_files(folder)
+    if in_use and not args.overwrite_output_dir:
         raise DataError(
             f"{folder} holds a run already ({in_use[0].name}). Go on: --resume_from_checkpoint true. Start anew "
             "and delete it: --overwrite_output_dir true. Or choose another --output_dir."
         )
     return resume if resumes else None
+
+
+def delete_overwritten(args, checkpoint: str | None):
+    """With `--overwrite_output_dir`, delete the run that was there, unless it is the one that is resumed.
+
+    Called once the data and the model are at hand, since a mistake in their flags should not cost the old run.
+
+    Args:
+        args: `IGPTTrainingArguments`.
+        checkpoint: From `prepare_output_dir`.
+    """
+    folder = Path(args.output_dir)
+    is_resumed = checkpoint is not None and Path(checkpoint).resolve().parent == folder.resolve()
+    if args.overwrite_output_dir and not is_resumed:
+        aside = [
+            *folder.glob(f"{INCOMPLETE}{PREFIX_CHECKPOINT_DIR}-*"),
+            *folder.glob(f"{LEFT}{PREFIX_CHECKPOINT_DIR}-*"),
+        ]
+        for path in [*_run_files(folder), *aside, folder / "samples", folder / "runs"]:  # the last: TensorBoard's
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _run_files(folder: Path) -> list[Path]:
+    return [folder / name for name in RUN_FILES if (folder / name).exists()] + checkpoints(folder)
 
 
 def _check_whole(checkpoint: Path):
@@ -252,6 +269,7 @@ class SaveOnSigterm(TrainerCallback):
 
 
 __all__ = [
-    *("Preempted", "SaveOnSigterm", "checkpoints", "find_problem", "last_complete_checkpoint", "prepare_output_dir"),
+    *("Preempted", "SaveOnSigterm", "checkpoints", "delete_overwritten", "find_problem", "last_complete_checkpoint"),
+    "prepare_output_dir",
     *("naming_the_last_checkpoint", "seal", "set_aside", "whole_checkpoint"),
 ]

@@ -297,6 +297,11 @@ def _standardize(dataset: Dataset, source: str, image_column: str, label_column:
         if column not in dataset.column_names:
             raise DataError(f"{source} has no column {column!r}. Set {option} to one of {dataset.column_names}.")
     labels, names = _class_labels(dataset, source, label_column)
+    feature = dataset.features[image_column]
+    if isinstance(feature, List) and isinstance(feature.feature, Value):
+        raise DataError(
+            f"Column {image_column!r} of {source} holds flat lists of numbers, not images: make them lists of rows."
+        )
     images = dataset.select_columns(image_column).rename_columns({image_column: "image"})
     try:
         images = images.cast_column("image", Image())
@@ -320,7 +325,11 @@ def _class_labels(dataset: Dataset, source: str, column: str) -> tuple[list[int]
             f"({values[missing[0]]}). Remove these rows."
         )
     if is_class_label:
-        return values, feature.names
+        used = sorted(set(values))  # a data set that somebody has filtered may have names without rows
+        if len(used) < feature.num_classes:
+            unused = ", ".join(name for label, name in enumerate(feature.names) if label not in used)
+            logger.warning("%s has no images of %s: these classes are left out", source, unused)
+        return [used.index(value) for value in values], [feature.names[label] for label in used]
     if not isinstance(feature, Value) or re.fullmatch(r"(large_)?string|u?int\d+|bool", feature.dtype) is None:
         raise DataError(f"Column {column!r} of {source} is no label: {feature}, not text or whole numbers.")
     names = sorted({str(value) for value in values}, key=_natural_order)

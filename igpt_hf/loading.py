@@ -80,7 +80,10 @@ def _check(model: IGPTPreTrainedModel, processor: IGPTImageProcessor, name: str)
 
 
 def _results(name: str) -> dict:
-    path = Path(name) / "all_results.json"
+    folder = Path(name)
+    if folder.name.startswith("checkpoint-") and not (folder / "all_results.json").is_file():
+        folder = folder.parent  # the run's
+    path = folder / "all_results.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
@@ -100,6 +103,8 @@ def seen_images_warning(name: str, data: str, seed: int, max_images: int | None 
     """
     results = _results(name)
     if not was_trained_on(name, data) or "split_seed" not in results:  # not known
+        return None
+    if data == "synthetic" and results["split_seed"] != seed:  # other digits
         return None
     if results["streaming"]:
         reason = "it was streamed, and split otherwise than here"

@@ -46,9 +46,8 @@ def about_data(source: str) -> DataFacts:
         page = f"https://huggingface.co/datasets/{source}"
         terms = f"unknown here, see its page or ask its makers ({page})"
         return DataFacts(f"[{source}]({page})", terms, {"license": "unknown", "datasets": [source]})
-    return DataFacts(
-        f"`{Path(source).name}`, files of the model's trainer", "unknown, ask whoever made it", {"license": "unknown"}
-    )
+    name = Path(source).expanduser().resolve().name
+    return DataFacts(f"`{name}`, files of the model's trainer", "unknown, ask whoever made it", {"license": "unknown"})
 
 
 def hardware(device: torch.device | None = None, num_processes: int = 1) -> str:
@@ -93,7 +92,7 @@ def make_model_card(facts: dict) -> ModelCard:
 def _eval_results(facts: dict, data: DataFacts) -> list[EvalResult]:
     """What was measured on the test split, in the Hub's form (`model-index`)."""
     test = next(split for split in facts["splits"] if split["name"] == "test")
-    source = Path(facts["source"].split(",")[0])
+    source = Path(facts["source"].split(",")[0]).expanduser().resolve()
     about = {
         "task_type": TASK,
         "dataset_type": data.metadata.get("datasets", [source.stem])[0],

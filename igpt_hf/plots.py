@@ -32,7 +32,7 @@ def image_grid(
 
 
 def loss_curve(epochs, train, validation, path: str | Path, best: int | None = None, test: float | None = None):
-    """Draw train and validation nats per image over epochs into a PNG; marks the best evaluation and the test loss."""
+    """Draw train and validation nats per image over epochs into a PNG; marks the kept evaluation and the test loss."""
     from matplotlib.figure import Figure  # a Figure of its own: no global state, no display
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -40,7 +40,7 @@ def loss_curve(epochs, train, validation, path: str | Path, best: int | None = N
     axes.plot(epochs, train, "o-", markersize=3, label="train (fixed part, evaluated like validation)")
     axes.plot(epochs, validation, "o-", markersize=3, label="validation")
     if best is not None:
-        axes.plot(epochs[best], validation[best], "k*", markersize=12, label=f"best: {validation[best]:.2f}")
+        axes.plot(epochs[best], validation[best], "k*", markersize=12, label=f"kept: {validation[best]:.2f}")
     if test is not None:
         axes.axhline(test, color="grey", linestyle=":", label=f"test: {test:.2f}")
     low, high = min(train + validation), np.percentile(train + validation, 90)
@@ -83,6 +83,7 @@ def sample_sheet(model, processor, per_class: int = 10, **generate_arguments) ->
 def completion_sheet(model, processor, images, class_labels, per_image: int = 8, **generate_arguments) -> Image.Image:
     """Complete the lower half of images: a row has the whole image, what is given of it, `per_image` answers."""
     keep_rows = processor.grid_size // 2 * processor.patch_size
+    images = processor.decode_pixels(processor.tokenize(images))  # once: their pixels may be drawn from grey levels
     prompt = processor.prompt(class_labels=class_labels, images=images, keep_rows=keep_rows).to(model.device)
     answers = processor.decode(model.generate(**prompt, num_return_sequences=per_image, **generate_arguments))
     rows = []

@@ -51,11 +51,19 @@ def _about_data(args, data_args: DataArguments) -> dict:
     """What the images were and how they were split: what `seen_images_warning` asks for."""
     return {
         "data": data_args.data,
+        "model_name_or_path": data_args.model_name_or_path,
         "seed": args.seed,
         "split_seed": data_args.get_split_seed(args.seed),
         "max_images": data_args.max_images,
         "streaming": data_args.streaming,
     }
+
+
+def kept_evaluation(trainer, history: LossHistory) -> int:
+    """Index of the evaluation of the model that a run keeps: the best that was saved, or else the last one."""
+    saved = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    step = trainer.state.global_step if saved is None else int(saved.rpartition("-")[2])
+    return max(index for index, evaluated in enumerate(history.steps) if evaluated <= step)
 
 
 def collect_results(trainer, test: dict[str, float], data_args: DataArguments) -> dict:
@@ -67,17 +75,18 @@ def collect_results(trainer, test: dict[str, float], data_args: DataArguments) -
         data_args: For the source of the data.
     """
     args, history = trainer.args, LossHistory.from_log(trainer.state.log_history)
+    kept = kept_evaluation(trainer, history)
     stopwatch = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch))
     images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {
-        "train_nats_per_image": history.train[history.best],
-        "validation_nats_per_image": history.validation[history.best],
+        "train_nats_per_image": history.train[kept],
+        "validation_nats_per_image": history.validation[kept],
         "test_nats_per_image": test["test_nats_per_image"],
         "test_nats_per_image_stderr": test["test_nats_per_image_stderr"],
         "test_bits_per_pixel": test["test_bits_per_pixel"],
         "num_parameters": trainer.model.num_parameters(),
         "epochs": trainer.state.epoch,
-        "best_epoch": history.epochs[history.best],
+        "best_epoch": history.epochs[kept],
         "train_runtime": stopwatch.seconds,
         "train_images_per_second": trainer.state.global_step * images_per_step / stopwatch.seconds,
         **_about_data(args, data_args),
@@ -96,21 +105,17 @@ def collect_classification_results(trainer, test: dict[str, float], data_args: D
     """
     args, state = trainer.args, trainer.state
     stopwatch = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch))
-    results = {"task": "classification", "model_name_or_path": data_args.model_name_or_path}
-    for split in ("train", "validation"):
-        best = next(
-            entry
-            for entry in state.log_history
-            if entry["step"] == state.best_global_step and f"eval_{split}_accuracy" in entry
-        )
-        for name in ("accuracy", "nats_per_image_unconditional"):
-            results[f"{split}_{name}"] = best[f"eval_{split}_{name}"]
+    results = {"task": "classification"}
+    for name in ("accuracy", "nats_per_image_unconditional"):
+        history = LossHistory.from_log(state.log_history, name)
+        kept = kept_evaluation(trainer, history)
+        results |= {f"train_{name}": history.train[kept], f"validation_{name}": history.validation[kept]}
     for name in ("accuracy", "accuracy_stderr", "cross_entropy", "nats_per_image_unconditional"):
         results[f"test_{name}"] = test[f"test_{name}"]
     return results | {
         "num_parameters": trainer.model.num_parameters(),
         "epochs": state.epoch,
-        "best_epoch": best["epoch"],
+        "best_epoch": history.epochs[kept],
         "metric_for_best_model": args.metric_for_best_model,
         "train_runtime": stopwatch.seconds,
         **_about_data(args, data_args),
@@ -151,7 +156,7 @@ def write_run(trainer, processor, splits, results: dict, data_args: DataArgument
     (folder / "all_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
     curve = (history.epochs, history.train, history.validation, folder / "loss_curve.png")
-    loss_curve(*curve, best=history.best, test=results["test_nats_per_image"])
+    loss_curve(*curve, best=kept_evaluation(trainer, history), test=results["test_nats_per_image"])
     set_seed(args.seed)
     sample_sheet(model, processor).save(folder / "samples.png")
     labels = splits["test"]["label"][:]
@@ -191,6 +196,7 @@ def _card_facts(trainer, processor, splits, results: dict, data_args: DataArgume
         "num_hidden_layers": config.num_hidden_layers,
         "num_attention_heads": config.num_attention_heads,
         "num_evaluations": len(history.epochs),
+        "is_best": kept_evaluation(trainer, history) == history.best,
         "optimizer": f"Muon ({args.muon_learning_rate}) and AdamW" if args.use_muon else args.optim.value,
         "learning_rate": args.learning_rate,
         "scheduler": args.lr_scheduler_type.value,

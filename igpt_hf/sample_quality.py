@@ -254,8 +254,10 @@ def sample_report(samples: Images, splits: dict[str, Images], num_labels: int, s
     real, other, fake = (classifier.features(images.pixels) for images in (some_test, some_validation, some_samples))
     report |= fidelity(real, fake)
     report |= {f"{name}_real_floor": value for name, value in fidelity(real, other).items()}
-    for name, images in (("samples", samples), ("real", _thin(train, min(num, len(train.labels))))):
-        model = train_classifier(images, num_labels, seed, what=f"classifier on {num} {name}")
+    report["num_trained_on"] = min(num, len(train.labels))
+    for name, images in (("samples", samples), ("real", train)):
+        images = _thin(images, report["num_trained_on"])
+        model = train_classifier(images, num_labels, seed, what=f"classifier on {len(images.labels)} {name}")
         report[f"train_on_{name}_accuracy"] = model.accuracy(test)
     told_apart = two_sample_accuracy(some_test.pixels, some_samples.pixels, seed)
     report["two_sample_accuracy"], report["two_sample_accuracy_stderr"] = told_apart

@@ -205,7 +205,7 @@ def parse_arguments(argv: list[str] | None = None):
     if data_args.task == "classification":
         if data_args.streaming:
             raise DataError("--streaming is for --task generation: a classifier's data must fit into memory.")
-        if args.metric_for_best_model == type(args).metric_for_best_model:
+        if args.metric_for_best_model == type(args).metric_for_best_model:  # the one of generation
             args.metric_for_best_model, args.greater_is_better = "eval_validation_accuracy", True
     if args.eval_strategy == "no":
         raise DataError("--eval_strategy no leaves nothing to choose the best model by: take epoch or steps.")
@@ -280,7 +280,9 @@ class IGPTTrainingArguments(TrainingArguments):
     metric_for_best_model: str = field(
         default="eval_validation_nats_per_image", metadata={"help": "What 'best' means: the exact likelihood."}
     )
-    greater_is_better: bool | None = field(default=False, metadata={"help": "Nats: smaller is better."})
+    greater_is_better: bool | None = field(
+        default=None, metadata={"help": "Of that metric; unless given: true of an accuracy, false of all else."}
+    )
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "A resumed run remembers the patience that it has used up."}
     )
@@ -295,6 +297,12 @@ class IGPTTrainingArguments(TrainingArguments):
     )
     # The Trainer writes this into the config that it saves; while training, `collate` switches the cache off.
     use_cache: bool = field(default=True, metadata={"help": "Saved with the model: generate with a cache."})
+
+    def __post_init__(self):
+        self.metric_for_best_model = f"eval_{self.metric_for_best_model.removeprefix('eval_')}"
+        if self.greater_is_better is None:
+            self.greater_is_better = self.metric_for_best_model.endswith("accuracy")
+        super().__post_init__()
 
 
 # --- metrics --------------------------------------------------------------------------------------------------------
@@ -339,6 +347,7 @@ def classification_metrics(prediction) -> dict[str, float]:
 class LossHistory:
     """A metric of train and validation, nats per image unless said otherwise, measured alike at the same steps."""
 
+    steps: list[int]
     epochs: list[float]
     train: list[float]
     validation: list[float]
@@ -350,10 +359,10 @@ class LossHistory:
         for entry in log_history:
             for split in ("train", "validation"):
                 if f"eval_{split}_{metric}" in entry:
-                    row = rows.setdefault(entry["step"], {"epoch": entry["epoch"]})
+                    row = rows.setdefault(entry["step"], {"step": entry["step"], "epoch": entry["epoch"]})
                     row[split] = entry[f"eval_{split}_{metric}"]
         complete = [row for _, row in sorted(rows.items()) if "train" in row and "validation" in row]
-        return cls(*([row[key] for row in complete] for key in ("epoch", "train", "validation")))
+        return cls(*([row[key] for row in complete] for key in ("step", "epoch", "train", "validation")))
 
     @property
     def best(self) -> int:

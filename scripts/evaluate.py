@@ -73,6 +73,8 @@ def parse_arguments():
         raise DataError("--temperature must be positive, --guidance_scale not negative.")
     if not Path(args.output).absolute().parent.is_dir():
         raise DataError(f"the folder of --output {args.output} does not exist.")
+    if Path(args.output).is_dir():
+        raise DataError(f"--output {args.output} is a folder: name a file in it.")
     if Path(args.output).suffix == ".png":
         raise DataError(f"--output {args.output} is the JSON file; the picture gets its name with .png.")
     return args
@@ -215,7 +217,7 @@ def print_table(report: dict):
     line("calibration error of pixels", f"{report['calibration']['calibration_error']:8.3%}")
     line("model, class unknown", f"{report['bits_per_image_marginal']:8.1f} bits/image")
     for name, bits in report["codecs"].items():
-        line(name, f"{bits['in_sheets']:8.1f} bits/image in sheets of 500, {bits['alone']:.1f} one by one")
+        line(name, f"{bits['in_sheets']:8.1f} bits/image in large sheets, {bits['alone']:.1f} one by one")
     if "num_samples" not in report:
         return
     print(f"{report['num_samples']} samples; comparisons with {report['num_compared']} real images a side")
@@ -223,8 +225,11 @@ def print_table(report: dict):
     line("on samples", f"{report['sample_accuracy']:8.2%} +- {report['sample_accuracy_stderr']:.2%} as asked for")
     for name in ("fid", "precision", "recall", "density", "coverage"):
         line(name, f"{report[name]:8.3f}  (real images: {report[name + '_real_floor']:.3f})")
-    line("trained on samples, test images", f"{report['train_on_samples_accuracy']:8.2%} right "
-         f"(trained on as many real images: {report['train_on_real_accuracy']:.2%})")  # fmt: skip
+    line(
+        "trained on samples, test images",
+        f"{report['train_on_samples_accuracy']:8.2%} right "
+        f"(of {report['num_trained_on']}; trained on as many real images: {report['train_on_real_accuracy']:.2%})",
+    )
     line("told from real images", f"{report['two_sample_accuracy']:8.2%} +- {report['two_sample_accuracy_stderr']:.2%}"
          " (chance: 50%)")  # fmt: skip
     line("nearest training image", f"{report['nearest_training_pixels']:8.1f} pixels off "
@@ -238,3 +243,5 @@ if __name__ == "__main__":
         main()
     except (DataError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error}. `make install` brings it, or pip install 'igpt_hf[eval]' (checkout: '.[eval]').")

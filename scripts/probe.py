@@ -27,7 +27,6 @@ from igpt_hf import DataError, load_splits, tokenize
 from igpt_hf.evaluation import check_data
 from igpt_hf.evaluation_plots import probe_curve
 from igpt_hf.loading import load_pretrained, seen_images_warning, was_trained_on
-from igpt_hf.probing import layer_features, probe_layers
 from igpt_hf.training import TokenDataset, use_all_cores
 
 
@@ -52,6 +51,8 @@ def parse_arguments():
         raise DataError(f"--batch_size must be at least 1, got {args.batch_size}.")
     if not Path(args.output).absolute().parent.is_dir():
         raise DataError(f"the folder of --output {args.output} does not exist.")
+    if Path(args.output).is_dir():
+        raise DataError(f"--output {args.output} is a folder: name a file in it.")
     if Path(args.output).suffix == ".png":
         raise DataError(f"--output {args.output} is the JSON file; the plot gets its name with .png.")
     return args
@@ -59,6 +60,8 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
+    from igpt_hf.probing import layer_features, probe_layers  # needs scikit-learn
+
     transformers_logging.disable_progress_bar()
     use_all_cores()
     model, processor = load_pretrained(args.model)
@@ -108,3 +111,5 @@ if __name__ == "__main__":
         main()
     except (DataError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error}. `make install` brings it, or pip install 'igpt_hf[eval]' (checkout: '.[eval]').")

@@ -11,13 +11,14 @@ Nothing in the local folder is changed. Checkpoints, logs and the training argum
 """
 
 import argparse
+import json
 import logging
 import sys
 from pathlib import Path
 
-from transformers import AutoConfig, ImageGPTConfig
+from transformers import ImageGPTConfig
 
-from igpt_hf import DataError
+from igpt_hf import DataError, IGPTForCausalImageModeling, IGPTForImageClassification
 from igpt_hf.hub import push_folder
 from igpt_hf.loading import load_pretrained
 
@@ -37,15 +38,26 @@ def main():
     if not args.model.is_dir():
         raise DataError(f"{args.model} is no folder.")
     if not is_stock(args.model):
-        load_pretrained(str(args.model))  # an error here is better than a broken repository there
+        load_pretrained(str(args.model), model_class(args.model))  # an error here is better than a broken repository
     print(push_folder(args.model, args.repo, args.private, args.message))
 
 
 def is_stock(folder: Path) -> bool:
     """Whether a folder holds the library's own ImageGPT, trained by `--preset stock-xxs`."""
-    return (folder / "config.json").is_file() and AutoConfig.from_pretrained(
-        folder
-    ).model_type == ImageGPTConfig.model_type
+    return _settings(folder).get("model_type") == ImageGPTConfig.model_type
+
+
+def model_class(folder: Path) -> type:
+    """The class of the model in a folder: it draws, unless its configuration says that it tells classes."""
+    classifies = IGPTForImageClassification.__name__ in (_settings(folder).get("architectures") or [])
+    return IGPTForImageClassification if classifies else IGPTForCausalImageModeling
+
+
+def _settings(folder: Path) -> dict:
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # `load_pretrained` says what is wrong
+        return {}
 
 
 if __name__ == "__main__":

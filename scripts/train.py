@@ -28,9 +28,16 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf.building import build
-from igpt_hf.checkpoints import Preempted, SaveOnSigterm, naming_the_last_checkpoint, prepare_output_dir
+from igpt_hf.checkpoints import (
+    Preempted,
+    SaveOnSigterm,
+    delete_overwritten,
+    naming_the_last_checkpoint,
+    prepare_output_dir,
+)
 from igpt_hf.data import load_splits, tokenize
 from igpt_hf.launching import describe_launch, end_processes, end_with_launcher, launch_warnings, on_first_process
+from igpt_hf.loading import seen_images_warning
 from igpt_hf.plots import sample_sheet
 from igpt_hf.reporting import collect_classification_results, collect_results, write_classification_run, write_run
 from igpt_hf.streaming import open_shards, stream_splits
@@ -81,6 +88,10 @@ def main():
     set_seed(args.seed)
     start = build(class_names, data_args, config_args)
     model, processor = start.model, start.processor
+    if data_args.model_name_or_path is not None:
+        about = (data_args.model_name_or_path, data_args.data, split_seed, data_args.max_images)
+        if (warning := seen_images_warning(*about)) is not None:
+            logger.warning("warning: %s", warning)
     if data_args.streaming:
         splits, tokens = stream_splits(
             *(source, processor, split_seed, data_args.max_eval_images),
@@ -92,6 +103,7 @@ def main():
         tokens = tokenize(splits, processor)
 
     # 3. Trainer.
+    on_first_process(lambda: delete_overwritten(args, checkpoint))
     sheet = SampleSheetCallback(lambda model: sample_sheet(model, processor, per_class=4))
     callbacks = [SaveOnSigterm()] if is_classifier else [sheet, SaveOnSigterm()]
     options = {"layout": start.layout, "shuffle_buffer": data_args.shuffle_buffer}

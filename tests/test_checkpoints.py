@@ -20,6 +20,7 @@ from igpt_hf.checkpoints import (
     MANIFEST,
     Preempted,
     SaveOnSigterm,
+    delete_overwritten,
     find_problem,
     last_complete_checkpoint,
     prepare_output_dir,
@@ -127,8 +128,20 @@ def test_overwriting_deletes_the_run_and_nothing_else(tmp_path):
     for name in foreign:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
-    assert prepare(tmp_path, overwrite_output_dir=True) is None
+    before = contents(tmp_path)
+    args = arguments(tmp_path, overwrite_output_dir=True)
+    assert prepare_output_dir(args) is None
+    assert contents(tmp_path) == before  # a mistake in the other flags costs nothing
+    delete_overwritten(args, None)
     assert contents(tmp_path) == dict.fromkeys(foreign, b"mine")
+
+
+def test_the_run_that_is_resumed_is_not_deleted(tmp_path):
+    write_checkpoint(tmp_path, 5)
+    before = contents(tmp_path)
+    args = arguments(tmp_path, overwrite_output_dir=True, resume_from_checkpoint="true")
+    delete_overwritten(args, prepare_output_dir(args))
+    assert contents(tmp_path) == before
 
 
 def test_resuming_goes_on_from_the_checkpoint_that_is_named(tmp_path):
@@ -153,7 +166,7 @@ def test_what_is_newer_than_the_named_checkpoint_is_kept_aside_so_that_the_run_g
     assert contents(tmp_path / "left-checkpoint-15") == before
     with pytest.raises(DataError, match="left-checkpoint-15 was set aside: give it back its name"):
         prepare(tmp_path, resume_from_checkpoint=str(tmp_path / "left-checkpoint-15"))
-    assert prepare(tmp_path, overwrite_output_dir=True) is None
+    delete_overwritten(arguments(tmp_path, overwrite_output_dir=True), None)
     assert contents(tmp_path) == {}
 
 
@@ -167,7 +180,9 @@ def test_going_on_from_another_runs_checkpoint_spares_the_run_that_is_there(tmp_
     with pytest.raises(DataError, match="checkpoint-6 is no complete checkpoint"):
         prepare(tmp_path / "b", resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-6"), overwrite_output_dir=True)
     assert contents(tmp_path) == before
-    assert prepare(tmp_path / "b", resume_from_checkpoint=other, overwrite_output_dir=True) == other
+    args = arguments(tmp_path / "b", resume_from_checkpoint=other, overwrite_output_dir=True)
+    delete_overwritten(args, prepare_output_dir(args))
+    assert contents(tmp_path / "b") == {}
 
 
 def test_resuming_needs_a_checkpoint_and_an_output_folder_is_no_file(tmp_path):

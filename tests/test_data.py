@@ -367,6 +367,23 @@ def test_a_class_label_of_minus_one_means_no_label(tmp_path):
         load_splits(tmp_path / "data.parquet")
 
 
+def test_a_class_name_without_an_image_is_left_out_and_said(tmp_path, caplog):
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b", "c", "d"]))
+    columns = {"image": [picture(value) for value in range(8)], "label": [3, 1] * 4}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "data.parquet")
+    splits = load_splits(tmp_path / "data.parquet")
+    assert label_names(splits) == ["b", "d"]
+    assert sorted(label for split in splits.values() for label in split["label"]) == [0] * 4 + [1] * 4
+    assert "has no images of a, c: these classes are left out" in caplog.text
+
+
+def test_flat_lists_of_numbers_are_no_images(tmp_path):
+    rows = {"image": [[0] * 64] * 9, "label": [1, 2, 3] * 3}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "data.parquet")
+    with pytest.raises(DataError, match="'image' of .* holds flat lists of numbers, not images"):
+        load_splits(tmp_path / "data.parquet")
+
+
 def test_a_folder_of_parquet_files_is_one_data_set(tmp_path):
     folder = tmp_path / "odd [name]*" / "data"
     folder.mkdir(parents=True)

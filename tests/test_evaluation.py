@@ -160,6 +160,7 @@ def test_codecs_lose_nothing_and_are_counted_in_bits_of_a_file(codec):
         assert np.array_equal(np.asarray(PIL.Image.open(buffer).convert("1")), image)
     bits = codec_bits(images)[codec]
     assert math.isclose(bits["alone"], 8 * sizes.sum() / 3)
+    assert codec_bits(np.zeros((300, 56, 56), np.uint8))[codec]["in_sheets"] > 0  # 16,800 rows, more than WebP allows
     assert 28 * 28 / 2 < bits["in_sheets"] < bits["alone"]  # noise cannot be compressed, but headers are shared
 
 

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from transformers import set_seed
 
+from igpt_hf import IGPTImageProcessor, plots
 from igpt_hf.plots import completion_sheet, image_grid, loss_curve, sample_sheet
 
 
@@ -80,6 +81,22 @@ def test_a_sheet_has_one_row_of_samples_per_class(tiny_model, tiny_processor):
     ids = model.generate(**tiny_processor.prompt(class_labels=[0] * 4 + [1] * 4 + [2] * 4))
     last = np.asarray(tiny_processor.decode(ids)[-1]).repeat(2, axis=0).repeat(2, axis=1)
     assert np.array_equal(np.asarray(sheet)[-20:-4, -20:-4], last)
+
+
+def test_what_is_given_is_the_same_in_the_picture_and_in_the_answers_where_pixels_are_drawn(tiny_model):
+    processor = IGPTImageProcessor(image_size=8, num_labels=3, binarize="stochastic", invert="never")
+    grey = Image.fromarray(np.full((8, 8), 128, np.uint8))
+    pictures = []
+
+    def grid(rows, names):
+        pictures.extend(rows[0])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "image_grid", grid)
+        completion_sheet(tiny_model(), processor, [grey], [0], per_image=2)
+    whole, given, *answers = (np.asarray(picture)[:4] for picture in pictures)
+    assert 0 < whole.mean() < 255
+    assert all(np.array_equal(upper, whole) for upper in (given, *answers))
 
 
 def test_completions_show_the_picture_what_is_given_of_it_and_answers_that_keep_it(tiny_model, tiny_processor):

@@ -15,7 +15,7 @@ from hub_stand_in import HubStandIn
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 
-from igpt_hf import IGPTForCausalImageModeling, IGPTImageProcessor
+from igpt_hf import IGPTForCausalImageModeling, IGPTForImageClassification, IGPTImageProcessor
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -113,6 +113,24 @@ def test_all_that_others_need_is_uploaded_in_one_commit(checkpoint, connected, s
     }
     assert files["README.md"].endswith(b'X.from_pretrained("user/digits"), pipeline("task", model="user/digits")\n')
     assert contents(checkpoint) == before
+
+
+def test_a_classifier_is_pushed_and_what_cannot_be_loaded_is_refused_in_words(
+    checkpoint, tiny_processor, connected, script, tmp_path
+):
+    model = IGPTForImageClassification.from_pretrained(checkpoint)
+    for folder in (tmp_path / "classifier", tmp_path / "broken"):
+        model.save_pretrained(folder)
+        tiny_processor.save_pretrained(folder)
+    (tmp_path / "classifier" / "trainer_state.json").write_text("{}")
+    (tmp_path / "broken" / "config.json").write_text("{")
+    with HubStandIn() as hub:
+        connected(hub)
+        assert script("push_to_hub.py", tmp_path / "classifier", "user/classifier") is None
+        assert "cannot be loaded as an Image GPT" in script("push_to_hub.py", tmp_path / "broken", "user/broken")
+    assert "model.safetensors" in hub.files["user/classifier"]
+    assert "trainer_state.json" not in hub.files["user/classifier"]  # the log stays here
+    assert "user/broken" not in hub.files
 
 
 def test_a_repository_that_is_there_already_is_updated(checkpoint, connected, script):

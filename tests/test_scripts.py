@@ -446,7 +446,8 @@ def test_a_test_split_that_the_model_may_have_seen_is_warned_of(evaluate, capsys
     [
         ({}, ("synthetic", 42), None),
         ({}, ("other", 1), None),
-        ({}, ("synthetic", 1), "give --seed 42"),
+        ({}, ("synthetic", 1), None),  # which are other digits
+        ({"data": "digits"}, ("digits", 1), "give --seed 42"),
         ({"max_images": 9}, ("synthetic", 42), "--max_images 9"),
         ({"max_images": 9}, ("synthetic", 42, 9), None),
         ({"streaming": True}, ("synthetic", 42), "streamed"),
@@ -455,8 +456,9 @@ def test_a_test_split_that_the_model_may_have_seen_is_warned_of(evaluate, capsys
 def test_it_is_known_whether_a_run_has_seen_a_test_split(tmp_path, facts, arguments, words):
     results = {"data": "synthetic", "split_seed": 42, "max_images": None, "streaming": False} | facts
     (tmp_path / "all_results.json").write_text(json.dumps(results))
-    warning = seen_images_warning(str(tmp_path), *arguments)
-    assert warning is None if words is None else words in warning
+    for folder in (tmp_path, tmp_path / "checkpoint-30"):
+        warning = seen_images_warning(str(folder), *arguments)
+        assert warning is None if words is None else words in warning
 
 
 def test_all_images_are_those_of_the_three_splits(evaluate):

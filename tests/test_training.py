@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -16,6 +17,7 @@ from igpt_hf.checkpoints import last_complete_checkpoint
 from igpt_hf.image_processing_igpt import tokens_to_pixels
 from igpt_hf.optimization import MuonAdamW
 from igpt_hf.plots import sample_sheet
+from igpt_hf.reporting import kept_evaluation
 from igpt_hf.training import (
     IGPTTrainingArguments,
     LossHistory,
@@ -363,6 +365,34 @@ def test_both_losses_are_measured_at_the_same_steps_on_as_many_images(whole_run)
     assert whole_run.state.best_metric == history.validation[history.best]
     best = -whole_run.model.log_likelihood(of_train).mean().item()
     assert best == pytest.approx(history.train[history.best], rel=1e-6)
+
+
+def test_the_evaluation_that_is_reported_is_that_of_the_model_that_is_kept(
+    splits, tiny_processor, tmp_path, whole_run
+):
+    history = LossHistory.from_log(whole_run.state.log_history)
+    assert history.steps == [4, 8, 12]
+    assert kept_evaluation(whole_run, history) == history.best
+    for loads_best, best, kept in ((True, None, 2), (False, "a/checkpoint-8", 2), (True, "a/checkpoint-8", 1)):
+        args = SimpleNamespace(load_best_model_at_end=loads_best)
+        state = SimpleNamespace(best_model_checkpoint=best, global_step=12)  # None: the best was not saved
+        assert kept_evaluation(SimpleNamespace(args=args, state=state), history) == kept
+
+
+@pytest.mark.parametrize(
+    ("flags", "metric", "greater"),
+    [
+        ("", "eval_validation_nats_per_image", False),
+        ("--metric_for_best_model validation_nats_per_image", "eval_validation_nats_per_image", False),
+        ("--task classification", "eval_validation_accuracy", True),
+        ("--task classification --metric_for_best_model eval_validation_accuracy", "eval_validation_accuracy", True),
+        ("--task classification --metric_for_best_model validation_accuracy", "eval_validation_accuracy", True),
+        ("--metric_for_best_model validation_loss --greater_is_better true", "eval_validation_loss", True),
+    ],
+)
+def test_the_metric_says_whether_more_of_it_is_better(flags, metric, greater):
+    args = parse_arguments(flags.split())[2]
+    assert (args.metric_for_best_model, args.greater_is_better) == (metric, greater)
 
 
 def test_accumulated_small_batches_equal_a_large_one(splits, tiny_processor, tmp_path):
