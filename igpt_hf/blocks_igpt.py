@@ -167,11 +167,8 @@ def add_normalize_gradient(normed, scales, grad, dx):
 @kernel
 def activate(x, slope, slopes, wants_slopes):
     """x = act(x) and, if wanted, slopes = act'(x)"""
-    one, lowest, rate = (
-        splat(1),
-        splat(float32(-60) / slope),
-        splat(-slope * float32(LOG2_E)),
-    )  # sigmoid(-60): nearly 0
+    one, rate = splat(1), splat(-slope * float32(LOG2_E))
+    lowest = splat(float32(-60) / slope)  # sigmoid(-60) is nearly 0
     for t in range(len(x)):
         for c in range(0, x.shape[1], LANES):
             z = load(x, t, c)
@@ -743,16 +740,15 @@ def is_plain(model: nn.Module, config) -> bool:
     """
     kinds = (nn.Linear, nn.Embedding, nn.ModuleList, type(ACT2FN[config.hidden_act]))
 
-    def hooks(module):
-        yield from (*module._forward_pre_hooks.values(), *module._backward_pre_hooks.values())
-        yield from module._backward_hooks.values()
-        for hook in module._forward_hooks.values():
-            if getattr(hook, "__module__", None) != "transformers.utils.output_capturing":
-                yield hook
+    def is_changed(module) -> bool:
+        left_behind = "transformers.utils.output_capturing"
+        hooks = [hook for hook in module._forward_hooks.values() if getattr(hook, "__module__", None) != left_behind]
+        others = (module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        return bool(hooks) or any(others) or "forward" in vars(module)
 
     return all(
         (type(module) in kinds or type(module).__module__.rpartition(".")[2] == "modeling_igpt")
-        and not (any(True for _ in hooks(module)) or "forward" in vars(module))
+        and not is_changed(module)
         and all(
             x is None or (x.dtype == torch.float32 and x.device.type == "cpu") for x in module._parameters.values()
         )

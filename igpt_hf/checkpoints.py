@@ -26,10 +26,7 @@ from .errors import DataError
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-INCOMPLETE, LEFT = (
-    "incomplete-",
-    "left-",
-)  # names that the Trainer, which deletes old checkpoints, does not take for one
+INCOMPLETE, LEFT = "incomplete-", "left-"  # the Trainer, which deletes old checkpoints, takes such names for none
 RUN_FILES = (
     *("model.safetensors", "config.json", "generation_config.json", "preprocessor_config.json", "training_args.bin"),
     *("README.md", "all_results.json", "loss_curve.png", "samples.png", "completions.png", "trainer_state.json"),
@@ -191,10 +188,7 @@ def delete_overwritten(args, checkpoint: str | None):
     folder = Path(args.output_dir)
     is_resumed = checkpoint is not None and Path(checkpoint).resolve().parent == folder.resolve()
     if args.overwrite_output_dir and not is_resumed:
-        aside = [
-            *folder.glob(f"{INCOMPLETE}{PREFIX_CHECKPOINT_DIR}-*"),
-            *folder.glob(f"{LEFT}{PREFIX_CHECKPOINT_DIR}-*"),
-        ]
+        aside = [path for name in (INCOMPLETE, LEFT) for path in folder.glob(f"{name}{PREFIX_CHECKPOINT_DIR}-*")]
         for path in [*_run_files(folder), *aside, folder / "samples", folder / "runs"]:  # the last: TensorBoard's
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 

@@ -107,7 +107,7 @@ def seen_images_warning(name: str, data: str, seed: int, max_images: int | None 
     if data == "synthetic" and results["split_seed"] != seed:  # other digits
         return None
     if results["streaming"]:
-        reason = "it was streamed, and split otherwise than here"
+        reason = "streamed, and so split otherwise than here"
     elif results["max_images"] != max_images:
         reason = f"with --max_images {results['max_images']}, and the part is split otherwise than the whole"
     elif results["split_seed"] != seed:
