@@ -38,6 +38,8 @@ from .streaming import ShardedTokens, TokenStream
 
 logger = logging.getLogger(__name__)
 
+FEW_STEPS = 500
+
 
 # --- data -----------------------------------------------------------------------------------------------------------
 
@@ -611,6 +613,25 @@ class IGPTTrainer(Trainer):
         if self.args.ema_decay > 0 and not (self.args.load_best_model_at_end and self.state.best_model_checkpoint):
             swap_average(self.optimizer)  # there is no best model to load
         return super()._finalize_training(*args, **kwargs)
+
+
+def few_steps_hint(args: IGPTTrainingArguments, num_images: int) -> str | None:
+    """Advise smaller batches where a run would take few steps, with which a model learns little; None otherwise.
+
+    Args:
+        args: Of the run.
+        num_images: To train on.
+    """
+    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    steps = (
+        args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * math.ceil(num_images / per_step))
+    )
+    if steps >= FEW_STEPS or per_step <= 8 or args.max_steps > 0:
+        return None
+    return (
+        f"{num_images} images in batches of {per_step} make {steps} steps in all, which is little to learn from: try "
+        "--per_device_train_batch_size 8 --num_train_epochs 60 (early stopping ends it sooner)."
+    )
 
 
 def make_trainer(

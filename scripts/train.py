@@ -45,6 +45,7 @@ from igpt_hf.training import (
     LabelDataset,
     SampleSheetCallback,
     TokenDataset,
+    few_steps_hint,
     make_trainer,
     parse_arguments,
     use_all_cores,
@@ -111,6 +112,8 @@ def main():
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
     about = (data_args.data, sizes, len(class_names), model.num_parameters())
     logger.info("%s: %s images of %d classes; %d parameters", *about)
+    if (hint := few_steps_hint(args, len(splits["train"]))) is not None:
+        logger.warning("hint: %s", hint)
 
     # 4. Train, and read the test split once, with the best model.
     try:

@@ -24,6 +24,7 @@ from igpt_hf.training import (
     SampleSheetCallback,
     TokenDataset,
     collate,
+    few_steps_hint,
     likelihood_metrics,
     make_trainer,
     nats_per_image,
@@ -377,6 +378,21 @@ def test_the_evaluation_that_is_reported_is_that_of_the_model_that_is_kept(
         args = SimpleNamespace(load_best_model_at_end=loads_best)
         state = SimpleNamespace(best_model_checkpoint=best, global_step=12)  # None: the best was not saved
         assert kept_evaluation(SimpleNamespace(args=args, state=state), history) == kept
+
+
+@pytest.mark.parametrize(
+    ("flags", "num_images", "words"),
+    [
+        ("", 108, "108 images in batches of 32 make 120 steps"),
+        ("--num_train_epochs 2 --gradient_accumulation_steps 2", 640, "batches of 64 make 20 steps"),
+        ("--per_device_train_batch_size 8", 108, None),
+        ("--max_steps 5", 108, None),  # on purpose
+        ("", 19_000, None),
+    ],
+)
+def test_few_steps_are_said_to_be_few(flags, num_images, words):
+    hint = few_steps_hint(parse_arguments(flags.split())[2], num_images)
+    assert hint is None if words is None else words in hint
 
 
 @pytest.mark.parametrize(
