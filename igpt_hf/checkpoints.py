@@ -163,10 +163,10 @@ def prepare_output_dir(args) -> str | None:
         raise DataError(f"--output_dir {folder} cannot be written to: {parent} is read-only.")
     resume = args.resume_from_checkpoint
     resumes = bool(resume) and resume.lower() != "false"
-    if resumes and (resume.lower() == "true" or Path(resume).resolve().parent == folder.resolve()):
+    if resumes and (resume.lower() == "true" or _is_of_run(resume, folder)):
         return _resume_from(folder, resume)
     if resumes:  # another run's checkpoint: what is in this folder is not a part of it
-        _check_whole(Path(resume))
+        _check_whole(resume, find_problem(Path(resume)))
     in_use = _run_files(folder)
     if in_use and not args.overwrite_output_dir:
         raise DataError(
@@ -186,8 +186,7 @@ def delete_overwritten(args, checkpoint: str | None):
         checkpoint: From `prepare_output_dir`.
     """
     folder = Path(args.output_dir)
-    is_resumed = checkpoint is not None and Path(checkpoint).resolve().parent == folder.resolve()
-    if args.overwrite_output_dir and not is_resumed:
+    if args.overwrite_output_dir and not (checkpoint is not None and _is_of_run(checkpoint, folder)):
         aside = [path for name in (INCOMPLETE, LEFT) for path in folder.glob(f"{name}{PREFIX_CHECKPOINT_DIR}-*")]
         for path in [*_run_files(folder), *aside, folder / "samples", folder / "runs"]:  # the last: TensorBoard's
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -197,29 +196,35 @@ def _run_files(folder: Path) -> list[Path]:
     return [folder / name for name in RUN_FILES if (folder / name).exists()] + checkpoints(folder)
 
 
-def _check_whole(checkpoint: Path):
-    problem = find_problem(checkpoint)
+def _is_of_run(checkpoint: str, folder: Path) -> bool:
+    return Path(checkpoint).resolve().parent == folder.resolve()
+
+
+def _check_whole(checkpoint: str, problem: str | None):
     if problem is not None:
         raise DataError(f"--resume_from_checkpoint {checkpoint} is no complete checkpoint: {problem}.")
 
 
 def _resume_from(folder: Path, resume: str) -> str:
     """The checkpoint that "true" or a path stands for; the incomplete ones, and those after it, are set aside."""
-    if resume.lower() != "true":
-        _check_whole(Path(resume))
-    elif last_complete_checkpoint(folder) is None:
-        raise DataError(f"{folder} holds no complete checkpoint to resume from. Start anew without that flag.")
-    for path in checkpoints(folder):
-        problem = find_problem(path)
+    problems = {path: find_problem(path) for path in checkpoints(folder)}  # which reads every byte, once
+    whole = [path for path, problem in problems.items() if problem is None]
+    if resume.lower() == "true":
+        if not whole:
+            raise DataError(f"{folder} holds no complete checkpoint to resume from. Start anew without that flag.")
+        chosen, resume = whole[-1], str(whole[-1])
+    else:
+        chosen = next((path for path in problems if path.resolve() == Path(resume).resolve()), None)
+        _check_whole(resume, find_problem(Path(resume)) if chosen is None else problems[chosen])
+        if chosen is None:
+            raise DataError(
+                f"--resume_from_checkpoint {resume} was set aside: give it back its name, checkpoint-STEP."
+            )
+    for path, problem in problems.items():
         if problem is not None:
             set_aside(path, INCOMPLETE, problem)
-    if resume.lower() == "true":
-        return last_complete_checkpoint(folder)
-    found = [path.resolve() for path in checkpoints(folder)]
-    if Path(resume).resolve() not in found:
-        raise DataError(f"--resume_from_checkpoint {resume} was set aside: give it back its name, checkpoint-STEP.")
-    for path in checkpoints(folder)[found.index(Path(resume).resolve()) + 1 :]:  # of a run that this one leaves
-        set_aside(path, LEFT, f"the run goes on from {Path(resume).name}, which is older")
+    for path in whole[whole.index(chosen) + 1 :]:  # of a run that this one leaves
+        set_aside(path, LEFT, f"the run goes on from {chosen.name}, which is older")
     return resume
 
 
