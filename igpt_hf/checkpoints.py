@@ -5,6 +5,7 @@ writes leaves a checkpoint without one; a disk that loses bytes leaves one that 
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -12,24 +13,31 @@ import os
 import re
 import shutil
 import signal
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, rotate_checkpoints
 
 from .errors import DataError
+from .launching import on_first_process
 
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+RESULTS = "all_results.json"  # written last: where it is, the run is complete
+LOCK = "_train.lock"  # the library pushes no file whose name begins with an underscore
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # what disks without file locks answer
 INCOMPLETE, LEFT = "incomplete-", "left-"  # the Trainer, which deletes old checkpoints, takes such names for none
 RUN_FILES = (
     *("model.safetensors", "config.json", "generation_config.json", "preprocessor_config.json", "training_args.bin"),
-    *("README.md", "all_results.json", "loss_curve.png", "samples.png", "completions.png", "trainer_state.json"),
+    *("README.md", RESULTS, "loss_curve.png", "samples.png", "completions.png", "trainer_state.json"),
     "accuracy_curve.png",
 )
 
@@ -39,9 +47,13 @@ RUN_FILES = (
 
 def seal(checkpoint: Path):
     """Flush a checkpoint's files to the disk, then write the manifest that says it is complete."""
-    manifest = {}
-    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
-        with open(path, "rb") as file:
+    manifest, folders = {}, [checkpoint.parent, checkpoint]
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_dir():
+            folders.append(path)
+            continue
+        path.chmod(path.stat().st_mode | stat.S_IWUSR)  # code that was copied from a read-only installation
+        with open(path, "r+b") as file:  # Windows flushes only what is open for writing
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
         manifest[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
@@ -51,6 +63,22 @@ def seal(checkpoint: Path):
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, checkpoint / MANIFEST)
+    for folder in reversed(folders):
+        _flush_folder(folder)
+
+
+def _flush_folder(folder: Path):
+    """Flush the names in a folder: on POSIX a new or renamed file is on the disk only when its folder is, too."""
+    if os.name == "nt":  # where a folder cannot be opened, and NTFS keeps a journal of the names
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks do not know it
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def find_problem(checkpoint: Path) -> str | None:
@@ -145,6 +173,66 @@ def whole_checkpoint(trainer: Trainer):
 # --- output folder --------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def only_run_in(output_dir: str | os.PathLike):
+    """No other run trains into the folder inside; the processes of one launch are one run.
+
+    The first process holds a file lock, which the system takes back when that process ends, however it ends. What was
+    made for the lock and is empty at the end is removed.
+
+    Raises:
+        DataError: In all processes: another run holds the lock, or the folder cannot be written to.
+    """
+    folder = Path(output_dir)
+    lock = FileLock(folder / LOCK, blocking=False, fallback_to_soft=False)  # a soft lock would outlive its owner
+    made = on_first_process(lambda: _take(lock, folder))
+    try:
+        yield
+    finally:
+        if PartialState().is_main_process:
+            _give_back(lock, made)
+
+
+def _take(lock: FileLock, folder: Path) -> list[Path]:
+    """Lock the folder; returns the folders that had to be made, the innermost first."""
+    _check_writable(folder)
+    made = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise DataError(
+            f"--output_dir {folder} is in use: another run is training into it. Wait for its end, stop it, or choose "
+            "another --output_dir."
+        ) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise DataError(f"--output_dir {folder} cannot be written to: {error}") from error
+        logger.warning(
+            "warning: the disk of %s has no file locks (%s): see to it that no other run trains into that folder.",
+            folder,
+            error.strerror,
+        )
+    return made
+
+
+def _give_back(lock: FileLock, made: list[Path]):
+    with contextlib.suppress(OSError):  # Windows removes no open file; there filelock does it itself
+        Path(lock.lock_file).unlink()  # while it is held: nobody else's
+    lock.release()
+    for path in made:
+        with contextlib.suppress(OSError):  # it is not empty
+            path.rmdir()
+
+
+def _check_writable(folder: Path):
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"--output_dir {folder} is a file. Choose a folder.")
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(parent, os.W_OK):
+        raise DataError(f"--output_dir {folder} cannot be written to: {parent} is read-only.")
+
+
 def prepare_output_dir(args) -> str | None:
     """Refuse to overwrite another run; returns the checkpoint to resume from, if that was asked for.
 
@@ -156,11 +244,7 @@ def prepare_output_dir(args) -> str | None:
             `--overwrite_output_dir` was given, or there is no complete checkpoint to resume from.
     """
     folder = Path(args.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"--output_dir {folder} is a file. Choose a folder.")
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(parent, os.W_OK):
-        raise DataError(f"--output_dir {folder} cannot be written to: {parent} is read-only.")
+    _check_writable(folder)
     resume = args.resume_from_checkpoint
     resumes = bool(resume) and resume.lower() != "false"
     if resumes and (resume.lower() == "true" or _is_of_run(resume, folder)):
@@ -174,6 +258,13 @@ def prepare_output_dir(args) -> str | None:
             "and delete it: --overwrite_output_dir true. Or choose another --output_dir."
         )
     return resume if resumes else None
+
+
+def resumes_from_the_end(args) -> bool:
+    """Whether `--resume_from_checkpoint` goes on from where the run in output_dir is, not from an earlier checkpoint
+    or another run's."""
+    resume, found = args.resume_from_checkpoint or "false", checkpoints(args.output_dir)
+    return resume.lower() == "true" or (bool(found) and found[-1].resolve() == Path(resume).resolve())
 
 
 def delete_overwritten(args, checkpoint: str | None):
@@ -237,7 +328,10 @@ class Preempted(Exception):
 
 @dataclass
 class SaveOnSigterm(TrainerCallback):
-    """On SIGTERM, save a checkpoint after the step that is being taken, and leave by raising `Preempted`."""
+    """On SIGTERM, save a checkpoint after the step that is being taken, and leave by raising `Preempted`.
+
+    Where that step ends an epoch, the epoch's evaluation comes first: a resumed run would begin with the next one.
+    """
 
     is_asked_to_leave: bool = False  # this process has got the signal
     is_leaving: bool = False  # all processes know
@@ -254,6 +348,11 @@ class SaveOnSigterm(TrainerCallback):
             asked = torch.tensor(float(self.is_asked_to_leave), device=args.device)
             torch.distributed.all_reduce(asked)
             self.is_leaving = asked.item() > 0
+        ends_epoch = control.should_training_stop or abs(state.epoch - round(state.epoch)) < 1e-6
+        if not (ends_epoch and args.eval_strategy == IntervalStrategy.EPOCH):
+            control.should_save |= self.is_leaving
+
+    def on_epoch_end(self, args, state, control, **kwargs):
         control.should_save |= self.is_leaving
 
     def on_save(self, args, state, control, **kwargs):
@@ -269,6 +368,6 @@ class SaveOnSigterm(TrainerCallback):
 
 __all__ = [
     *("Preempted", "SaveOnSigterm", "checkpoints", "delete_overwritten", "find_problem", "last_complete_checkpoint"),
-    "prepare_output_dir",
+    *("only_run_in", "prepare_output_dir", "resumes_from_the_end"),
     *("naming_the_last_checkpoint", "seal", "set_aside", "whole_checkpoint"),
 ]

@@ -2,16 +2,19 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoModelForCausalLM, set_seed
 
 from . import __version__
+from .checkpoints import RESULTS
+from .errors import DataError
 from .launching import precision
 from .model_card import hardware, make_model_card, versions
 from .plots import accuracy_curve, completion_sheet, loss_curve, sample_sheet
-from .training import DataArguments, LossHistory, Stopwatch
+from .training import DataArguments, LossHistory, Stopwatch, end_reached
 
 
 CLASSIFIER_CARD = """---
@@ -60,7 +63,13 @@ def _about_data(args, data_args: DataArguments) -> dict:
 
 
 def kept_evaluation(trainer, history: LossHistory) -> int:
-    """Index of the evaluation of the model that a run keeps: the best that was saved, or else the last one."""
+    """Index of the evaluation of the model that a run keeps: the best that was saved, or else the last one.
+
+    Raises:
+        DataError: There was no evaluation.
+    """
+    if not history.steps:
+        raise DataError(f"the training ended before its first evaluation: --eval_delay {trainer.args.eval_delay}.")
     saved = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     step = trainer.state.global_step if saved is None else int(saved.rpartition("-")[2])
     return max(index for index, evaluated in enumerate(history.steps) if evaluated <= step)
@@ -70,7 +79,7 @@ def collect_results(trainer, test: dict[str, float], data_args: DataArguments) -
     """Gather the numbers of a run for all_results.json; nats are per image, exact, given the class.
 
     Args:
-        trainer: After training, with the best model loaded.
+        trainer: After training, with the best model loaded and its state saved.
         test: Metrics of the test split.
         data_args: For the source of the data.
     """
@@ -86,6 +95,7 @@ def collect_results(trainer, test: dict[str, float], data_args: DataArguments) -
         "test_bits_per_pixel": test["test_bits_per_pixel"],
         "num_parameters": trainer.model.num_parameters(),
         "epochs": trainer.state.epoch,
+        "stopped": end_reached(args, trainer.state),
         "best_epoch": history.epochs[kept],
         "train_runtime": stopwatch.seconds,
         "train_images_per_second": trainer.state.global_step * images_per_step / stopwatch.seconds,
@@ -99,7 +109,7 @@ def collect_classification_results(trainer, test: dict[str, float], data_args: D
     """Gather the numbers of a classifier's run for all_results.json; nats are per image, from the start token.
 
     Args:
-        trainer: After training, with the best model loaded.
+        trainer: After training, with the best model loaded and its state saved.
         test: Metrics of the test split.
         data_args: For the source of the data and of the first weights.
     """
@@ -115,6 +125,7 @@ def collect_classification_results(trainer, test: dict[str, float], data_args: D
     return results | {
         "num_parameters": trainer.model.num_parameters(),
         "epochs": state.epoch,
+        "stopped": end_reached(args, state),
         "best_epoch": history.epochs[kept],
         "metric_for_best_model": args.metric_for_best_model,
         "train_runtime": stopwatch.seconds,
@@ -122,10 +133,16 @@ def collect_classification_results(trainer, test: dict[str, float], data_args: D
     }
 
 
+def _write_results(results: dict, folder: Path):
+    """Write all_results.json, at once and after all else: where it is, the run's files are complete."""
+    unfinished = folder / f"{RESULTS}.tmp"
+    unfinished.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, folder / RESULTS)
+
+
 def write_classification_run(trainer, results: dict):
-    """Write all_results.json, accuracy_curve.png and README.md into the run's folder."""
+    """Write accuracy_curve.png, README.md and all_results.json into the run's folder."""
     folder = Path(trainer.args.output_dir)
-    (folder / "all_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     history = LossHistory.from_log(trainer.state.log_history, "accuracy")
     accuracy_curve(history.epochs, history.train, history.validation, results, folder / "accuracy_curve.png")
     rows = [
@@ -137,10 +154,11 @@ def write_classification_run(trainer, results: dict):
     facts = {**results, "name": folder.name, "model_id": str(folder), "rows": rows}
     card = ModelCard.from_template(card_data, template_str=CLASSIFIER_CARD, **facts)
     card.save(folder / "README.md")
+    _write_results(results, folder)
 
 
 def write_run(trainer, processor, splits, results: dict, data_args: DataArguments):
-    """Write all_results.json, loss_curve.png, samples.png, completions.png and README.md into the run's folder.
+    """Write loss_curve.png, samples.png, completions.png, README.md and all_results.json into the run's folder.
 
     Args:
         trainer: After training, with the best model loaded.
@@ -153,7 +171,6 @@ def write_run(trainer, processor, splits, results: dict, data_args: DataArgument
     whole = AutoModelForCausalLM.from_pretrained(folder) if trainer.is_fsdp_enabled else trainer.model  # not a part
     model = whole.eval()
     history = LossHistory.from_log(trainer.state.log_history)
-    (folder / "all_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
     curve = (history.epochs, history.train, history.validation, folder / "loss_curve.png")
     loss_curve(*curve, best=kept_evaluation(trainer, history), test=results["test_nats_per_image"])
@@ -164,6 +181,7 @@ def write_run(trainer, processor, splits, results: dict, data_args: DataArgument
     completion_sheet(model, processor, shown["image"][:], shown["label"][:]).save(folder / "completions.png")
 
     make_model_card(_card_facts(trainer, processor, splits, results, data_args, history)).save(folder / "README.md")
+    _write_results(results, folder)
 
 
 def _card_facts(trainer, processor, splits, results: dict, data_args: DataArguments, history: LossHistory) -> dict:

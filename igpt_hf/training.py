@@ -22,10 +22,16 @@ import torch
 import yaml
 from transformers import EarlyStoppingCallback, HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import ExportableState, ProgressCallback
+from transformers.trainer_callback import ExportableState, ProgressCallback, TrainerState
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from .checkpoints import last_complete_checkpoint, naming_the_last_checkpoint, whole_checkpoint
+from .checkpoints import (
+    RESULTS,
+    last_complete_checkpoint,
+    naming_the_last_checkpoint,
+    resumes_from_the_end,
+    whole_checkpoint,
+)
 from .configuration_igpt import PRESETS, IGPTConfig
 from .errors import DataError
 from .hub import ask_hub, push_folder
@@ -39,6 +45,21 @@ from .streaming import ShardedTokens, TokenStream
 logger = logging.getLogger(__name__)
 
 FEW_STEPS = 500
+METRICS = {  # of each evaluated split; the best model can be chosen by any of them
+    "generation": ("nats_per_image", "bits_per_pixel", "loss"),
+    "classification": ("accuracy", "cross_entropy", "nats_per_image_unconditional", "loss"),
+}
+AT_LEAST = {
+    1: (
+        *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+        *("num_threads", "shuffle_buffer", "max_eval_images"),
+    ),
+    0: (
+        *("early_stopping_patience", "eval_steps", "save_steps", "logging_steps", "warmup_steps", "eval_delay"),
+        *("save_total_limit", "learning_rate", "muon_learning_rate", "weight_decay", "max_grad_norm", "ema_decay"),
+        *("dataloader_num_workers", "seed", "data_seed", "split_seed"),
+    ),
+}
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -183,14 +204,10 @@ def parse_arguments(argv: list[str] | None = None):
     `--config FILE.yaml` holds flags without their dashes; flags on the command line win over it.
 
     Raises:
-        DataError: The YAML file is missing or not a flat mapping, or a flag is unknown.
+        DataError: The YAML file is missing or not a flat mapping, or a flag is unknown or cannot be used.
         SystemExit: A value of the wrong type, or `--help`.
     """
-    config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    config_parser.add_argument("--config", type=Path)
-    namespace, argv = config_parser.parse_known_args(sys.argv[1:] if argv is None else argv)
-    settings = {} if namespace.config is None else _read_yaml(namespace.config)
-
+    settings, argv = _split_off_config(argv)
     parser = HfArgumentParser((DataArguments, ConfigArguments, IGPTTrainingArguments), allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE.yaml", help="Flags as lines of `flag: value`; those here win.")
     parser.set_defaults(**{name: None for name, value in settings.items() if value is None})
@@ -209,11 +226,96 @@ def parse_arguments(argv: list[str] | None = None):
             raise DataError("--streaming is for --task generation: a classifier's data must fit into memory.")
         if args.metric_for_best_model == type(args).metric_for_best_model:  # the one of generation
             args.metric_for_best_model, args.greater_is_better = "eval_validation_accuracy", True
-    if args.eval_strategy == "no":
-        raise DataError("--eval_strategy no leaves nothing to choose the best model by: take epoch or steps.")
+    _check_numbers(vars(data_args) | vars(args))
+    _check_length(args)
+    _check_selection(data_args.task, args)
+    return tuple(arguments)
+
+
+def _split_off_config(argv: list[str] | None) -> tuple[dict, list[str]]:
+    """The lines of the file that `--config` names, and the other words of the command line."""
+    config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config_parser.add_argument("--config", type=Path)
+    namespace, argv = config_parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    return {} if namespace.config is None else _read_yaml(namespace.config), argv
+
+
+def _check_numbers(values: dict):
+    for minimum, names in AT_LEAST.items():
+        for name in names:
+            if values[name] is not None and not values[name] >= minimum:  # not a number is refused, too
+                raise DataError(f"--{name} must be at least {minimum}, got {values[name]}")
+    if values["ema_decay"] >= 1:
+        raise DataError(f"--ema_decay must be below 1, or the average never moves; got {values['ema_decay']}")
+
+
+def _check_length(args):
+    """Refuse a run of no steps at all."""
+    if args.max_steps != -1 and args.max_steps < 1:  # -1: as many as num_train_epochs make
+        raise DataError(f"--max_steps {args.max_steps} leaves nothing to train: take at least 1, or leave it out.")
+    if args.max_steps == -1 and not 0 < args.num_train_epochs < math.inf:
+        raise DataError(
+            f"--num_train_epochs {args.num_train_epochs} cannot be trained: take more than 0, or --max_steps."
+        )
     if args.max_minutes is not None and not args.max_minutes > 0:
         raise DataError(f"--max_minutes {args.max_minutes} leaves no time to train: take more than 0.")
-    return tuple(arguments)
+
+
+def _check_selection(task: str, args):
+    """Refuse what leaves nothing to choose the best model by, or names what is not measured."""
+    if args.eval_strategy == "no":
+        raise DataError("--eval_strategy no leaves nothing to choose the best model by: take epoch or steps.")
+    if args.prediction_loss_only:
+        raise DataError("--prediction_loss_only true leaves nothing to choose the best model by: leave it out.")
+    is_by_steps = args.eval_strategy == IntervalStrategy.STEPS
+    limit = args.max_steps if args.max_steps != -1 else args.num_train_epochs
+    if args.eval_delay > limit and is_by_steps == (args.max_steps != -1):  # both in steps, or both in epochs
+        raise DataError(
+            f"--eval_delay {args.eval_delay} is later than the end of the training: there is no evaluation."
+        )
+    measured = [f"{split}_{metric}" for split in ("validation", "train") for metric in METRICS[task]]
+    if args.metric_for_best_model.removeprefix("eval_") not in measured:
+        raise DataError(
+            f"--metric_for_best_model {args.metric_for_best_model} is not measured; there are {', '.join(measured)}."
+        )
+
+
+def unused_flags(data_args, config_args, args, argv: list[str] | None = None) -> list[str]:
+    """Name the flags that were given, on the command line or in the YAML file, and change nothing in this run.
+
+    Args:
+        data_args: From `parse_arguments`, as the next two.
+        config_args: For the preset.
+        args: `IGPTTrainingArguments`.
+        argv: The command line; the process's own unless given.
+    """
+    settings, argv = _split_off_config(argv)
+    given = {name for name, value in settings.items() if value is not None}
+    given |= {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    muon = "--use_muon true" if config_args.preset != STOCK_PRESET else f"another --preset than {STOCK_PRESET}"
+    conditions = [
+        (("eval_steps",), args.eval_strategy == IntervalStrategy.STEPS, "without --eval_strategy steps"),
+        (("save_steps",), args.save_strategy == SaveStrategy.STEPS, "without --save_strategy steps"),
+        (("save_total_limit",), args.save_strategy != SaveStrategy.NO, "with --save_strategy no"),
+        (("logging_steps",), args.logging_strategy == IntervalStrategy.STEPS, "without --logging_strategy steps"),
+        (("num_train_epochs",), args.max_steps == -1, "beside --max_steps"),
+        (("muon_learning_rate",), args.use_muon, f"without {muon}"),
+        (("use_muon",), config_args.preset != STOCK_PRESET, f"with --preset {STOCK_PRESET}"),
+        (("optim", "optim_args"), not args.use_muon, "without --use_muon false"),
+        (("shuffle_buffer", "max_eval_images"), data_args.streaming, "without --streaming true"),
+        (
+            ("hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "hub_token"),
+            args.push_to_hub,
+            "without --push_to_hub true",
+        ),
+        (("do_train", "do_eval", "do_predict"), False, "here: a run trains, evaluates and reads the test split"),
+    ]
+    return [
+        f"--{name} has no effect {why}."
+        for names, is_used, why in conditions
+        for name in names
+        if name in given and not is_used
+    ]
 
 
 def _read_yaml(path: Path) -> dict:
@@ -249,7 +351,8 @@ class IGPTTrainingArguments(TrainingArguments):
     output_dir: str = field(default="runs/igpt", metadata={"help": "Where the model, its card and pictures go."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Start anew: delete the run in output_dir."})
     early_stopping_patience: int = field(
-        default=5, metadata={"help": "Stop after this many evaluations in a row without a better validation loss."}
+        default=5,
+        metadata={"help": "Stop after this many evaluations in a row without a better validation loss; 0: never."},
     )
     num_train_epochs: float = field(default=30, metadata={"help": "Passes over the training split, at most."})
     max_minutes: float | None = field(
@@ -382,17 +485,23 @@ class LossHistory:
 class PatientEarlyStopping(EarlyStoppingCallback):
     """Early stopping that looks at the validation split's evaluation only; the others do not have its metric.
 
-    A resumed run has used up the patience that its checkpoint says, and may have none left.
+    A resumed run has used up the patience that its checkpoint says, and may have none left. Patience 0 has no end.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
+        if state.global_step == 0:  # not resumed, perhaps the second `train()` of one Trainer
+            self.early_stopping_patience_counter = 0
         self.early_stopping_patience = args.early_stopping_patience  # not the checkpoint's, which may be another
-        control.should_training_stop |= self.early_stopping_patience_counter >= self.early_stopping_patience
+        control.should_training_stop |= self._is_used_up()
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         if args.metric_for_best_model in metrics:
-            super().on_evaluate(args, state, control, metrics, **kwargs)
+            self.check_metric_value(args, state, control, metrics[args.metric_for_best_model])
+            control.should_training_stop |= self._is_used_up()
+
+    def _is_used_up(self) -> bool:
+        return 0 < self.early_stopping_patience <= self.early_stopping_patience_counter
 
 
 class Stopwatch(TrainerCallback, ExportableState):
@@ -411,6 +520,8 @@ class Stopwatch(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.start = time.monotonic()
+        if state.global_step == 0:  # not resumed, perhaps the second `train()` of one Trainer
+            self.seconds_before = 0.0
         control.should_training_stop |= state.global_step > 0 and self._is_over(args)  # a resumed run has had its time
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -423,10 +534,12 @@ class Stopwatch(TrainerCallback, ExportableState):
     def _is_over(self, args) -> bool:
         if args.max_minutes is None:
             return False
-        is_over = torch.tensor(float(self.seconds >= 60 * args.max_minutes), device=args.device)
-        if args.world_size > 1:  # clocks differ: all processes stop at the same step
-            torch.distributed.all_reduce(is_over, torch.distributed.ReduceOp.MAX)
-        return bool(is_over)
+        if args.world_size > 1:  # clocks differ: all take the latest, and stop at the same step
+            latest = torch.tensor(self.seconds, device=args.device)
+            torch.distributed.all_reduce(latest, torch.distributed.ReduceOp.MAX)
+            self.seconds_before += latest.item() - self.seconds
+            return latest.item() >= 60 * args.max_minutes
+        return self.seconds >= 60 * args.max_minutes
 
     def on_train_end(self, args, state, control, **kwargs):
         self.seconds_before, self.start = self.seconds, None
@@ -548,18 +661,35 @@ class IGPTTrainer(Trainer):
         if not self.is_world_process_zero():
             return None
         self._finish_current_push()
-        args = self.args
-        about = {"private": args.hub_private_repo, "revision": args.hub_revision, "token": args.hub_token}
-        return push_folder(Path(args.output_dir), self.hub_model_id, message=commit_message, **about)
+        return push_run(self.args, self.hub_model_id, commit_message)
+
+    def save_state(self):
+        """Write trainer_state.json, with what the callbacks know at the end: `end_reached` reads it."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+        super().save_state()
 
     def _run_epoch(self, **kwargs):
-        if not self.control.should_training_stop:  # set at the start where a resumed run has had its --max_minutes
+        # A resumed run may have taken its last step already, or have had its patience or its --max_minutes.
+        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
+        if not self.control.should_training_stop:
             super()._run_epoch(**kwargs)
 
+    has_own_optimizer = False  # whether the optimizer was made here, not given
+
     def create_optimizer(self, model=None):
+        """Make the optimizer, a new one for each training.
+
+        One of an earlier `train()`, or of an attempt that ran out of memory (`--auto_find_batch_size`), has momentum
+        and averages that are not this training's.
+        """
         args = self.args
         if self.is_fsdp_enabled and args.use_muon:
             raise ValueError("Muon needs whole matrices, and FSDP cuts them into parts: --use_muon false.")
+        if self.has_own_optimizer:
+            self.optimizer = None
+        self.has_own_optimizer = self.optimizer is None
         if self.optimizer is None and args.use_muon:
             self.optimizer = MuonAdamW(
                 *(self.model if model is None else model, args.learning_rate, args.muon_learning_rate),
@@ -606,13 +736,84 @@ class IGPTTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.args.ema_decay > 0:
+        if checkpoint is None:
+            return
+        if self.args.auto_find_batch_size and not self.is_fsdp_enabled:
+            self._load_from_checkpoint(checkpoint)  # an attempt that ran out of memory has changed the weights
+        if self.args.ema_decay > 0:
             swap_average(self.optimizer)
 
     def _finalize_training(self, *args, **kwargs):
         if self.args.ema_decay > 0 and not (self.args.load_best_model_at_end and self.state.best_model_checkpoint):
             swap_average(self.optimizer)  # there is no best model to load
         return super()._finalize_training(*args, **kwargs)
+
+
+def push_run(args: IGPTTrainingArguments, repo: str | None = None, message: str = "End of training") -> str:
+    """Upload the finished run in output_dir as `--push_to_hub` asks for; returns the commit's address.
+
+    Raises DataError where the Hub refuses or cannot be reached.
+    """
+    folder = Path(args.output_dir)
+    about = {"private": args.hub_private_repo, "revision": args.hub_revision, "token": args.hub_token}
+    return push_folder(folder, repo or args.hub_model_id or folder.absolute().name, message=message, **about)
+
+
+# --- the end of a run -----------------------------------------------------------------------------------------------
+
+
+def end_reached(args: IGPTTrainingArguments, state: TrainerState) -> str | None:
+    """Which of the ends that were asked for has come: max_steps, epochs, early_stopping or max_minutes; None if none.
+
+    Args:
+        args: What is asked for, perhaps more than when `state` was saved.
+        state: As `IGPTTrainer.save_state` leaves it.
+    """
+    if args.max_steps > 0 and state.global_step >= args.max_steps:
+        return "max_steps"
+    if args.max_steps <= 0 and state.epoch + 1e-6 >= args.num_train_epochs:
+        return "epochs"
+    if 0 < args.early_stopping_patience <= _evaluations_without_gain(state):
+        return "early_stopping"
+    if args.max_minutes is not None and _seconds(state) >= 60 * args.max_minutes:
+        return "max_minutes"
+    return None
+
+
+def _evaluations_without_gain(state: TrainerState) -> int:
+    return state.stateful_callbacks[PatientEarlyStopping.__name__]["attributes"]["early_stopping_patience_counter"]
+
+
+def _seconds(state: TrainerState) -> float:
+    return state.stateful_callbacks[Stopwatch.__name__]["attributes"]["seconds_before"]
+
+
+def finished_message(args: IGPTTrainingArguments) -> str | None:
+    """Say that the run that is to be resumed has nothing left to do; None if it has, or none is to be resumed.
+
+    A run is finished when its results are written and it has come to an end that `args` ask for.
+    """
+    folder = Path(args.output_dir)
+    files = [folder / RESULTS, folder / "trainer_state.json"]
+    if not (resumes_from_the_end(args) and all(path.is_file() for path in files)):
+        return None
+    state = TrainerState.load_from_json(str(files[1]))
+    end = end_reached(args, state)
+    if end is None:
+        return None
+    had, flag = {
+        "max_steps": (f"{state.global_step} steps", "max_steps"),
+        "epochs": (f"{state.epoch:.4g} epochs", "num_train_epochs"),
+        "early_stopping": (
+            f"{_evaluations_without_gain(state)} evaluations without a gain",
+            "early_stopping_patience",
+        ),
+        "max_minutes": (f"{_seconds(state) / 60:.4g} minutes", "max_minutes"),
+    }[end]
+    return (
+        f"{folder} holds a finished run ({had}; --{flag} {getattr(args, flag)}), which is left as it is. To train on, "
+        f"give a larger --{flag}."
+    )
 
 
 def few_steps_hint(args: IGPTTrainingArguments, num_images: int) -> str | None:

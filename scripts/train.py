@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import sys
+from pathlib import Path
 
 
 # OpenMP's waiting threads should soon sleep: spinning, they keep the kernels' threads from the cores (a fifth slower
@@ -29,10 +30,12 @@ from transformers.utils import logging as transformers_logging
 
 from igpt_hf.building import build
 from igpt_hf.checkpoints import (
+    RESULTS,
     Preempted,
     SaveOnSigterm,
     delete_overwritten,
     naming_the_last_checkpoint,
+    only_run_in,
     prepare_output_dir,
 )
 from igpt_hf.data import load_splits, tokenize
@@ -46,8 +49,11 @@ from igpt_hf.training import (
     SampleSheetCallback,
     TokenDataset,
     few_steps_hint,
+    finished_message,
     make_trainer,
     parse_arguments,
+    push_run,
+    unused_flags,
     use_all_cores,
 )
 
@@ -57,16 +63,26 @@ logger = logging.getLogger("train")
 
 def main():
     data_args, config_args, args = parse_arguments()
-    is_classifier = data_args.task == "classification"
     logging.basicConfig(format="%(message)s")
     for name in ("igpt_hf", "train"):
         logging.getLogger(name).setLevel(logging.INFO if args.should_log else logging.ERROR)
     transformers_logging.disable_progress_bar()  # one bar for the training, none for each file that is saved
     end_with_launcher()
+    with only_run_in(args.output_dir):
+        if (message := on_first_process(lambda: finished_message(args))) is None:
+            train(data_args, config_args, args)
+        else:
+            logger.info(message)
+            if args.push_to_hub:
+                logger.info("pushed: %s", on_first_process(lambda: push_run(args)))
+
+
+def train(data_args, config_args, args):
+    is_classifier = data_args.task == "classification"
     checkpoint = on_first_process(lambda: prepare_output_dir(args))
     num_threads = use_all_cores(data_args.num_threads)
     logger.info(describe_launch(args, num_threads))
-    for warning in launch_warnings(args):
+    for warning in launch_warnings(args) + unused_flags(data_args, config_args, args):
         logger.warning("warning: %s", warning)
 
     # 1. Data.
@@ -123,6 +139,8 @@ def main():
     test_split = (LabelDataset if is_classifier else TokenDataset)(tokens["test"], start.layout, seed=args.seed)
     test = trainer.evaluate(test_split, metric_key_prefix="test")
     with naming_the_last_checkpoint("the model", args.output_dir):
+        if trainer.is_world_process_zero():  # of a shorter run that was resumed: they are not this model's
+            (Path(args.output_dir) / RESULTS).unlink(missing_ok=True)
         trainer.save_model(_internal_call=True)  # which does not push: the card is not there yet
         trainer.save_state()
 

@@ -1,31 +1,48 @@
 """Checkpoints: whole or passed over, whatever breaks off the run, and nothing in them is ever executed."""
 
+import errno
+import fcntl
+import fnmatch
 import json
 import os
 import pickle
 import resource
 import shutil
 import signal
+import stat
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_benchmarks import BENCHMARKS, run
-from test_training import BY_FOUR_STEPS, RANDOM_PARTS, arguments, assert_equal_weights, new_trainer, random_split
+from test_training import (
+    BY_FOUR_STEPS,
+    RANDOM_PARTS,
+    arguments,
+    assert_equal_weights,
+    logged,
+    new_trainer,
+    random_split,
+)
 from transformers import TrainerCallback
 
 from igpt_hf import DataError, checkpoints
 from igpt_hf.checkpoints import (
+    LOCK,
     MANIFEST,
     Preempted,
     SaveOnSigterm,
     delete_overwritten,
     find_problem,
     last_complete_checkpoint,
+    only_run_in,
     prepare_output_dir,
     seal,
 )
+from igpt_hf.hub import push_folder
 from igpt_hf.training import SampleSheetCallback
 
 
@@ -89,6 +106,28 @@ def test_two_incomplete_checkpoints_of_one_step_are_both_kept(tmp_path):
         prepare(tmp_path, resume_from_checkpoint="true")
     assert (tmp_path / "incomplete-checkpoint-6" / "optimizer.pt").read_text() == "first"
     assert (tmp_path / "incomplete-checkpoint-6-2" / "optimizer.pt").read_text() == "second"
+
+
+def test_what_is_flushed_is_open_for_writing_as_windows_wants_it_and_the_folders_follow(tmp_path, monkeypatch):
+    flushed, fsync = [], os.fsync
+
+    def watch(descriptor):
+        is_writable = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE in (os.O_RDWR, os.O_WRONLY)
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        flushed.append((os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")), is_folder, is_writable))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    checkpoint = tmp_path / "checkpoint-3"
+    (checkpoint / "shards").mkdir(parents=True)
+    for name in ("model.py", "shards/0.pt"):
+        (checkpoint / name).write_text(name)
+    (checkpoint / "model.py").chmod(0o444)  # as code of a read-only installation is copied
+    seal(checkpoint)
+    assert find_problem(checkpoint) is None
+    files = [("model.py", False, True), ("0.pt", False, True), (f"{MANIFEST}.tmp", False, True)]
+    assert flushed == files + [(name, True, False) for name in ("shards", "checkpoint-3", tmp_path.name)]
+    assert os.access(checkpoint / "model.py", os.W_OK)
 
 
 # --- the output folder ----------------------------------------------------------------------------------------------
@@ -202,6 +241,80 @@ def test_a_read_only_folder_is_refused_before_anything_is_done(tmp_path, monkeyp
         prepare(tmp_path / name)
 
 
+# --- one run at a time ----------------------------------------------------------------------------------------------
+
+HOLD = """
+import os, sys, time
+from igpt_hf.checkpoints import only_run_in
+
+with only_run_in(sys.argv[1]):
+    if os.fork() == 0:  # as a worker of a DataLoader, which outlives a killed parent for a while
+        time.sleep(20)
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_folder_in_use_is_refused_until_its_owner_ends_even_if_it_is_killed(tmp_path):
+    folder = tmp_path / "new" / "run"
+    owner = subprocess.Popen([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE, text=True)
+    try:
+        assert owner.stdout.readline() == "held\n"
+        with pytest.raises(DataError, match="run is in use: another run is training into it"), only_run_in(folder):
+            pass
+        assert os.listdir(folder) == [LOCK]  # it is still the owner's
+    finally:
+        owner.kill()
+        owner.wait()
+    with only_run_in(folder):
+        pass
+    assert os.listdir(folder) == []
+
+
+def test_the_lock_leaves_no_trace_and_is_no_file_of_a_run(tmp_path, monkeypatch):
+    folder = tmp_path / "new" / "run"
+    with pytest.raises(DataError, match="bad data"), only_run_in(folder):
+        assert os.listdir(folder) == [LOCK]
+        assert prepare(folder) is None
+        raise DataError("bad data")
+    assert os.listdir(tmp_path) == []
+    with only_run_in(folder), only_run_in(tmp_path / "other"):
+        (folder / "model.safetensors").write_text("a model")
+        pushed = []
+        monkeypatch.setattr("igpt_hf.hub.get_token", lambda: "token")
+        monkeypatch.setattr("igpt_hf.hub.HfApi.create_repo", lambda *args, **kw: SimpleNamespace(repo_id="a/b"))
+        monkeypatch.setattr(
+            "igpt_hf.hub.HfApi.create_commit",
+            lambda self, name, additions, **kw: pushed.extend(additions) or SimpleNamespace(commit_url="there"),
+        )
+        push_folder(folder, "a/b")
+        assert [addition.path_in_repo for addition in pushed] == ["model.safetensors"]
+        assert fnmatch.fnmatch(LOCK, "_*")  # what the Trainer leaves out of its own pushes
+    assert contents(tmp_path) == {"new/run/model.safetensors": b"a model"}
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def test_a_disk_without_file_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog, code):
+    def no_locks(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with only_run_in(tmp_path / "run"):
+        (tmp_path / "run" / "model.safetensors").write_text("a model")
+    assert "run has no file locks" in caplog.text
+    assert contents(tmp_path) == {"run/model.safetensors": b"a model"}
+
+
+def test_a_full_disk_at_the_lock_is_told(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fcntl, "flock", full)
+    with pytest.raises(DataError, match="cannot be written to: .*No space left"), only_run_in(tmp_path / "run"):
+        pass
+
+
 # --- runs that break off --------------------------------------------------------------------------------------------
 
 
@@ -250,6 +363,24 @@ def test_sigterm_saves_a_checkpoint_from_which_the_run_goes_on_bit_by_bit(splits
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
     assert_goes_on_like(whole_run, tmp_path, splits, tiny_processor)
+
+
+def test_sigterm_in_the_last_step_of_an_epoch_waits_for_the_epochs_evaluation(splits, tiny_processor, tmp_path):
+    def begin(folder, *callbacks):
+        return new_trainer(tmp_path / folder, splits, tiny_processor, callbacks, config=RANDOM_PARTS)
+
+    whole = begin("whole")
+    whole.train()
+    terminate = At(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        with pytest.raises(Preempted, match="checkpoint-6 is saved"):
+            begin("ended", terminate, SaveOnSigterm()).train()
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    resumed = begin("ended")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "ended" / "checkpoint-6"))
+    assert logged(resumed) == logged(whole)
+    assert_equal_weights(whole.model.state_dict(), resumed.model.state_dict())
 
 
 @pytest.mark.parametrize("limit", [10_000, 40_000], ids=["in the weights", "in the optimizer's state"])

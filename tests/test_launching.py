@@ -16,12 +16,13 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
-from test_scripts import LAUNCH, SCRIPTS, results_of, run
+from test_scripts import LAUNCH, SCRIPTS, contents, results_of, run
 from test_training import new_trainer, random_split
 
 from igpt_hf import DataError, modeling_igpt
-from igpt_hf.checkpoints import checkpoints, last_complete_checkpoint
+from igpt_hf.checkpoints import checkpoints, last_complete_checkpoint, only_run_in, prepare_output_dir
 from igpt_hf.launching import describe_launch, launch_warnings, on_first_process
+from igpt_hf.training import IGPTTrainingArguments
 
 
 CONFIGS = sorted((SCRIPTS.parent / "configs" / "accelerate").glob("*.yaml"))
@@ -236,6 +237,9 @@ def test_sigterm_to_one_of_two_processes_ends_both_and_the_run_goes_on_bit_by_bi
         launcher = subprocess.Popen(ended, stderr=log, stdout=log)
     try:
         wait_until(lambda: checkpoints(tmp_path / "a"))  # perhaps while it is written
+        second = run(*two_processes, *flags, "--output_dir", tmp_path / "a", check=False)
+        assert second.returncode != 0
+        assert "is in use: another run is training into it" in second.stderr
         processes = psutil.Process(launcher.pid).children()
         assert len(processes) == 2
         processes[1].terminate()
@@ -248,6 +252,26 @@ def test_sigterm_to_one_of_two_processes_ends_both_and_the_run_goes_on_bit_by_bi
     run(*whole)
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("a", "b")]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[1])
+    before = contents(tmp_path / "a")
+    assert "holds a finished run (12 epochs" in run(*ended, "--resume_from_checkpoint", "true").stderr
+    assert contents(tmp_path / "a") == before
+
+
+def test_a_folder_can_be_used_at_once_when_the_training_in_it_was_killed(tmp_path):
+    command = [*map(str, LAUNCH), *SMALL, "--output_dir", str(tmp_path)]
+    launcher = subprocess.Popen([*command, "--num_train_epochs", "1000"], stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: last_complete_checkpoint(tmp_path) is not None)
+        second = run(*command, "--resume_from_checkpoint", "true", check=False)
+        assert second.returncode != 0
+        assert "is in use: another run is training into it" in second.stderr
+        (training,) = psutil.Process(launcher.pid).children()
+        training.kill()
+        with only_run_in(tmp_path):  # while the launcher is still there
+            assert prepare_output_dir(IGPTTrainingArguments(str(tmp_path), resume_from_checkpoint="true"))
+        launcher.wait(timeout=100)
+    finally:
+        launcher.kill()
 
 
 def wait_until(condition, seconds: float = 200):

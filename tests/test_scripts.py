@@ -33,6 +33,7 @@ RESULTS = {  # design.md, section 5
     "test_bits_per_pixel": float,
     "num_parameters": int,
     "epochs": float,
+    "stopped": str,
     "train_runtime": float,
     "train_images_per_second": float,
     "data": str,
@@ -127,6 +128,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def assert_same_results(first: Path, second: Path):
+    """The results of two runs, but for their times."""
+    times = {"train_runtime", "train_images_per_second"}
+    first, second = ({k: v for k, v in results_of(folder).items() if k not in times} for folder in (first, second))
+    assert first == second
+
+
 # --- train.py: what it writes ---------------------------------------------------------------------------------------
 
 
@@ -149,7 +157,7 @@ def test_the_results_have_every_key_and_agree_with_each_other(request, name):
     assert results["test_bits_per_pixel"] == pytest.approx(bits)
     assert 0 < bits < 1  # better than tossing a coin for each pixel
     assert results["validation_nats_per_image"] < model.config.num_pixels * math.log(2)
-    assert (results["epochs"], results["seed"]) == (2, 42)
+    assert (results["epochs"], results["stopped"], results["seed"]) == (2, "epochs", 42)
     assert results["train_runtime"] > 0
     assert results["train_images_per_second"] > 0
 
@@ -246,21 +254,107 @@ def test_an_interrupted_run_goes_on_to_the_same_weights_and_results(animals_flag
     for name in ("model.safetensors", "checkpoint-14/model.safetensors"):
         first, second = load_file(animals_run / name), load_file(folder / name)
         assert [key for key in first if not torch.equal(first[key], second[key])] == []
-    changing = {"train_runtime", "train_images_per_second"}
-    first, second = ({k: v for k, v in results_of(f).items() if k not in changing} for f in (animals_run, folder))
-    assert first == second
+    assert_same_results(animals_run, folder)
     assert {path.name for path in folder.iterdir()} >= FILES
 
 
-def test_a_finished_run_can_be_resumed_and_stays_as_it_is(script, animals_flags, animals_run, tmp_path):
+@pytest.mark.parametrize("flags", [[], ["--num_train_epochs", "1"], ["--max_steps", "14"]], ids=str)
+def test_a_finished_run_that_is_resumed_is_left_as_it_is_with_a_message(
+    script, animals_flags, animals_run, tmp_path, caplog, flags
+):
     folder = tmp_path / "animals"
     shutil.copytree(animals_run, folder)
-    script("train.py", *animals_flags, "--output_dir", folder, "--resume_from_checkpoint", "true")
+    for resume in ("true", "true", folder / "checkpoint-14"):
+        script("train.py", *animals_flags, "--output_dir", folder, "--resume_from_checkpoint", resume, *flags)
+    assert contents(folder) == contents(animals_run)
+    assert caplog.text.count("holds a finished run") == 3
+    assert f"give a larger {(flags or ['--num_train_epochs'])[0]}" in caplog.text
+
+
+def test_a_finished_run_goes_on_where_more_is_asked_for_and_from_an_earlier_checkpoint(
+    script, animals_flags, animals_run, tmp_path
+):
+    folder = tmp_path / "animals"
+    shutil.copytree(animals_run, folder)
+    resume = ["--output_dir", folder, "--resume_from_checkpoint"]
+    script("train.py", *animals_flags, *resume, "true", "--max_steps", "16")
+    results = results_of(folder)
+    assert (results["stopped"], json.loads((folder / "trainer_state.json").read_text())["global_step"]) == (
+        "max_steps",
+        16,
+    )
+    before = contents(folder)
+    script("train.py", *animals_flags, *resume, "true", "--max_steps", "16")  # in the middle of an epoch
+    assert contents(folder) == before
+    script("train.py", *animals_flags, *resume, folder / "checkpoint-14")
+    assert (results_of(folder)["stopped"], results_of(folder)["epochs"]) == ("epochs", 2)
+    assert (folder / "left-checkpoint-16").is_dir()
+
+
+def test_a_run_that_ends_before_its_results_are_complete_gets_them_without_another_step(
+    script, animals_flags, animals_run, tmp_path, monkeypatch, caplog
+):
+    folder = tmp_path / "animals"
+    shutil.copytree(animals_run, folder)
+    for path in folder.iterdir():
+        if path.is_file():
+            path.unlink()
+
+    def broken(*args):
+        raise OSError("the card could not be written")
+
+    resume = [*animals_flags, "--output_dir", folder, "--resume_from_checkpoint", "true"]
+    with monkeypatch.context() as patch:
+        patch.setattr("igpt_hf.reporting.make_model_card", broken)
+        assert "the card" in refusal(script, "train.py", *resume)
+    assert not (folder / "all_results.json").exists()  # it would say that the run is finished
+    script("train.py", *resume)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in animals_run.iterdir()}
+    assert_same_results(folder, animals_run)
     assert (folder / "model.safetensors").read_bytes() == (animals_run / "model.safetensors").read_bytes()
-    before, after = results_of(animals_run), results_of(folder)
-    times = {"train_runtime", "train_images_per_second"}
-    assert {key: after[key] for key in after.keys() - times} == {key: before[key] for key in before.keys() - times}
-    assert after["train_runtime"] > 0.5 * before["train_runtime"]  # the time of the run, not of the resume
+    assert results_of(folder)["train_runtime"] > 0.5 * results_of(animals_run)["train_runtime"]  # not the resume's
+    assert "finished run" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("first", "end", "more"),
+    [
+        # Patience: no evaluation is better where nothing is learned.
+        (["--early_stopping_patience", "1"], "early_stopping", ["--early_stopping_patience", "2"]),
+        (["--max_minutes", "1e-9"], "max_minutes", ["--max_minutes", "9"]),
+    ],
+    ids=["patience", "minutes"],
+)
+def test_a_run_that_stopped_early_is_finished_until_it_gets_more(
+    script, animals_flags, tmp_path, caplog, first, end, more
+):
+    rates = ["--learning_rate", "0", "--muon_learning_rate", "0", "--num_train_epochs", "4"]
+    command = ["train.py", *animals_flags, *rates, "--output_dir", tmp_path]
+    script(*command, *first)
+    assert results_of(tmp_path)["stopped"] == end
+    epochs, before = results_of(tmp_path)["epochs"], contents(tmp_path)
+    script(*command, *first, "--resume_from_checkpoint", "true")
+    assert contents(tmp_path) == before
+    assert f"give a larger {first[0]}" in caplog.text
+    script(*command, *more, "--resume_from_checkpoint", "true")
+    assert results_of(tmp_path)["epochs"] > epochs
+
+
+def test_a_finished_run_is_pushed_if_that_is_asked_for(script, animals_flags, animals_run, monkeypatch, caplog):
+    monkeypatch.setattr("igpt_hf.training.push_folder", lambda folder, repo, **about: f"{folder.name} to {repo}")
+    before = contents(animals_run)
+    flags = ["--output_dir", animals_run, "--resume_from_checkpoint", "true", "--push_to_hub", "true"]
+    script("train.py", *animals_flags, *flags, "--hub_model_id", "user/name")
+    assert "pushed: animals to user/name" in caplog.text
+    assert contents(animals_run) == before
+
+
+def test_flags_that_change_nothing_are_named_at_the_start(script, animals_flags, animals_run, caplog):
+    refusal(script, "train.py", *animals_flags, "--output_dir", animals_run, "--eval_steps", "20")
+    assert caplog.text == ""  # a refusal comes first, and alone
+    flags = ["--output_dir", animals_run.parent / "none", "--data", "nowhere.cdb", "--eval_steps", "20"]
+    refusal(script, "train.py", *animals_flags, *flags)
+    assert "warning: --eval_steps has no effect without --eval_strategy steps." in caplog.text
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(script, animals_flags, animals_run):
@@ -657,7 +751,7 @@ def test_a_classifier_learns_from_a_generators_weights_and_the_best_by_validatio
     classifier_run, animals_run, many_animals
 ):
     results = results_of(classifier_run)
-    assert results["task"] == "classification"
+    assert (results["task"], results["stopped"]) == ("classification", "epochs")
     assert results["model_name_or_path"] == str(animals_run)
     assert results["validation_accuracy"] > 0.8
     state = json.loads((classifier_run / "trainer_state.json").read_text())
@@ -691,6 +785,17 @@ def test_a_classifiers_folder_has_its_card_whose_python_runs_and_its_curve(class
     assert re.findall(r"\{\{|\}\}|\{%|%\}|None|nan", card.text) == []
     with Image.open(classifier_run / "accuracy_curve.png") as picture:
         assert picture.width > 300
+
+
+def test_a_finished_classifier_that_is_resumed_is_left_as_it_is(
+    script, classifier_run, animals_run, many_animals, caplog
+):
+    before = contents(classifier_run)
+    flags = ["--task", "classification", "--model_name_or_path", animals_run, "--data", many_animals]
+    flags += ["--output_dir", classifier_run, "--num_train_epochs", "8", "--resume_from_checkpoint", "true"]
+    script("train.py", *flags)
+    assert "holds a finished run (8 epochs" in caplog.text
+    assert contents(classifier_run) == before
 
 
 def test_a_classifier_is_no_generator(script, classifier_run, many_animals, tmp_path):

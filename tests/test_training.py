@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback, TrainerState, set_seed
 
 from igpt_hf import DataError, IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor, tokenize
 from igpt_hf.checkpoints import last_complete_checkpoint
@@ -19,16 +19,21 @@ from igpt_hf.optimization import MuonAdamW
 from igpt_hf.plots import sample_sheet
 from igpt_hf.reporting import kept_evaluation
 from igpt_hf.training import (
+    METRICS,
     IGPTTrainingArguments,
     LossHistory,
     SampleSheetCallback,
+    Stopwatch,
     TokenDataset,
+    classification_metrics,
     collate,
+    end_reached,
     few_steps_hint,
     likelihood_metrics,
     make_trainer,
     nats_per_image,
     parse_arguments,
+    unused_flags,
     use_all_cores,
 )
 
@@ -460,6 +465,99 @@ def test_training_stops_when_its_minutes_are_over_and_goes_on_from_there(splits,
     assert_equal_weights(*last)
 
 
+def test_patience_0_never_stops(splits, tiny_processor, tmp_path):
+    rates = {"learning_rate": 0.0, "muon_learning_rate": 0.0}  # no evaluation is better than the first
+    trainer = new_trainer(tmp_path, splits, tiny_processor, num_train_epochs=4, early_stopping_patience=0, **rates)
+    trainer.train()
+    assert trainer.state.epoch == 4
+
+
+@pytest.mark.parametrize("length", [{"max_steps": 5}, {"num_train_epochs": 1.5}], ids=str)
+def test_a_run_that_has_taken_its_last_step_takes_no_other_when_it_is_resumed(
+    splits, tiny_processor, tmp_path, length
+):
+    whole = new_trainer(tmp_path, splits, tiny_processor, **length)
+    whole.train()
+    steps = whole.state.global_step
+    assert steps == length.get("max_steps", 9)  # both in the middle of an epoch
+    resumed = new_trainer(tmp_path, splits, tiny_processor, **length)
+    resumed.train(resume_from_checkpoint=last_complete_checkpoint(tmp_path))
+    assert resumed.state.global_step == steps
+    assert_equal_weights(whole.model.state_dict(), resumed.model.state_dict())
+    assert logged(resumed) == logged(whole)
+
+
+def test_a_second_training_of_one_trainer_is_that_of_a_new_one_with_the_same_weights(splits, tiny_processor, tmp_path):
+    trainer = new_trainer(tmp_path / "one", splits, tiny_processor)
+    trainer.train()
+    other = new_trainer(tmp_path / "other", splits, tiny_processor)
+    other.model.load_state_dict(trainer.model.state_dict())
+    trainer.train()
+    other.train()
+    assert_equal_weights(trainer.model.state_dict(), other.model.state_dict())
+    assert logged(trainer) == logged(other)
+
+
+def test_a_second_training_has_its_patience_and_its_minutes_again(splits, tiny_processor, tmp_path):
+    rates = {"learning_rate": 0.0, "muon_learning_rate": 0.0}
+    trainer = new_trainer(tmp_path, splits, tiny_processor, num_train_epochs=9, early_stopping_patience=2, **rates)
+    for _ in range(2):
+        trainer.train()
+        assert trainer.state.epoch == 3
+    stopwatch = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch))
+    stopwatch.seconds_before = 1e9
+    trainer.train()
+    assert stopwatch.seconds < 1e3
+
+
+class OutOfMemory(TrainerCallback):
+    """The first step of the first attempt does not fit into memory."""
+
+    happened = False
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if not self.happened:
+            self.happened = True
+            raise RuntimeError("CUDA out of memory.")
+
+
+def test_a_smaller_batch_after_running_out_of_memory_trains_as_if_it_had_been_asked_for(
+    splits, tiny_processor, tmp_path
+):
+    crashed = new_trainer(tmp_path / "a", splits, tiny_processor, [OutOfMemory()], auto_find_batch_size=True)
+    crashed.train()
+    asked = new_trainer(tmp_path / "b", splits, tiny_processor, per_device_train_batch_size=7)  # nine tenths of 8
+    asked.train()
+    assert_equal_weights(crashed.model.state_dict(), asked.model.state_dict())
+    assert logged(crashed) == logged(asked)
+
+
+class Averages(TrainerCallback):
+    """The averaged weights before the first step."""
+
+    def __init__(self):
+        self.seen = {}
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if not self.seen:
+            with self.trainer.averaged():
+                self.seen = {name: weight.clone() for name, weight in self.trainer.model.state_dict().items()}
+
+
+def test_running_out_of_memory_after_a_resume_loses_neither_the_weights_nor_their_average(
+    splits, tiny_processor, tmp_path
+):
+    new_trainer(tmp_path, splits, tiny_processor, num_train_epochs=1).train()
+    averages = Averages()
+    callbacks = [OutOfMemory(), averages]
+    settings = {"auto_find_batch_size": True, "save_total_limit": None}
+    resumed = new_trainer(tmp_path, splits, tiny_processor, callbacks, **settings)
+    averages.trainer = resumed
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    expected = load_file(tmp_path / "checkpoint-6" / "model.safetensors")
+    assert_equal_weights({name: averages.seen[name] for name in expected}, expected)
+
+
 class Poison(TrainerCallback):
     """Make a weight not a number after a step."""
 
@@ -539,9 +637,103 @@ def test_flags_are_not_to_be_shortened_and_evaluation_not_to_be_left_out(tmp_pat
         assert flags[0] in str(error.value) + capsys.readouterr().err
 
 
-def test_no_minutes_to_train_are_refused():
-    with pytest.raises(DataError, match="--max_minutes 0.0 leaves no time to train"):
-        parse_arguments(["--max_minutes", "0"])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--max_minutes 0", "--max_minutes 0.0 leaves no time to train"),
+        ("--num_train_epochs 0", "--num_train_epochs 0.0 cannot be trained"),
+        ("--num_train_epochs -1", "--num_train_epochs -1.0 cannot be trained"),
+        ("--num_train_epochs inf", "--num_train_epochs inf cannot be trained"),
+        ("--max_steps 0", "--max_steps 0 leaves nothing to train"),
+        ("--max_steps -2", "--max_steps -2 leaves nothing to train"),
+        ("--early_stopping_patience -1", "--early_stopping_patience must be at least 0, got -1"),
+        ("--per_device_train_batch_size 0", "--per_device_train_batch_size must be at least 1, got 0"),
+        ("--gradient_accumulation_steps 0", "--gradient_accumulation_steps must be at least 1, got 0"),
+        ("--learning_rate nan", "--learning_rate must be at least 0, got nan"),
+        ("--ema_decay 1", "--ema_decay must be below 1"),
+        ("--num_threads 0", "--num_threads must be at least 1, got 0"),
+        ("--eval_delay 3 --num_train_epochs 2", "--eval_delay 3.0 is later than the end"),
+        ("--eval_delay 9 --eval_strategy steps --save_strategy steps --max_steps 8", "--eval_delay 9.0 is later"),
+        ("--prediction_loss_only true", "nothing to choose the best model by"),
+        ("--metric_for_best_model eval_loss", "eval_loss is not measured; there are validation_nats_per_image, "),
+        ("--metric_for_best_model accuracy", "eval_accuracy is not measured; .* validation_loss, train_nats_per_imag"),
+        ("--task classification --metric_for_best_model loss", "eval_loss is not measured; .* validation_accuracy, "),
+    ],
+)
+def test_what_cannot_be_trained_or_chosen_by_is_refused_at_the_start(flags, message):
+    with pytest.raises(DataError, match=message):
+        parse_arguments(flags.split())
+
+
+def test_the_metrics_to_choose_by_are_those_that_are_measured(splits, tiny_processor, tmp_path):
+    trainer = new_trainer(tmp_path, splits, tiny_processor)
+    measured = trainer.evaluate()
+    assert {f"eval_{split}_{name}" for split in ("train", "validation") for name in METRICS["generation"]} <= set(
+        measured
+    )
+    of_classifier = SimpleNamespace(predictions=(np.zeros((2, 3)), np.zeros(2)), label_ids=np.zeros(2, dtype=int))
+    assert set(METRICS["classification"]) - {"loss"} == {
+        name for name in classification_metrics(of_classifier) if not name.endswith("stderr")
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "warnings"),
+    [
+        ("", []),
+        ("--eval_steps 20", ["--eval_steps has no effect without --eval_strategy steps."]),
+        ("--eval_steps=20 --eval_strategy steps --save_strategy steps --save_steps 20", []),
+        (
+            "--save-steps 500",
+            ["--save_steps has no effect without --save_strategy steps."],
+        ),  # the default, but asked for
+        ("--max_steps 9 --num_train_epochs 2", ["--num_train_epochs has no effect beside --max_steps."]),
+        ("--optim sgd", ["--optim has no effect without --use_muon false."]),
+        ("--use_muon false --muon_learning_rate 1", ["--muon_learning_rate has no effect without --use_muon true."]),
+        ("--preset stock-xxs --use_muon true", ["--use_muon has no effect with --preset stock-xxs."]),
+        ("--shuffle_buffer 9", ["--shuffle_buffer has no effect without --streaming true."]),
+        ("--hub_model_id a/b", ["--hub_model_id has no effect without --push_to_hub true."]),
+    ],
+)
+def test_flags_that_change_nothing_are_named(tmp_path, flags, warnings):
+    assert unused_flags(*parse_arguments(flags.split()), flags.split()) == warnings
+    words = [word for flag in flags.replace("=", " ").split("--")[1:] for word in [flag.split()]]
+    (tmp_path / "run.yaml").write_text(
+        "".join(f"{name.replace('-', '_')}: {value}\n" for name, value in words) or "{}"
+    )
+    from_file = ["--config", str(tmp_path / "run.yaml")]
+    assert unused_flags(*parse_arguments(from_file), from_file) == warnings
+
+
+LONG_ENOUGH = {"max_steps": -1, "num_train_epochs": 30, "early_stopping_patience": 5, "max_minutes": None}
+
+
+@pytest.mark.parametrize(
+    ("asked", "end"),
+    [
+        ({}, None),
+        ({"num_train_epochs": 4}, "epochs"),
+        ({"num_train_epochs": 3}, "epochs"),
+        ({"num_train_epochs": 4.5}, None),
+        ({"max_steps": 24}, "max_steps"),
+        ({"max_steps": 25, "num_train_epochs": 4}, None),  # max_steps counts where it is given
+        ({"early_stopping_patience": 3}, "early_stopping"),
+        ({"early_stopping_patience": 4}, None),
+        ({"early_stopping_patience": 0}, None),
+        ({"max_minutes": 2}, "max_minutes"),
+        ({"max_minutes": 2.1}, None),
+        ({"num_train_epochs": 4, "early_stopping_patience": 3, "max_minutes": 2}, "epochs"),
+    ],
+)
+def test_the_end_of_a_run_is_the_first_that_was_asked_for(asked, end):
+    """A run of 24 steps in 4 epochs and 2 minutes, whose last 3 evaluations were no better."""
+    callbacks = {
+        "PatientEarlyStopping": {"args": {}, "attributes": {"early_stopping_patience_counter": 3}},
+        "Stopwatch": {"args": {}, "attributes": {"seconds_before": 120.0}},
+    }
+    state = TrainerState(global_step=24, epoch=4.0)
+    state.stateful_callbacks = callbacks
+    assert end_reached(SimpleNamespace(**LONG_ENOUGH | asked), state) == end
 
 
 def test_an_unknown_flag_is_named_wherever_it_comes_from(tmp_path, capsys):
