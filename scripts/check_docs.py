@@ -58,7 +58,7 @@ PROMISED = {
     "scripts/push_to_hub.py": "private",
     "scripts/app.py": "port",
     "all_results.json": "train_nats_per_image validation_nats_per_image test_nats_per_image test_bits_per_pixel "
-    "num_parameters epochs train_runtime train_images_per_second data seed monotonic_train_loss "
+    "num_parameters epochs stopped train_runtime train_images_per_second data seed monotonic_train_loss "
     "monotonic_validation_loss",
     "report.json": "num_images nats_per_image nats_per_image_marginal nats_per_image_unconditional bits_per_pixel "
     "bayes_accuracy sample_accuracy fid fid_real_floor precision recall density coverage novelty",
