@@ -264,6 +264,7 @@ def test_a_folder_can_be_used_at_once_when_the_training_in_it_was_killed(two_pro
         assert "is in use: another run is training into it" in second.stderr
         (training,) = psutil.Process(launcher.pid).children()
         training.kill()
+        training.wait(timeout=20)
         with only_run_in(tmp_path):  # while the launcher is still there
             assert prepare_output_dir(IGPTTrainingArguments(str(tmp_path), resume_from_checkpoint="true"))
         launcher.wait(timeout=100)
