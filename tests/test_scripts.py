@@ -624,10 +624,10 @@ def test_a_processor_of_another_model_is_refused(script, animals_run, many_anima
 
 @pytest.fixture(scope="session")
 def cats(tmp_path_factory) -> Path:
-    """A folder with one class folder: 120 pictures, of which 12 are for validation and 6 for the test."""
+    """A folder with one class folder: 240 pictures, of which 24 are for validation and 12 for the test."""
     folder, rng = tmp_path_factory.mktemp("data") / "cats", np.random.default_rng(1)
     (folder / "cat").mkdir(parents=True)
-    for i in range(120):
+    for i in range(240):
         draw("cat", rng).save(folder / "cat" / f"{i}.png")
     return folder
 
@@ -637,10 +637,7 @@ NEED_CLASSES |= {"sample_accuracy", "sample_accuracy_stderr", "classifier_test_a
 NEED_CLASSES |= {"train_on_samples_accuracy", "train_on_real_accuracy"}
 
 
-def test_one_class_is_trained_sampled_and_evaluated_and_what_needs_classes_is_null(
-    script, cats, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr("igpt_hf.sample_quality.MIN_IMAGES", 6)
+def test_one_class_is_trained_sampled_and_evaluated_and_what_needs_classes_is_null(script, cats, tmp_path, capsys):
     model, output = tmp_path / "run", tmp_path / "report.json"
     flags = [*TINY, "--image_size", "12", "--per_device_train_batch_size", "32"]
     script("train.py", "--data", cats, "--output_dir", model, *flags)
@@ -666,11 +663,11 @@ def test_one_class_of_several_that_the_model_knows_is_evaluated(script, animals_
     output = tmp_path / "report.json"
     script("evaluate.py", animals_run, "--data", cats, "--split", "all", "--output", output)
     report = json.loads(output.read_text())
-    assert (report["num_images"], report["bayes_accuracy"], report["confusion_matrix"]) == (120, None, None)
+    assert (report["num_images"], report["bayes_accuracy"], report["confusion_matrix"]) == (240, None, None)
     assert report["nats_per_image_marginal"] == pytest.approx(report["nats_per_image"], rel=1e-12)
     script("evaluate.py", animals_run, "--data", cats, "--split", "all", "--prior", "uniform", "--output", output)
     report = json.loads(output.read_text())  # now other classes could be told, too
-    assert report["confusion_matrix"][0][0] / 120 == report["bayes_accuracy"]
+    assert report["confusion_matrix"][0][0] / 240 == report["bayes_accuracy"]
 
 
 # --- probe.py -------------------------------------------------------------------------------------------------------
