@@ -38,7 +38,8 @@ def likelihood_report(scores: dict[str, torch.Tensor], labels: torch.Tensor, pri
       hold beside published ones.
     * `nats_per_image_unconditional`: -ln p(image | start token).
     * `bayes_accuracy`: share of images whose class has the highest posterior, p(class) p(image | class);
-      `confusion_matrix`: how many images of each class (row) have it where (column).
+      `confusion_matrix`: how many images of each class (row) have it where (column). Both are None where the prior
+      has one class only, since then nothing is told apart.
 
     Args:
         scores: From `likelihoods`.
@@ -59,10 +60,12 @@ def likelihood_report(scores: dict[str, torch.Tensor], labels: torch.Tensor, pri
         report[f"nats_per_image{name}"] = nats.mean().item()
         report[f"nats_per_image{name}_stderr"] = (nats.std() / math.sqrt(len(nats))).item() if len(nats) > 1 else 0.0
     report["bits_per_pixel"] = report["nats_per_image"] / (num_pixels * math.log(2))
-    predicted = joint.argmax(dim=1)
-    report["bayes_accuracy"] = (predicted == labels).double().mean().item()
-    pairs = torch.bincount(labels * len(prior) + predicted, minlength=len(prior) ** 2)
-    report["confusion_matrix"] = pairs.view(len(prior), len(prior)).tolist()
+    report |= {"bayes_accuracy": None, "confusion_matrix": None}
+    if (prior > 0).sum() > 1:
+        predicted = joint.argmax(dim=1)
+        report["bayes_accuracy"] = (predicted == labels).double().mean().item()
+        pairs = torch.bincount(labels * len(prior) + predicted, minlength=len(prior) ** 2)
+        report["confusion_matrix"] = pairs.view(len(prior), len(prior)).tolist()
     report["nats_per_class"] = {
         label: told[labels == label].mean().item() for label in range(len(prior)) if (labels == label).any()
     }
@@ -222,10 +225,9 @@ def check_data(split, config, is_size_free: bool) -> list[int]:
     """Check that a data set, by its training split, fits a model; returns the model's class index of each class.
 
     Raises:
-        DataError: One class only, classes that the model does not know or, unless `is_size_free`, pictures all of one
-            size other than the model's.
+        DataError: Classes that the model does not know or, unless `is_size_free`, pictures all of one size other than
+            the model's.
     """
-    check_two_classes(split)
     index = labels_as_in_model(split.features["label"].names, config)
     if not is_size_free:
         check_image_size(split["image"], config.image_size)
@@ -233,7 +235,7 @@ def check_data(split, config, is_size_free: bool) -> list[int]:
 
 
 def check_two_classes(split):
-    """Refuse a split, with a `label` column, that shows fewer than two classes.
+    """Refuse a split, with a `label` column, that shows fewer than two classes, before something tells them apart.
 
     Raises:
         DataError: The split is empty or has one class only.

@@ -77,6 +77,11 @@ def _draw_nats_per_class(axes, report: dict):
 
 
 def _draw_confusion(axes, report: dict):
+    if report["confusion_matrix"] is None:
+        axes.text(0.5, 0.5, "one class:\nnothing to tell apart", ha="center", va="center", color=GREY)
+        axes.set(title="Bayes' rule", xticks=[], yticks=[])
+        axes.set_box_aspect(1)
+        return
     counts = np.array(report["confusion_matrix"])
     shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)

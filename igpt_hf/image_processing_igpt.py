@@ -11,6 +11,10 @@ Because the blocks partition the image and every block has its own token, nothin
 inverse of `tokenize`, and a likelihood over tokens is a likelihood over pixels.
 """
 
+import inspect
+import math
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
@@ -21,6 +25,8 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 # A picture that says of itself that its foreground is white is never inverted (PNG text chunk; `Image.info` in
 # memory).
 WHITE_FOREGROUND = {"foreground": "white"}
+CHANNELS = (1, 2, 3, 4)  # gray, gray with alpha, RGB, RGBA
+ARRAYS = (np.ndarray, torch.Tensor)
 
 
 def pixels_to_tokens(pixels: np.ndarray, patch_size: int) -> np.ndarray:
@@ -109,6 +115,12 @@ class IGPTImageProcessor(BaseImageProcessor):
         self.binarize = binarize
         self.margin = margin
 
+    @classmethod
+    def from_dict(cls, image_processor_dict, **kwargs):
+        """Make a processor of saved settings; what `from_pretrained` is given beside them is checked like these."""
+        settings = {name: kwargs.pop(name) for name in inspect.signature(cls).parameters if name in kwargs}
+        return super().from_dict({**image_processor_dict, **settings}, **kwargs)
+
     @property
     def vocab_size(self) -> int:
         """Number of image tokens."""
@@ -138,14 +150,22 @@ class IGPTImageProcessor(BaseImageProcessor):
         shrink to fit with an antialiasing filter and keep their aspect ratio, smaller ones are centred.
 
         Args:
-            images: A PIL image, a path, an array or tensor (height, width) or (n, height, width), or a list of these.
-                Booleans and zeros and ones are binary (1 = white foreground), other integers are grey levels from 0
-                to 255, floats are grey levels from 0 to 1.
+            images: One image or many, as PIL images, paths, arrays or tensors:
+
+                * one image: a PIL image, a path, (height, width) or (height, width, channels);
+                * many: a list of images, where (channels, height, width) is an image too; an array (n, height, width),
+                  (n, height, width, channels) or (n, channels, height, width).
+
+                1, 2, 3 or 4 channels are gray, gray with alpha, RGB or RGBA. Booleans and zeros and ones are binary
+                (1 = white foreground), other integers are levels from 0 to 255, floats are levels from 0 to 1.
 
         Raises:
-            ValueError: Something that is no image; the message names its position.
+            ValueError: Something that is no image, with its position; or an array of two readings, with the way to
+                say which is meant: (3, height, width) that is not binary integers may be one color image, and
+                (n, image_size**2) flattened images.
         """
-        return np.stack([self._fit(*_read_image(image, index)) for index, image in enumerate(_as_list(images))])
+        images = _as_list(images, self.image_size)
+        return np.stack([self._fit(*_read_image(image, index)) for index, image in enumerate(images)])
 
     def _fit(self, grey: Image.Image, is_white_on_black: bool) -> np.ndarray:
         """One grey picture -> (image_size, image_size), uint8, white on black."""
@@ -192,12 +212,16 @@ class IGPTImageProcessor(BaseImageProcessor):
             return_tensors: "pt", "np" or None.
         """
         tokens = torch.from_numpy(self.tokenize(images).astype(np.int64))
-        prompt = self._prompt_ids(class_labels, len(tokens))
+        prompt = self._prompt_ids(_label_list(class_labels), len(tokens))
         data = {
             "input_ids": torch.cat([prompt, tokens], dim=1),
             "labels": torch.cat([torch.full_like(prompt, -100), tokens], dim=1),
         }
         return BatchFeature({key: value.numpy() for key, value in data.items()}, tensor_type=return_tensors)
+
+    def preprocess(self, images, class_labels=None, return_tensors: str | None = "pt") -> BatchFeature:
+        """Do what calling the processor does; transformers' image processors have both names."""
+        return self(images, class_labels=class_labels, return_tensors=return_tensors)
 
     # --- prompts ----------------------------------------------------------------------------------------------------
 
@@ -207,24 +231,25 @@ class IGPTImageProcessor(BaseImageProcessor):
         """Make the prompt of `model.generate`: `input_ids` (n, 1), or (n, 1 + given tokens) to complete images.
 
         Args:
-            class_labels: Class indices, one per image wanted; None asks for any class.
+            class_labels: Class index or indices, one per image wanted; None asks for any class.
             images: Pictures whose upper part is given. One picture serves all labels, one label all pictures.
             keep_rows: How many rows of pixels, from the top, are given; a multiple of `patch_size`.
 
         Raises:
             ValueError: A label or a number of rows out of range, or lists of different lengths.
         """
+        labels = _label_list(class_labels)
+        count = 1 if labels is None else len(labels)
         if images is None:
             if keep_rows is not None:
                 raise ValueError(f"keep_rows={keep_rows} says how much of `images` is given: pass images too.")
-            count = 1 if class_labels is None else len(_label_list(class_labels))
-            ids = self._prompt_ids(class_labels, count)
+            ids = self._prompt_ids(labels, count)
         else:
             given = self._given_tokens(images, keep_rows)
-            count = max(len(given), 1 if class_labels is None else len(_label_list(class_labels)))
+            count = max(len(given), count)
             if len(given) not in (1, count):
                 raise ValueError(f"{len(given)} images and {count} class labels: give as many, or one of either.")
-            ids = torch.cat([self._prompt_ids(class_labels, count), given.expand(count, -1)], dim=1)
+            ids = torch.cat([self._prompt_ids(labels, count), given.expand(count, -1)], dim=1)
         return BatchFeature({"input_ids": ids.numpy()}, tensor_type=return_tensors)
 
     def _given_tokens(self, images, keep_rows: int | None) -> torch.Tensor:
@@ -236,11 +261,10 @@ class IGPTImageProcessor(BaseImageProcessor):
         given = self.tokenize(images)[:, : keep_rows // self.patch_size * self.grid_size]
         return torch.from_numpy(given.astype(np.int64))
 
-    def _prompt_ids(self, class_labels, count: int) -> torch.Tensor:
+    def _prompt_ids(self, labels: list | None, count: int) -> torch.Tensor:
         """Class indices -> prompt ids (count, 1); None -> start tokens."""
-        if class_labels is None:
+        if labels is None:
             return torch.full((count, 1), self.start_token_id)
-        labels = _label_list(class_labels)
         for label in labels:
             if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < self.num_labels:
                 raise ValueError(f"class label {label!r} is not one of the {self.num_labels} classes, "
@@ -264,6 +288,10 @@ class IGPTImageProcessor(BaseImageProcessor):
 
     def decode_pixels(self, ids) -> np.ndarray:
         """Turn tokens back into binary pixels, exactly: ids as in `decode` -> (n, image_size, image_size), 0/1."""
+        if isinstance(ids, Mapping):
+            raise ValueError(f"ids are an array, a tensor or a list: pass one of {', '.join(ids)}, not all together.")
+        if isinstance(ids, (list, tuple)) and len({np.shape(row) for row in ids}) > 1:
+            raise ValueError("ids have different lengths: decode images with a prompt and without apart.")
         ids = np.atleast_2d(ids.cpu().numpy() if isinstance(ids, torch.Tensor) else np.asarray(ids))
         if ids.ndim != 2 or ids.shape[1] not in (self.num_image_tokens, self.num_image_tokens + 1):
             raise ValueError(
@@ -283,33 +311,73 @@ class IGPTImageProcessor(BaseImageProcessor):
         return tokens_to_pixels(tokens, self.patch_size, self.image_size)
 
 
-def _as_list(images) -> list:
+_FLAT = (
+    "an array of shape {0} may be flattened images: pass array.reshape(-1, {1}, {1}); if it is one picture of that "
+    "height and width, pass PIL.Image.fromarray(array)."
+)
+
+
+def _as_list(images, image_size: int) -> list:
     """One image or many -> a list of images."""
     if isinstance(images, (Image.Image, str)) or hasattr(images, "__fspath__"):
         return [images]
-    if isinstance(images, (np.ndarray, torch.Tensor)):
-        if images.ndim == 2:
-            return [images]
-        if images.ndim != 3:
-            raise ValueError(
-                f"an array of images has shape (height, width) or (n, height, width), got {images.shape}."
-            )
-        if images.shape[2] in (1, 3, 4) and images.shape[1] > images.shape[2]:
-            raise ValueError(
-                f"an array of shape {tuple(images.shape)} looks like one picture (height, width, channels), not like "
-                "pictures (n, height, width): pass PIL.Image.fromarray(array)."
-            )
+    if isinstance(images, ARRAYS):
+        images = _pictures_of_array(images, image_size)
+    if isinstance(images, Mapping) or not hasattr(images, "__iter__"):
+        raise ValueError(
+            f"images are PIL images, paths, arrays, tensors or a list of them, got {type(images).__name__}."
+            + (f" Pass one of its values: {', '.join(map(str, images))}." if isinstance(images, Mapping) else "")
+        )
     images = list(images)
     if not images:
         raise ValueError("no images were given: the list is empty.")
+    flat = ((image_size**2,), (1, image_size**2))
+    for image in images if image_size > 1 else ():
+        if isinstance(image, ARRAYS) and tuple(image.shape) in flat:
+            raise ValueError(_FLAT.format(tuple(image.shape), image_size))
     return images
 
 
-def _label_list(class_labels) -> list:
-    if isinstance(class_labels, (np.ndarray, np.integer, torch.Tensor)):
+def _pictures_of_array(array: np.ndarray | torch.Tensor, image_size: int) -> list:
+    """Split an array or tensor into pictures, each (height, width) or with a channel axis; refuse two readings."""
+    shape, side = tuple(array.shape), image_size
+    if array.ndim in (1, 2) and shape[-1] == side**2 and side > 1:
+        raise ValueError(_FLAT.format(shape, side))
+    if array.ndim == 2:
+        return [array]
+    if array.ndim == 3 and shape[2] in CHANNELS and shape[1] > shape[2]:
+        return [array]  # (height, width, channels), as PIL, OpenCV and matplotlib have it
+    # Binary pixels have no color: this package's own arrays, from `decode_pixels`, are always pictures.
+    if array.ndim == 3 and shape[0] == 3 and not _has_binary_integers(array):
+        raise ValueError(
+            f"an array of shape {shape} may be one color picture (channels, height, width), or three gray ones: pass "
+            "[array] for one color picture, list(array) for three gray ones."
+        )
+    if array.ndim in (3, 4):
+        return list(array)
+    raise ValueError(
+        "an array of images has shape (height, width), (height, width, channels), (n, height, width), "
+        f"(n, height, width, channels) or (n, channels, height, width), got {shape}."
+    )
+
+
+def _has_binary_integers(array: np.ndarray | torch.Tensor) -> bool:
+    """Whether an array holds booleans, or whole numbers that are all 0 or 1."""
+    is_fraction = array.dtype.is_floating_point if isinstance(array, torch.Tensor) else array.dtype.kind == "f"
+    return not is_fraction and bool(((array == 0) | (array == 1)).all())
+
+
+def _label_list(class_labels) -> list | None:
+    """One class index or many, of any type -> Python numbers; None stays None. The values are not checked."""
+    if class_labels is None:
+        return None
+    if isinstance(class_labels, (np.ndarray, np.generic, torch.Tensor)):
         class_labels = class_labels.tolist()
-    labels = [class_labels] if isinstance(class_labels, int) else list(class_labels)
-    return [label.item() if hasattr(label, "item") else label for label in labels]
+    is_one = isinstance(class_labels, (str, bytes)) or not hasattr(class_labels, "__iter__")
+    labels = [class_labels] if is_one else list(class_labels)
+    if not labels:
+        raise ValueError("no class labels were given: the list is empty; None asks for any class.")
+    return [label.item() if hasattr(label, "item") and math.prod(label.shape) == 1 else label for label in labels]
 
 
 def _as_picture(pixels: np.ndarray) -> Image.Image:
@@ -339,13 +407,26 @@ def _read_image(image, index: int) -> tuple[Image.Image, bool]:
             return _picture_to_grey(image), is_white
         except ValueError as error:
             raise ValueError(f"image {index} (mode {image.mode}) cannot be made grey: {error}") from error
+    return _array_to_grey(_pixel_array(image, index), index)
+
+
+def _pixel_array(image, index: int) -> np.ndarray:
+    """An array, or lists of numbers, of one image -> (height, width), or (height, width, 2, 3 or 4)."""
+    parts = image if isinstance(image, (list, tuple)) else []
+    if any(isinstance(part, Image.Image) or (isinstance(part, ARRAYS) and part.ndim > 1) for part in parts):
+        raise ValueError(f"image {index} is itself a list of images: pass one flat list.")
     array = np.asarray(image)
-    if array.ndim != 2 or array.dtype == object or array.size == 0:
+    where = [axis for axis in (0, 2) if array.ndim == 3 and array.shape[axis] in CHANNELS]
+    if array.dtype == object or array.size == 0 or (array.ndim != 2 and len(where) != 1):
         raise ValueError(
-            f"image {index} must be a PIL image, a path or a (height, width) array, got {type(image).__name__}"
-            f" of shape {array.shape}."
+            f"image {index} must be a PIL image, a path or an (height, width) array, with or without an axis of "
+            f"1 to 4 channels, first or last (if both are so short, nobody knows which), got {type(image).__name__} "
+            f"of shape {array.shape}."
         )
-    return _array_to_grey(array, index)
+    if array.ndim == 3:
+        array = np.moveaxis(array, where[0], 2)
+        array = array[..., 0] if array.shape[2] == 1 else array
+    return array
 
 
 def _array_to_grey(array: np.ndarray, index: int) -> tuple[Image.Image, bool]:
@@ -356,7 +437,7 @@ def _array_to_grey(array: np.ndarray, index: int) -> tuple[Image.Image, bool]:
     is_binary = bool(np.isin(array, (0, 1)).all())
     if is_binary or top == 1:
         array = np.rint(array.astype(np.float32) * 255)
-    return Image.fromarray(array.astype(np.uint8)), is_binary
+    return _picture_to_grey(Image.fromarray(array.astype(np.uint8))), is_binary
 
 
 def _picture_to_grey(picture: Image.Image) -> Image.Image:

@@ -1,10 +1,17 @@
 """Load a trained model with its image processor, with errors that a user can act on."""
 
 import json
+import re
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import (
+    HFValidationError,
+    HTTPError,  # of httpx2, or httpx: the client of the installed huggingface_hub
+    RepositoryNotFoundError,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
@@ -14,6 +21,9 @@ from .image_processing_igpt import IGPTImageProcessor
 from .modeling_igpt import IGPTForCausalImageModeling, IGPTForImageClassification, IGPTPreTrainedModel
 
 
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+HUB_TIMEOUT = 10  # seconds that the Hub has to say whether it knows a model
+FILE_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".json", ".yaml", ".zip", ".tar", ".gz"}
 LOADING_ERRORS = (
     OSError,
     ValueError,
@@ -34,16 +44,14 @@ def load_pretrained(
         DataError: There is no such folder or id, it holds no Image GPT of this package, a classifier where a model
             that draws is wanted, weights that are no numbers, or a processor of other images than the model's.
     """
-    if not Path(name).is_dir() and (Path(name).is_absolute() or name.count("/") != 1):
-        raise DataError(
-            f"{name} is no folder here, and no model id on the Hub (user/name). Train one: scripts/train.py."
-        )
+    is_in_reach = _find(name)
+    where = {"local_files_only": not is_in_reach}
     try:
-        kind = AutoConfig.from_pretrained(name).model_type
+        kind = AutoConfig.from_pretrained(name, **where).model_type
         if kind != IGPTConfig.model_type:
             raise DataError(f"{name} is a model of type {kind}, not one of this package: transformers loads it.")
-        model, info = model_class.from_pretrained(name, output_loading_info=True)
-        processor = IGPTImageProcessor.from_pretrained(name)
+        model, info = model_class.from_pretrained(name, output_loading_info=True, **where)
+        processor = IGPTImageProcessor.from_pretrained(name, **where)
     except DataError:
         raise
     except LOADING_ERRORS as error:
@@ -61,6 +69,63 @@ def load_pretrained(
         )
     _check(model, processor, name)
     return model, processor
+
+
+def _find(name: str) -> bool:
+    """Find a model before it is loaded: on the disk, else on the Hub, which is asked once and not again and again.
+
+    Returns:
+        Whether all its files are in reach; False: only those in the cache are, since the Hub does not answer.
+
+    Raises:
+        DataError: It is nowhere.
+    """
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise DataError(f"{name} holds no trained model: it has no config.json.{_models_in(Path(name))}")
+        return True
+    if _looks_like_path(name):
+        raise DataError(_no_such_folder(name))
+    try:
+        HfApi().model_info(name, timeout=HUB_TIMEOUT)
+    except RepositoryNotFoundError as error:
+        raise DataError(
+            f"{name} is no folder here, and no model on the Hub that you can read. Check the name; for a private or "
+            "gated model, `hf auth login`. Train one: scripts/train.py."
+        ) from error
+    except (HTTPError, OSError) as error:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return False
+        raise DataError(
+            f"{name} is no folder here, and the Hub, where it could be a model's id, does not answer: {error}"
+        ) from error
+    return True
+
+
+def _looks_like_path(name: str) -> bool:
+    """Whether a name that is no folder is a path all the same, and the Hub need not be asked.
+
+    "runs/hoda" has the shape of an id, too (user/name): it is a path where there is a folder "runs".
+    """
+    path = Path(name)
+    return HUB_ID.fullmatch(name) is None or path.exists() or path.parent.is_dir() or path.suffix in FILE_SUFFIXES
+
+
+def _no_such_folder(name: str) -> str:
+    path = Path(name)
+    if path.is_file():
+        return f"{name} is a file: name the folder of the model instead, with its config.json."
+    message = f"there is no folder {name}.{_models_in(path.parent)}"
+    if HUB_ID.fullmatch(name) is None:
+        return f"{message} Train one: scripts/train.py; or name a model of the Hub as user/name."
+    if path.parent.is_dir():
+        return f"{message} If it is a model's id on the Hub, work where there is no folder {path.parent}."
+    return message
+
+
+def _models_in(folder: Path) -> str:
+    models = sorted(str(path.parent) for path in folder.glob("*/config.json"))
+    return f" There are models in {', '.join(models)}." if models else ""
 
 
 def _check(model: IGPTPreTrainedModel, processor: IGPTImageProcessor, name: str):

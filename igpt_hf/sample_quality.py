@@ -105,6 +105,13 @@ def train_classifier(images: Images, num_labels: int, seed: int, what: str = "cl
     return model.eval()
 
 
+def random_classifier(images: Images, num_labels: int, seed: int) -> LeNet:
+    """Make a LeNet with random weights, whose features compare images where there are no classes to learn."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LeNet(images.pixels.shape[-1], num_labels).eval()
+
+
 def cached_classifier(images: Images, num_labels: int, seed: int) -> LeNet:
     """Train the classifier, or fetch it from the user's cache (that of huggingface_hub): one per data and seed."""
     model = LeNet(images.pixels.shape[-1], num_labels)
@@ -235,19 +242,23 @@ def sample_report(samples: Images, splits: dict[str, Images], num_labels: int, s
       `train_on_real_accuracy`, of one trained on as many training images.
     * `two_sample_accuracy`: from `two_sample_accuracy`; then what `novelty` returns.
 
+    Where all training images are of one class, the accuracies of classes are None, and the features of `fid` and its
+    like are those of a network with random weights (Naeem et al. 2020 found that such features do).
+
     Raises:
         DataError: Too few images.
     """
     train, validation, test = (splits[name] for name in ("train", "validation", "test"))
     num, num_compared = len(samples.labels), min(len(samples.labels), len(validation.labels), len(test.labels))
     check_sizes(num, len(validation.labels), len(test.labels))
-    classifier = cached_classifier(train, num_labels, seed)
-    accuracy = classifier.accuracy(samples)
+    has_classes = len(np.unique(train.labels)) > 1
+    classifier = (cached_classifier if has_classes else random_classifier)(train, num_labels, seed)
+    accuracy = classifier.accuracy(samples) if has_classes else None
     report = {
         "num_samples": num,
-        "classifier_test_accuracy": classifier.accuracy(test),
+        "classifier_test_accuracy": classifier.accuracy(test) if has_classes else None,
         "sample_accuracy": accuracy,
-        "sample_accuracy_stderr": math.sqrt(accuracy * (1 - accuracy) / num),
+        "sample_accuracy_stderr": math.sqrt(accuracy * (1 - accuracy) / num) if has_classes else None,
         "num_compared": num_compared,
     }
     some_test, some_validation, some_samples = (_thin(images, num_compared) for images in (test, validation, samples))
@@ -256,9 +267,11 @@ def sample_report(samples: Images, splits: dict[str, Images], num_labels: int, s
     report |= {f"{name}_real_floor": value for name, value in fidelity(real, other).items()}
     report["num_trained_on"] = min(num, len(train.labels))
     for name, images in (("samples", samples), ("real", train)):
-        images = _thin(images, report["num_trained_on"])
-        model = train_classifier(images, num_labels, seed, what=f"classifier on {len(images.labels)} {name}")
-        report[f"train_on_{name}_accuracy"] = model.accuracy(test)
+        report[f"train_on_{name}_accuracy"] = None
+        if has_classes:
+            images = _thin(images, report["num_trained_on"])
+            model = train_classifier(images, num_labels, seed, what=f"classifier on {len(images.labels)} {name}")
+            report[f"train_on_{name}_accuracy"] = model.accuracy(test)
     told_apart = two_sample_accuracy(some_test.pixels, some_samples.pixels, seed)
     report["two_sample_accuracy"], report["two_sample_accuracy_stderr"] = told_apart
     return report | novelty(samples.pixels, test.pixels, train.pixels)

@@ -7,7 +7,8 @@
 The splits are those of the training run if the data and --seed are, and the run had all images (no --max_images, no
 --streaming); otherwise a warning says so. Prints a table, writes a JSON file and, beside it,
 a picture of the same name: calibration, nats per class, confusion, codecs, the hardest and easiest images with what
-surprised the model in them, and with --samples some beside the training images nearest to them.
+surprised the model in them, and with --samples some beside the training images nearest to them. Where the data has one
+class only, what needs classes is null.
 """
 
 import argparse
@@ -213,7 +214,8 @@ def print_table(report: dict):
     ):
         line(meaning, f"{report[name]:8.3f} +- {report[name + '_stderr']:.3f} nats/image")
     line("given the class", f"{report['bits_per_pixel']:8.5f} bits/pixel")
-    line("class by Bayes' rule", f"{report['bayes_accuracy']:8.2%} right")
+    if report["bayes_accuracy"] is not None:  # there are classes to tell apart
+        line("class by Bayes' rule", f"{report['bayes_accuracy']:8.2%} right")
     line("calibration error of pixels", f"{report['calibration']['calibration_error']:8.3%}")
     line("model, class unknown", f"{report['bits_per_image_marginal']:8.1f} bits/image")
     for name, bits in report["codecs"].items():
@@ -221,15 +223,17 @@ def print_table(report: dict):
     if "num_samples" not in report:
         return
     print(f"{report['num_samples']} samples; comparisons with {report['num_compared']} real images a side")
-    line("classifier, on test images", f"{report['classifier_test_accuracy']:8.2%} right")
-    line("on samples", f"{report['sample_accuracy']:8.2%} +- {report['sample_accuracy_stderr']:.2%} as asked for")
+    if report["sample_accuracy"] is not None:
+        line("classifier, on test images", f"{report['classifier_test_accuracy']:8.2%} right")
+        line("on samples", f"{report['sample_accuracy']:8.2%} +- {report['sample_accuracy_stderr']:.2%} as asked for")
     for name in ("fid", "precision", "recall", "density", "coverage"):
         line(name, f"{report[name]:8.3f}  (real images: {report[name + '_real_floor']:.3f})")
-    line(
-        "trained on samples, test images",
-        f"{report['train_on_samples_accuracy']:8.2%} right "
-        f"(of {report['num_trained_on']}; trained on as many real images: {report['train_on_real_accuracy']:.2%})",
-    )
+    if report["sample_accuracy"] is not None:
+        line(
+            "trained on samples, test images",
+            f"{report['train_on_samples_accuracy']:8.2%} right "
+            f"(of {report['num_trained_on']}; trained on as many real images: {report['train_on_real_accuracy']:.2%})",
+        )
     line("told from real images", f"{report['two_sample_accuracy']:8.2%} +- {report['two_sample_accuracy_stderr']:.2%}"
          " (chance: 50%)")  # fmt: skip
     line("nearest training image", f"{report['nearest_training_pixels']:8.1f} pixels off "

@@ -24,7 +24,7 @@ import numpy as np
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf import DataError, load_splits, tokenize
-from igpt_hf.evaluation import check_data
+from igpt_hf.evaluation import check_data, check_two_classes
 from igpt_hf.evaluation_plots import probe_curve
 from igpt_hf.loading import load_pretrained, seen_images_warning, was_trained_on
 from igpt_hf.training import TokenDataset, use_all_cores
@@ -76,6 +76,7 @@ def main():
     warning = seen_images_warning(args.model, args.data, args.seed, args.max_images)
     if warning is not None:
         print(f"warning: {warning}", file=sys.stderr)
+    check_two_classes(splits["train"])
     check_data(splits["train"], model.config, is_size_free=args.resize or was_trained_on(args.model, args.data))
 
     features, labels = {}, {}

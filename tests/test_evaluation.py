@@ -164,6 +164,17 @@ def test_codecs_lose_nothing_and_are_counted_in_bits_of_a_file(codec):
     assert 28 * 28 / 2 < bits["in_sheets"] < bits["alone"]  # noise cannot be compressed, but headers are shared
 
 
+def test_where_one_class_alone_is_possible_nothing_is_told_apart():
+    scores = {"classes": torch.tensor([[-3.0, -1.0], [-5.0, -2.0]]).double(), "start": torch.tensor([-4.0, -4.0])}
+    labels = torch.tensor([0, 0])
+    report = likelihood_report(scores, labels, torch.tensor([1.0, 0.0]), num_pixels=4)
+    assert (report["bayes_accuracy"], report["confusion_matrix"]) == (None, None)
+    assert report["nats_per_image"] == report["nats_per_image_marginal"] == 4
+    assert report["nats_per_class"] == {0: 4}
+    report = likelihood_report(scores, labels, torch.tensor([0.5, 0.5]), num_pixels=4)
+    assert (report["bayes_accuracy"], report["confusion_matrix"]) == (0, [[0, 2], [0, 0]])
+
+
 def test_no_images_are_refused(every_picture):
     model, _ = every_picture
     nothing = {"classes": torch.empty(0, 3), "start": torch.empty(0)}

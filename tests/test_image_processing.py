@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -188,6 +189,70 @@ def test_inputs_are_left_as_they_were(processor):
     assert labels == [1, 2]
 
 
+# --- channels -------------------------------------------------------------------------------------------------------
+
+
+def noise(mode: str, n: int = 2) -> list[Image.Image]:
+    """Pictures of 19x17 pixels, all levels and colors."""
+    bands, rng = len(Image.new(mode, (1, 1)).getbands()), np.random.default_rng(0)
+    levels = rng.integers(0, 256, (n, 19, 17, bands), dtype=np.uint8)
+    return [Image.fromarray(level[..., 0] if bands == 1 else level) for level in levels]
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy, lambda levels: torch.from_numpy(levels) / 255])
+def test_channels_may_come_first_or_last_in_a_stack_or_a_list_and_give_the_grey_of_pil(mode, make):
+    processor, pictures = IGPTImageProcessor(image_size=SIZE, invert="never"), noise(mode)
+    expected = processor.to_grey(pictures)
+    if mode in ("L", "RGB"):
+        fitted = [processor._fit(picture.convert("L"), False) for picture in pictures]
+        assert np.array_equal(expected, fitted)
+    levels = np.stack([np.asarray(picture).reshape(19, 17, -1) for picture in pictures])  # (2, h, w, channels)
+    last, first = make(levels), make(np.moveaxis(levels, 3, 1))
+    for images in (last, first, list(last), list(first), (last[0], first[1])):
+        assert np.array_equal(processor.to_grey(images), expected)
+    for image in (last[0], [first[0]], first[:1]):
+        assert np.array_equal(processor.to_grey(image), expected[:1])
+
+
+def test_one_channel_is_gray_and_one_picture_however_it_is_written(processor):
+    for array in (bar(), bar()[None], bar()[..., None], bar()[None, None], bar()[None, ..., None], [bar().tolist()]):
+        assert np.array_equal(pixels_of(processor, array), BAR[None])
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("levels", [bar(), bar(top=0.9, dtype=np.float32), bar(top=1, dtype=np.float32)])
+def test_three_planes_that_may_be_colors_are_refused_with_both_ways_to_say_it(processor, make, levels):
+    planes = make(np.stack([levels, 0 * levels, levels]))  # (3, height, width)
+    with pytest.raises(ValueError, match=r"one color picture .*pass \[array\] .*list\(array\) for three gray ones"):
+        processor(planes)
+    color = levels if levels.dtype == np.uint8 else np.rint(levels * 255).astype(np.uint8)
+    magenta = Image.merge("RGB", [Image.fromarray(band) for band in (color, 0 * color, color)])
+    assert np.array_equal(processor.to_grey([planes]), processor.to_grey(magenta))
+    assert np.array_equal(pixels_of(processor, list(planes)), [BAR, 0 * BAR, BAR])
+
+
+def test_binary_whole_numbers_and_other_counts_of_planes_are_as_many_pictures(processor):
+    for stack in (np.stack([BAR] * 3), torch.from_numpy(np.stack([BAR] * 3)).bool(), np.stack([bar()] * 4)):
+        assert np.array_equal(pixels_of(processor, stack), np.stack([BAR] * len(stack)))
+
+
+@pytest.mark.parametrize("shape", [(5, 144), (144, 144), (144,), (1, 144), (4, 1, 144)])
+def test_flattened_pictures_are_refused_with_the_remedy(processor, shape):
+    for array in (np.zeros(shape), torch.zeros(shape)):
+        with pytest.raises(ValueError, match=r"flattened .*array.reshape\(-1, 12, 12\).*PIL.Image.fromarray"):
+            processor(array)
+    with pytest.raises(ValueError, match="flattened"):
+        processor([np.zeros(144)])
+    assert processor([np.zeros((5, 144))])["input_ids"].shape == (1, 37)  # in a list it is one picture
+
+
+@pytest.mark.parametrize("shape", [(3, 28, 3), (1, 28, 1), (2, 3, 9, 4), (2, 9, 9, 9), (2, 2, 2, 9, 9)])
+def test_axes_that_cannot_be_told_apart_are_refused(processor, shape):
+    with pytest.raises(ValueError, match=re.escape(f"of shape {shape[-3:]}") + "|" + re.escape(f"got {shape}")):
+        processor(np.zeros(shape))
+
+
 # --- polarity, size, threshold --------------------------------------------------------------------------------------
 
 
@@ -224,13 +289,6 @@ def test_decoded_pictures_are_not_inverted_once_they_are_saved_either(processor,
         picture.save(tmp_path / name)
         assert np.array_equal(processor.tokenize(tmp_path / name), tokens)
     picture.save(tmp_path / "other.bmp")  # which has no place for it
-
-
-@pytest.mark.parametrize("shape", [(64, 64, 3), (28, 28, 1), (5, 9, 4)])
-def test_a_colour_array_is_not_taken_for_many_pictures(processor, shape):
-    for array in (np.zeros(shape, np.uint8), torch.zeros(shape)):
-        with pytest.raises(ValueError, match="looks like one picture .*pass PIL.Image.fromarray"):
-            processor(array)
 
 
 @pytest.mark.parametrize(
@@ -325,6 +383,42 @@ def test_calling_the_processor_gives_the_prompt_the_tokens_and_labels_that_leave
     assert isinstance(processor(images, return_tensors="np")["input_ids"], np.ndarray)
 
 
+@pytest.mark.parametrize("return_tensors", ["pt", "np", None])
+def test_preprocess_is_the_call(processor, return_tensors):
+    wish = {"images": [BAR, 1 - BAR], "class_labels": [2, 0], "return_tensors": return_tensors}
+    called, preprocessed = processor(**wish), processor.preprocess(**wish)
+    assert called.keys() == preprocessed.keys() == {"input_ids", "labels"}
+    for key, value in called.items():
+        assert type(preprocessed[key]) is type(value)
+        assert preprocessed[key].tolist() == value.tolist()
+
+
+def test_a_setting_given_to_from_pretrained_is_checked_and_wins(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    assert IGPTImageProcessor.from_pretrained(tmp_path, image_size=24, num_labels=3).start_token_id == 19
+    assert AutoImageProcessor.from_pretrained(tmp_path, image_size=24).num_image_tokens == 144
+    with pytest.raises(ValueError, match="multiple of patch_size=2, got 29"):
+        IGPTImageProcessor.from_pretrained(tmp_path, image_size=29)
+
+
+def test_a_data_set_is_mapped_and_transformed(processor):
+    datasets.disable_progress_bars()
+    columns = {"image": [Image.fromarray(bar())] * 4, "label": [0, 1, 2, 9]}
+    rows = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    expected = processor(columns["image"], class_labels=columns["label"])["input_ids"]
+
+    def prepare(batch):
+        return processor(batch["image"], class_labels=batch["label"])
+
+    for form in (None, "numpy", "torch"):
+        mapped = rows.with_format(form).map(prepare, batched=True, remove_columns=rows.column_names)
+        assert np.array_equal(mapped["input_ids"][:], expected)
+        assert torch.equal(processor(rows.with_format(form)["image"])["input_ids"][:, 1:], expected[:, 1:])
+    assert torch.equal(rows.with_transform(prepare)[:]["input_ids"], expected)
+    loader = torch.utils.data.DataLoader(rows.with_transform(prepare), batch_size=4)
+    assert torch.equal(next(iter(loader))["input_ids"], expected)
+
+
 # --- prompts --------------------------------------------------------------------------------------------------------
 
 
@@ -342,6 +436,10 @@ def test_calling_the_processor_gives_the_prompt_the_tokens_and_labels_that_leave
         (torch.tensor(4), [20]),
         (np.argmax([0, 0, 1]), [18]),
         ([np.int64(5), torch.tensor(6)], [21, 22]),
+        (np.array([1, 2], dtype=np.uint64), [17, 18]),
+        (np.array([1, 2], dtype=object), [17, 18]),
+        ((label for label in (1, 2)), [17, 18]),
+        (map(int, "12"), [17, 18]),
     ],
 )
 def test_a_prompt_asks_for_classes_or_with_the_start_token_for_any(processor, class_labels, ids):
@@ -365,10 +463,21 @@ def test_a_completion_prompt_gives_the_upper_rows_and_one_of_either_serves_all(p
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("label", [10, -1, [3, 10], True, "3", [2.5], np.array([1.5]), torch.tensor([-1])])
+@pytest.mark.parametrize(
+    "label",
+    [10, -1, [3, 10], True, "3", [2.5], np.array([1.5]), torch.tensor([-1]), 3.0, np.float64(2), np.bool_(True), "12"]
+    + [b"1", [None, 1], np.array([[1], [2]]), [torch.tensor([1, 2])], np.array(["cat"])],
+)
 def test_a_class_label_out_of_range_or_of_another_type_is_refused(processor, label):
     with pytest.raises(ValueError, match="is not one of the 10 classes, 0 to 9"):
         processor.prompt(class_labels=label)
+
+
+@pytest.mark.parametrize("labels", [[], (), np.array([]), torch.tensor([]), range(0)])
+def test_no_labels_at_all_are_refused(processor, labels):
+    for ask in (processor.prompt, lambda class_labels: processor([BAR], class_labels=class_labels)):
+        with pytest.raises(ValueError, match="no class labels were given: the list is empty; None asks for any class"):
+            ask(class_labels=labels)
 
 
 @pytest.mark.parametrize("keep_rows", [None, 0, -2, 3, SIZE, SIZE + 2])
@@ -391,6 +500,16 @@ def test_rows_without_an_image_and_lists_of_different_lengths_are_refused(proces
 
 
 @pytest.mark.parametrize(
+    "make", [list, tuple, lambda ids: ids.tolist(), lambda ids: list(ids.numpy()), torch.Tensor.int]
+)
+def test_ids_may_be_lists_of_rows_of_any_kind(processor, make):
+    pixels = np.random.default_rng(0).integers(0, 2, (2, SIZE, SIZE), dtype=np.uint8)
+    ids = processor(pixels, class_labels=[1, 2])["input_ids"]
+    assert np.array_equal(processor.decode_pixels(make(ids)), pixels)
+    assert np.array_equal(np.asarray(processor.decode(make(ids))[1]), 255 * pixels[1])
+
+
+@pytest.mark.parametrize(
     ("ids", "words"),
     [
         (np.zeros((1, 35), int), "shape (n, 36), or (n, 37) with the prompt, for 12x12 images; got (1, 35)"),
@@ -399,6 +518,8 @@ def test_rows_without_an_image_and_lists_of_different_lengths_are_refused(proces
         ([[0] * 35 + [16]], "id 16 at token 35 of image 0"),
         (torch.tensor([[0] * 36, [0, -1] + [0] * 34]), "id -1 at token 1 of image 1"),
         ([[0] * 36 + [26]], "id 26 at token 35 of image 0"),
+        ([[0] * 36, [26] + [0] * 36], "ids have different lengths: decode images with a prompt and without apart"),
+        ({"input_ids": [[0] * 36], "labels": None}, "pass one of input_ids, labels"),
     ],
 )
 def test_what_is_no_image_is_not_decoded(processor, ids, words):
@@ -417,7 +538,11 @@ def test_what_is_no_image_is_not_decoded(processor, ids, words):
         (np.full((4, 4), None), "image 0 must be"),
         ([BAR, None], "image 1 must be"),
         ([BAR, np.zeros((0, 4))], "image 1 must be"),
-        (np.zeros((2, 3, 4, 4)), "got (2, 3, 4, 4)"),
+        (np.zeros((2, 3, 4, 4)), "image 0 must be"),
+        ([BAR, [Image.new("L", (4, 4))]], "image 1 is itself a list of images"),
+        ([[BAR, BAR, BAR]], "image 0 is itself a list of images"),
+        ({"image": BAR, "label": 3}, "got dict. Pass one of its values: image, label"),
+        (None, "got NoneType"),
         ([np.zeros((4, 4, 3))], "image 0 must be"),
         ([Image.new("L", (0, 4))], "image 0 is empty: 0x4"),
     ],

@@ -163,6 +163,21 @@ def test_another_draw_of_the_data_is_a_perfect_sample(monkeypatch, tmp_path):
     assert report["train_on_samples_accuracy"] < 0.1
 
 
+def test_one_class_has_no_accuracy_of_classes_and_all_else():
+    splits = {"train": bars(300), "validation": bars(180, seed=1), "test": bars(150, seed=2), "": bars(200, seed=3)}
+    one = {name: Images(images.pixels, 0 * images.labels) for name, images in splits.items()}
+    report = sample_report(one.pop(""), one, 1, seed=0)
+    unknown = {"classifier_test_accuracy", "sample_accuracy", "sample_accuracy_stderr"}
+    unknown |= {"train_on_samples_accuracy", "train_on_real_accuracy"}
+    assert {name for name, value in report.items() if value is None} == unknown
+    assert 0.3 < report["fid"] / report["fid_real_floor"] < 3  # another draw of the data is a perfect sample
+    noise = np.random.default_rng(0).integers(0, 2, (200, 8, 8)).astype(np.uint8)
+    other = sample_report(Images(noise, np.zeros(200, int)), one, 1, seed=0)
+    assert other["fid"] > 10 * other["fid_real_floor"]
+    assert other["precision"] < report["precision"] / 2
+    assert sample_report(Images(noise, np.zeros(200, int)), one, 1, seed=0) == other
+
+
 @pytest.mark.parametrize("sizes", [(9, 10, 10), (10, 9, 10), (10, 10, 9)], ids=str)
 def test_too_few_images_are_refused(sizes):
     check_sizes(10, 10, 10)

@@ -627,9 +627,6 @@ def test_data_that_does_not_fit_the_model_is_refused_before_any_work(script, nam
     output = tmp_path / "report.json"
     message = refusal(script, name, animals_run, "--data", one_size, "--output", output)
     assert "the pictures are 16x16, the model's are 12x12" in message
-    shutil.rmtree(one_size / "dog")
-    message = refusal(script, name, animals_run, "--data", one_size, "--resize", "--output", output)
-    assert "one class only (cat)" in message
     assert not output.exists()
 
 
@@ -719,6 +716,54 @@ def test_a_processor_of_another_model_is_refused(script, animals_run, many_anima
     assert "image_size=28" in message
 
 
+@pytest.fixture(scope="session")
+def cats(tmp_path_factory) -> Path:
+    """A folder with one class folder: 240 pictures, of which 24 are for validation and 12 for the test."""
+    folder, rng = tmp_path_factory.mktemp("data") / "cats", np.random.default_rng(1)
+    (folder / "cat").mkdir(parents=True)
+    for i in range(240):
+        draw("cat", rng).save(folder / "cat" / f"{i}.png")
+    return folder
+
+
+NEED_CLASSES = {"bayes_accuracy", "confusion_matrix"}
+NEED_CLASSES |= {"sample_accuracy", "sample_accuracy_stderr", "classifier_test_accuracy"}
+NEED_CLASSES |= {"train_on_samples_accuracy", "train_on_real_accuracy"}
+
+
+def test_one_class_is_trained_sampled_and_evaluated_and_what_needs_classes_is_null(script, cats, tmp_path, capsys):
+    model, output = tmp_path / "run", tmp_path / "report.json"
+    flags = [*TINY, "--image_size", "12", "--per_device_train_batch_size", "32"]
+    script("train.py", "--data", cats, "--output_dir", model, *flags)
+    assert {path.name for path in model.iterdir()} >= FILES
+    results = results_of(model)
+    assert [name for name, value in results.items() if isinstance(value, float) and not math.isfinite(value)] == []
+    script("sample.py", model, "--labels", "cat", "--num", "3", "--output", tmp_path / "samples.png")
+    script("evaluate.py", model, "--data", cats, "--samples", "10", "--output", output)
+    report = json.loads(output.read_text())
+    assert {name for name, value in report.items() if value is None} == NEED_CLASSES
+    assert math.isclose(report["nats_per_image"], results["test_nats_per_image"], rel_tol=1e-5)
+    assert report["nats_per_image_marginal"] == pytest.approx(report["nats_per_image"], rel=1e-12)
+    assert list(report["nats_per_class"]) == ["cat"]
+    assert report.keys() >= {"fid", "fid_real_floor", "precision", "recall", "density", "coverage", "novelty"}
+    table = capsys.readouterr().out
+    assert "Bayes" not in table
+    assert "told from real images" in table
+    with Image.open(tmp_path / "report.png") as picture:
+        assert picture.width > 1000
+
+
+def test_one_class_of_several_that_the_model_knows_is_evaluated(script, animals_run, cats, tmp_path):
+    output = tmp_path / "report.json"
+    script("evaluate.py", animals_run, "--data", cats, "--split", "all", "--output", output)
+    report = json.loads(output.read_text())
+    assert (report["num_images"], report["bayes_accuracy"], report["confusion_matrix"]) == (240, None, None)
+    assert report["nats_per_image_marginal"] == pytest.approx(report["nats_per_image"], rel=1e-12)
+    script("evaluate.py", animals_run, "--data", cats, "--split", "all", "--prior", "uniform", "--output", output)
+    report = json.loads(output.read_text())  # now other classes could be told, too
+    assert report["confusion_matrix"][0][0] / 240 == report["bayes_accuracy"]
+
+
 # --- probe.py -------------------------------------------------------------------------------------------------------
 
 
@@ -734,6 +779,12 @@ def test_a_probe_is_fitted_for_each_layer_and_validation_chooses(script, animals
     with Image.open(tmp_path / "probe.png") as picture:
         assert picture.width > 300
     assert "best by validation" in capsys.readouterr().out
+
+
+def test_a_probe_of_one_class_is_refused(script, animals_run, cats, tmp_path):
+    message = refusal(script, "probe.py", animals_run, "--data", cats, "--output", tmp_path / "probe.json")
+    assert "one class only (cat): there is nothing to tell apart. Give two or more" in message
+    assert not (tmp_path / "probe.json").exists()
 
 
 # --- train.py --task classification ---------------------------------------------------------------------------------
