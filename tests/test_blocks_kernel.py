@@ -227,6 +227,20 @@ def test_frozen_weights_have_no_part_in_a_gradient_penalty(tiny_model, random_id
         torch.testing.assert_close(found, expected[name], rtol=1e-3, atol=1e-4 * expected[name].abs().max().item())
 
 
+def test_without_the_kernel_second_derivatives_are_refused_by_torch_or_right(tiny_model, random_ids):
+    model = tiny_model(hidden_size=144, num_hidden_layers=1)  # too large for the kernel
+    ids = random_ids(model.config, n=2)
+    assert not are_blocks_usable(model.model, ids)
+    with pytest.raises(RuntimeError, match="derivative for aten::_scaled_dot_product.* is not implemented"):
+        penalty_gradients(model, ids)
+    model.set_attn_implementation("eager")
+    _, found = penalty_gradients(model, ids)
+    _, expected = penalty_gradients(model.double(), ids)
+    for name, gradient in found.items():
+        scale = expected[name].abs().max().item()
+        torch.testing.assert_close(gradient, expected[name].float(), rtol=1e-3, atol=1e-4 * scale)
+
+
 def test_transformations_of_torch_func_give_what_backward_gives(tiny_model, random_ids):
     model = tiny_model()
     ids = random_ids(model.config, n=2)
