@@ -37,9 +37,11 @@ import math
 import numpy as np
 import torch
 from torch import nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.activations import ACT2FN
 
-from .neighborhood_igpt import neighbor_index, rotations
+from .neighborhood_igpt import context_ids, neighbor_index, rotations
 from .simd_igpt import (
     LANES,
     compile_kernel,
@@ -573,7 +575,7 @@ def pairwise_sum(x: torch.Tensor) -> torch.Tensor:
 
 class Blocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input_ids, places, context, turns, eps, slope, last_gain, *weights):
+    def forward(ctx, model, input_ids, places, context, turns, eps, slope, last_gain, *weights):
         (batch, length), channels = input_ids.shape, weights[0].shape[2]
         keeps, layers, rows = any(ctx.needs_input_grad), len(weights[2]), -(-length // LANES) * LANES
         kept = (batch, layers) if keeps else (0, 0)
@@ -581,7 +583,8 @@ class Blocks(torch.autograd.Function):
         attendeds = states.new_empty(*kept, rows, channels)
         statistics = states.new_empty(*kept, 2 * channels // HEAD_SIZE, FRONT + rows)
         out = states.new_empty(batch, length, channels)
-        ctx.save_for_backward(*weights)
+        ctx.save_for_backward(last_gain, *weights)
+        ctx.model, ctx.input_ids = model, input_ids
         ctx.arrays = [tensor.numpy() for tensor in (input_ids, states, attendeds, statistics)]
         ctx.folded = tuple(weight.detach().numpy() for weight in (*fold_gains(weights, HEAD_SIZE), last_gain))
         ctx.settings = (places.numpy(), context.numpy(), turns.numpy(), float32(eps), float32(slope))
@@ -590,14 +593,35 @@ class Blocks(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
+        if torch.is_grad_enabled():  # create_graph: the gradient shall have a gradient, which the kernel's has not
+            wanted = ctx.needs_input_grad[-len(ctx.saved_tensors) :]
+            return *[None] * 7, *module_gradients(ctx.model, ctx.input_ids, ctx.saved_tensors, wanted, grad)
         grads = [grad.new_zeros(min(len(grad), TASKS), *weight.shape) for weight in ctx.folded]
         transposed = tuple(np.ascontiguousarray(ctx.folded[i].transpose(0, 2, 1)) for i in MATRICES)
         arrays = (*ctx.arrays, ctx.folded, transposed, *ctx.settings, grad.contiguous().numpy())
         run_tasks(functools.partial(make_kernels()[1], *arrays, tuple(x.numpy() for x in grads)), len(grads[0]))
         *grads, dlast_gain = grads
-        return *[None] * 6, *map(pairwise_sum, (dlast_gain, *unfold_gains(ctx.saved_tensors, grads, HEAD_SIZE)))
+        _, *weights = ctx.saved_tensors
+        return *[None] * 7, *map(pairwise_sum, (dlast_gain, *unfold_gains(weights, grads, HEAD_SIZE)))
+
+
+def module_gradients(model, input_ids, weights, wanted: list[bool], grad) -> list[torch.Tensor | None]:
+    """What `Blocks.backward` returns for its weights, but computed by the model's modules, and with a graph.
+
+    Args:
+        weights: The gain of the last norm, and what `stacked_weights` returned.
+        wanted: For which of them.
+        grad: d loss / d `last_hidden_state`, (B, T, C).
+    """
+    positions = torch.arange(input_ids.shape[1])
+    context = context_ids(input_ids, positions, model.config)  # a call with it is left to the modules
+    with sdpa_kernel(SDPBackend.MATH):  # the only attention of torch that has a second derivative
+        parameters = named_weights(model, weights)
+        out = functional_call(model, parameters, (input_ids,), {"context": context, "use_cache": False})
+    inputs = [weight for weight, is_wanted in zip(weights, wanted, strict=True) if is_wanted]
+    grads = iter(torch.autograd.grad(out.last_hidden_state, inputs, grad, create_graph=True))
+    return [next(grads) if is_wanted else None for is_wanted in wanted]
 
 
 class LinearOfImages(torch.autograd.Function):
@@ -609,10 +633,18 @@ class LinearOfImages(torch.autograd.Function):
         return nn.functional.linear(x, weight)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         return grad @ weight, pairwise_sum(grad.mT @ x)
+
+
+# The parameters of a block, in the order of `stacked_weights`.
+BLOCK_WEIGHTS = (
+    *("attention.qkv_proj.weight", "attention.qkv_proj.bias", "attention.local_mixing.weight"),
+    *("attention.out_proj.weight", "attention.out_proj.bias"),
+    *("mlp.up_proj.weight", "mlp.up_proj.bias", "mlp.down_proj.weight", "mlp.down_proj.bias"),
+    *("attention_norm.weight", "mlp_norm.weight"),
+)
 
 
 def stacked_weights(embeddings, layers) -> tuple[torch.Tensor, ...]:
@@ -644,6 +676,15 @@ def stacked_weights(embeddings, layers) -> tuple[torch.Tensor, ...]:
         *(matrices(up), vectors(up), matrices(down), vectors(down)),
         *(gains([layer.attention_norm for layer in layers]), gains([layer.mlp_norm for layer in layers])),
     )
+
+
+def named_weights(model, weights: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+    """Undo `stacked_weights`: an IGPTModel's parameters, by name, cut out of the last gain and the stacked weights."""
+    last_gain, table, position, *stacked = weights
+    named = {"norm.weight": last_gain, "embeddings.context.weight": table, "embeddings.position.weight": position}
+    for name, layers in zip(BLOCK_WEIGHTS, stacked, strict=True):
+        named |= {f"layers.{index}.{name}": weight.mT for index, weight in enumerate(layers)}
+    return {name: named[name].reshape(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def query_scale(channels: int, head_size: int) -> torch.Tensor:
@@ -703,6 +744,7 @@ def are_blocks_usable(model, input_ids: torch.Tensor) -> bool:
     config = model.config
     return (
         is_numba_usable()
+        and not is_transformed()
         and input_ids.device.type == "cpu"
         and are_in_range(input_ids, config)
         and config._attn_implementation == "sdpa"
@@ -713,6 +755,11 @@ def are_blocks_usable(model, input_ids: torch.Tensor) -> bool:
         and not (model.training and (config.attention_dropout or model.layers[0].gradient_checkpointing))
         and is_plain(model, config)
     )
+
+
+def is_transformed() -> bool:
+    """Whether a transformation of torch.func (grad, vmap, ...) is at work; it can follow torch's operations only."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def are_in_range(input_ids: torch.Tensor, config) -> bool:
@@ -730,7 +777,7 @@ def run_blocks(model, input_ids: torch.LongTensor) -> torch.Tensor:
     tables = neighbor_rows(length, config), context_rows(length, embeddings.first_rows, config)
     constants = (*tables, turn_rows(length, config), config.rms_norm_eps, SLOPES[config.hidden_act])
     weights = stacked_weights(embeddings, model.layers)
-    return Blocks.apply(input_ids.contiguous(), *constants, model.norm.weight[None, None], *weights)
+    return Blocks.apply(model, input_ids.contiguous(), *constants, model.norm.weight[None, None], *weights)
 
 
 def is_plain(model: nn.Module, config) -> bool:
@@ -746,14 +793,21 @@ def is_plain(model: nn.Module, config) -> bool:
         others = (module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
         return bool(hooks) or any(others) or "forward" in vars(module)
 
-    return all(
-        (type(module) in kinds or type(module).__module__.rpartition(".")[2] == "modeling_igpt")
-        and not is_changed(module)
-        and all(
-            x is None or (x.dtype == torch.float32 and x.device.type == "cpu") for x in module._parameters.values()
+    def is_table_whole() -> bool:  # what lies beyond it would be read too
+        embeddings = model.base_model.embeddings
+        return embeddings.context.weight.shape[0] == embeddings.first_rows[-1] + config.start_token_id + 1
+
+    return (
+        all(
+            (type(module) in kinds or type(module).__module__.rpartition(".")[2] == "modeling_igpt")
+            and not is_changed(module)
+            and all(
+                x is None or (x.dtype == torch.float32 and x.device.type == "cpu") for x in module._parameters.values()
+            )
+            for module in model.modules()
         )
-        for module in model.modules()
+        and is_table_whole()
     )
 
 
-__all__ = ["MAX_VOCAB_SIZE", "LinearOfImages", "are_blocks_usable", "is_plain", "run_blocks"]
+__all__ = ["MAX_VOCAB_SIZE", "LinearOfImages", "are_blocks_usable", "is_plain", "is_transformed", "run_blocks"]

@@ -1,5 +1,6 @@
 """The model that a training run begins with, and its image processor: new, of a checkpoint, or the library's own."""
 
+import logging
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel
@@ -14,6 +15,7 @@ from .stock import STOCK_PRESET, stock_layout, stock_model, stock_processor
 from .training import DataArguments
 
 
+logger = logging.getLogger(__name__)
 MODELS = {"generation": IGPTForCausalImageModeling, "classification": IGPTForImageClassification}
 
 
@@ -38,7 +40,7 @@ def build(class_names: list[str], data_args: DataArguments, config_args) -> Star
     """Make or load the model that the flags ask for.
 
     Raises:
-        DataError: A checkpoint has other classes than the data, or flags contradict each other.
+        DataError: A checkpoint cannot be loaded, or flags contradict each other.
         ValueError: A setting out of its range.
     """
     if data_args.model_name_or_path is not None:
@@ -76,7 +78,12 @@ def _from_checkpoint(class_names: list[str], data_args: DataArguments, config_ar
     model, processor = load_pretrained(path, MODELS[data_args.task])
     known = [str(model.config.id2label[label]) for label in range(model.config.num_labels)]
     if known != class_names:
-        raise DataError(f"{path} knows the classes {', '.join(known)}, but the data has {', '.join(class_names)}.")
+        new = model.set_classes(class_names)
+        processor.num_labels = len(class_names)
+        logger.warning(
+            "warning: %s knows the classes %s, and the data has %s. The prompts of these are new: %s.",
+            *(path, ", ".join(known), ", ".join(class_names), ", ".join(new) or "none"),
+        )
     return Start(model, processor, processor, model.config)
 
 

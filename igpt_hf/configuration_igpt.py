@@ -105,6 +105,8 @@ class IGPTConfig(PreTrainedConfig):
             )
         if self.num_hidden_layers <= 0 or self.intermediate_size <= 0:
             raise ValueError("num_hidden_layers and intermediate_size must be positive.")
+        if self.tie_word_embeddings:
+            raise ValueError("tie_word_embeddings must be False: the head and the tables of tokens differ in shape.")
         if not 0 <= self.neighborhood_radius < self.grid_size:
             raise ValueError(
                 f"neighborhood_radius must lie between 0 and {self.grid_size - 1}, got {self.neighborhood_radius}."

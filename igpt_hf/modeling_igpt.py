@@ -13,6 +13,8 @@ order. Position t (counted from 0, the prompt) predicts image token t. What diff
 Shapes: B images, T positions, H heads, D head size, C = H * D hidden size, K neighbours, V vocabulary.
 """
 
+import copy
+import functools
 import math
 from dataclasses import dataclass
 
@@ -21,20 +23,26 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .blocks_igpt import LinearOfImages, are_blocks_usable, run_blocks
+from .blocks_igpt import LinearOfImages, are_blocks_usable, is_transformed, run_blocks
 from .configuration_igpt import IGPTConfig
 from .neighborhood_igpt import context_ids, neighbor_index, neighborhood_offsets, rotations
 from .sampling_igpt import is_sampler_usable, sample_images
+
+
+logger = logging.get_logger(__name__)
+# Arguments of `from_pretrained` that say where a checkpoint is found.
+WHERE = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
 
 
 class IGPTEmbeddings(nn.Module):
@@ -52,8 +60,8 @@ class IGPTEmbeddings(nn.Module):
     def forward(self, context: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """(B, T, K + 1) ids, (T,) positions -> (B, T, C)."""
         rows = context + torch.tensor(self.first_rows, device=context.device)
-        hidden = nn.functional.embedding_bag(rows.flatten(0, 1), self.context.weight, mode="sum")  # (B * T, C)
-        return hidden.view(*context.shape[:2], -1) + self.position(position_ids)
+        # `embedding_bag` would do this in one call, but has no second derivative and passes by adapters and hooks.
+        return sum(self.context(column) for column in rows.unbind(dim=2)) + self.position(position_ids)
 
 
 class IGPTLocalMixing(nn.Module):
@@ -215,6 +223,104 @@ class IGPTPreTrainedModel(PreTrainedModel):
         """What turns ids into hidden states: the module that FSDP takes as one part."""
         return self.base_model.embeddings
 
+    def set_input_embeddings(self, value: nn.Module):
+        """Replace that module, by one that takes what `IGPTEmbeddings.forward` takes."""
+        self.base_model.embeddings = value
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        """Refuse: the tokens are all that a block of pixels can be, 2**(patch_size**2)."""
+        raise ValueError(
+            f"the vocabulary follows from patch_size={self.config.patch_size} and cannot be resized: make a new "
+            "model for another patch_size; `set_classes` changes the classes that prompts ask for."
+        )
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """As in torch, but refuse what peft looks for when it is to train a prompt or a prefix of free vectors."""
+        if target == "embeddings.word_embeddings":
+            raise ValueError(
+                "prompt tuning and prefix tuning do not fit this model: each position sees the tokens around it on "
+                "the grid, and free vectors have no place there. Train a new class (`set_classes`), or use LoRA."
+            )
+        return super().get_submodule(target)
+
+    @property
+    def dummy_inputs(self) -> dict[str, torch.Tensor]:
+        """What a forward pass takes: two images without foreground, of any class."""
+        input_ids = torch.zeros(2, self.config.max_position_embeddings, dtype=torch.long, device=self.device)
+        input_ids[:, 0] = self.config.start_token_id
+        return {"input_ids": input_ids}
+
+    # --- classes ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *model_args, config=None, ignore_mismatched_sizes=False, **kwargs
+    ):
+        """As in the library; with `ignore_mismatched_sizes=True`, another number of classes costs only their prompts.
+
+        `num_labels`, `id2label` or `config` may then ask for other classes than the checkpoint has: see `set_classes`.
+        """
+        name = pretrained_model_name_or_path
+        load = functools.partial(
+            super().from_pretrained, name, *model_args, ignore_mismatched_sizes=ignore_mismatched_sizes
+        )
+        if not ignore_mismatched_sizes or name is None:
+            return load(config=config, **kwargs)
+        where = {key: kwargs[key] for key in WHERE if key in kwargs}
+        saved = cls.config_class.from_pretrained(name, **where)
+        if isinstance(config, PreTrainedConfig):
+            wanted, config = config, copy.deepcopy(config)
+            config.id2label, config.label2id = saved.id2label, saved.label2id
+        else:
+            asked = {key: kwargs.pop(key) for key in ("num_labels", "id2label", "label2id") if key in kwargs}
+            wanted = cls.config_class.from_pretrained(name if config is None else config, **where, **asked)
+            kwargs |= {"id2label": saved.id2label, "label2id": saved.label2id}
+        result = load(config=config, **kwargs)
+        model = result[0] if kwargs.get("output_loading_info") else result
+        names = [str(wanted.id2label[label]) for label in range(wanted.num_labels)]
+        if wanted.num_labels == saved.num_labels:  # other names for the same classes
+            model._name_classes(names)
+        elif new := model.set_classes(names):
+            logger.warning("%s: the prompts of these classes are new, and want training: %s", name, ", ".join(new))
+        return result
+
+    @torch.no_grad()
+    def set_classes(self, names: list[str]) -> list[str]:
+        """Change the classes; one whose name the model knows keeps its prompt, a new one begins as "any class".
+
+        Args:
+            names: Of the classes, in the order of their labels.
+
+        Returns:
+            The names that are new.
+
+        Raises:
+            ValueError: No name, or one that comes twice.
+        """
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"classes need names, each another one, got {', '.join(names) or 'none'}.")
+        config, context = self.config, self.base_model.embeddings.context
+        known = self._labels_by_name()
+        any_class = config.num_labels
+        first = context.num_embeddings - config.num_labels - 1  # the row of the first class's prompt
+        prompts = torch.tensor([*(known.get(name, any_class) for name in names), any_class])
+        rows = torch.cat([torch.arange(first), first + prompts]).to(context.weight.device)
+        context.weight = nn.Parameter(context.weight[rows], requires_grad=context.weight.requires_grad)
+        context.num_embeddings = len(rows)
+        self._name_classes(names)
+        if self.can_generate():
+            self.generation_config.bos_token_id = config.start_token_id
+        return [name for name in names if name not in known]
+
+    def _name_classes(self, names: list[str]):
+        self.config.id2label = dict(enumerate(names))
+        self.config.label2id = {name: label for label, name in enumerate(names)}
+
+    def _labels_by_name(self) -> dict[str, int]:
+        return {str(self.config.id2label[label]): label for label in range(self.config.num_labels)}
+
+    # --- saving and initialization ----------------------------------------------------------------------------------
+
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Save the weights, the configuration and the code, so that others can load them with `trust_remote_code`."""
         module = __name__.rpartition(".")[2]
@@ -257,6 +363,8 @@ class IGPTHead(nn.Linear):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled():
             return super().forward(hidden_states)
+        if is_transformed():
+            return super().forward(hidden_states)
         kinds = {(x.device.type, x.dtype) for x in (hidden_states, self.weight)}
         if kinds == {("cpu", torch.float32)} and hidden_states.ndim == 3 and hidden_states.shape[0] > 0:
             return LinearOfImages.apply(hidden_states, self.weight)  # the same, whose gradient is summed in pairs
@@ -283,6 +391,7 @@ class IGPTModel(IGPTPreTrainedModel):
         self.embeddings = IGPTEmbeddings(config)
         self.layers = nn.ModuleList([IGPTBlock(config, index) for index in range(config.num_hidden_layers)])
         self.norm = IGPTRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.gradient_checkpointing = False  # where the library sees that there shall be no cache
         self.post_init()
 
     @merge_with_config_defaults
@@ -311,6 +420,9 @@ class IGPTModel(IGPTPreTrainedModel):
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        if past_key_values is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            raise ValueError("gradient checkpointing computes each block twice, and a cache takes no token twice: "
+                             "call the model without a cache.")  # fmt: skip
         asks = (kwargs.get(n, getattr(self.config, n, False)) for n in ("output_hidden_states", "output_attentions"))
         is_plain_call = all(x is None for x in (attention_mask, position_ids, past_key_values, context))
         if is_plain_call and not any(asks) and are_blocks_usable(self, input_ids):
@@ -328,7 +440,8 @@ class IGPTModel(IGPTPreTrainedModel):
                     f"A sequence has at most {self.config.max_position_embeddings} ids (the prompt and "
                     f"{self.config.num_image_tokens} image tokens), got {input_ids.shape[1]}."
                 )
-            if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere it would take time
+            can_look = not (torch.compiler.is_compiling() or is_transformed())
+            if input_ids.device.type == "cpu" and can_look:  # elsewhere it would take time
                 check_ids(input_ids, self.config)
             context = context_ids(input_ids, position_ids_1d, self.config)
 
@@ -384,6 +497,8 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
             labels: The ids again, -100 where they are given, not predicted (the prompt). Not shifted: that is done
                 here. With labels, `loss` is the mean of nats per token.
         """
+        if labels is not None and use_cache is None:
+            use_cache = False  # nobody goes on from here, and the compiled blocks keep no cache
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -638,6 +753,19 @@ class IGPTForImageClassification(IGPTPreTrainedModel):
         self.lm_head = IGPTHead(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
+
+    @torch.no_grad()
+    def set_classes(self, names: list[str]) -> list[str]:
+        """Change the classes, and with them the class head: a row stays or is new, as its prompt does."""
+        known, old = self._labels_by_name(), self.classifier
+        new = super().set_classes(names)
+        self.classifier = nn.Linear(old.in_features, len(names), device=old.weight.device, dtype=old.weight.dtype)
+        self._init_weights(self.classifier)
+        for label, name in enumerate(names):
+            if name in known:
+                self.classifier.weight[label] = old.weight[known[name]]
+                self.classifier.bias[label] = old.bias[known[name]]
+        return new
 
     @can_return_tuple
     def forward(

@@ -7,9 +7,10 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, modeling_igpt, simd_igpt
-from igpt_hf.blocks_igpt import are_blocks_usable, run_blocks
+from igpt_hf.blocks_igpt import are_blocks_usable
 
 
 pytestmark = pytest.mark.skipif(simd_igpt.numba is None, reason="numba is not installed")
@@ -147,13 +148,124 @@ def test_not_a_number_is_passed_on_and_not_hidden(tiny_model, random_ids):
     assert model(input_ids=random_ids(model.config), use_cache=False).logits.isnan().all()
 
 
-def test_gradients_of_gradients_are_refused_not_wrong(tiny_model, random_ids):
+def mean_nats(model, ids):
+    """The loss, in the model's own precision."""
+    logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+    return nn.functional.cross_entropy(logits.mT, ids[:, 1:])
+
+
+def penalty_gradients(model, ids):
+    """Gradients of the loss, and of half their squared norm, a gradient penalty: two dictionaries."""
+    parameters = dict(model.named_parameters())
+    first = torch.autograd.grad(mean_nats(model, ids), parameters.values(), create_graph=True)
+    second = torch.autograd.grad(sum(x.square().sum() for x in first) / 2, parameters.values())
+    return dict(zip(parameters, first, strict=True)), dict(zip(parameters, second, strict=True))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_second_derivatives_are_those_of_the_modules_in_double_precision(tiny_model, random_ids, shape):
+    model = tiny_model(**shape)
+    for parameter in model.parameters():
+        parameter.data *= 0.5
+    ids = random_ids(model.config, n=2)
+    assert are_blocks_usable(model.model, ids)
+    results = penalty_gradients(model, ids)
+    model.double().set_attn_implementation("eager")
+    for found, expected in zip(results, penalty_gradients(model, ids), strict=True):
+        for name, gradient in found.items():
+            scale = expected[name].abs().max().item()
+            assert scale > 0, name
+            torch.testing.assert_close(gradient, expected[name].float(), rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_a_second_derivative_is_the_slope_of_the_first(tiny_model, random_ids):
     model = tiny_model()
-    loss = run_blocks(model.model, random_ids(model.config)).square().sum()
-    weight = model.model.layers[0].mlp.up_proj.weight
-    (gradient,) = torch.autograd.grad(loss, weight, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+    ids = random_ids(model.config, n=2)
+    _, second = penalty_gradients(model, ids)
+    model.double()
+    prompt = 12 * 17 + ids[0, 0].item() - 16  # its row, after the neighbors' tables
+    for name, place in (("model.embeddings.context.weight", (prompt, 3)), ("lm_head.weight", (2, 5))):
+        weight, slopes = model.get_parameter(name), []
+        for step in (1e-5, -2e-5):
+            weight.data[place] += step
+            model.zero_grad()
+            mean_nats(model, ids).backward()
+            slopes.append(sum(parameter.grad.square().sum().item() for parameter in model.parameters()) / 2)
+        assert second[name][place].item() == pytest.approx((slopes[0] - slopes[1]) / 2e-5, rel=1e-3)
+        weight.data[place] += 1e-5
+
+
+def test_a_new_model_has_second_derivatives_though_its_head_is_zero_and_its_loss_is_linear(random_ids):
+    torch.manual_seed(0)
+    model = IGPTForCausalImageModeling(IGPTConfig(image_size=8, num_hidden_layers=2, num_labels=3))
+    ids = random_ids(model.config, n=2)
+    logits = model(input_ids=ids, use_cache=False).logits
+    head, up = model.lm_head.weight, model.model.layers[0].mlp.up_proj.weight
+    weights = torch.linspace(-1, 1, logits.numel()).view_as(logits).cos()
+    (gradient,) = torch.autograd.grad((logits * weights).sum(), head, create_graph=True)
+    (found,) = torch.autograd.grad(gradient.square().sum(), up)
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    by_hand = torch.einsum("btv,btc->vc", weights, hidden)
+    (expected,) = torch.autograd.grad(by_hand.square().sum(), up)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+
+
+def test_frozen_weights_have_no_part_in_a_gradient_penalty(tiny_model, random_ids):
+    model = tiny_model()
+    ids = random_ids(model.config, n=2)
+    frozen = {name for name in dict(model.named_parameters()) if "embeddings" in name or name == "model.norm.weight"}
+    first = torch.autograd.grad(mean_nats(model, ids), model.parameters(), create_graph=True)
+    names = [name for name, _ in model.named_parameters()]
+    penalty = sum(x.square().sum() for name, x in zip(names, first, strict=True) if name not in frozen) / 2
+    expected = dict(zip(names, torch.autograd.grad(penalty, model.parameters()), strict=True))
+    model.model.embeddings.requires_grad_(False)
+    model.model.norm.requires_grad_(False)
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    first = torch.autograd.grad(mean_nats(model, ids), trained.values(), create_graph=True)
+    second = torch.autograd.grad(sum(x.square().sum() for x in first) / 2, trained.values())
+    for name, found in zip(trained, second, strict=True):
+        torch.testing.assert_close(found, expected[name], rtol=1e-3, atol=1e-4 * expected[name].abs().max().item())
+
+
+def test_without_the_kernel_second_derivatives_are_refused_by_torch_or_right(tiny_model, random_ids):
+    model = tiny_model(hidden_size=144, num_hidden_layers=1)  # too large for the kernel
+    ids = random_ids(model.config, n=2)
+    assert not are_blocks_usable(model.model, ids)
+    with pytest.raises(RuntimeError, match="derivative for aten::_scaled_dot_product.* is not implemented"):
+        penalty_gradients(model, ids)
+    model.set_attn_implementation("eager")
+    _, found = penalty_gradients(model, ids)
+    _, expected = penalty_gradients(model.double(), ids)
+    for name, gradient in found.items():
+        scale = expected[name].abs().max().item()
+        torch.testing.assert_close(gradient, expected[name].float(), rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_transformations_of_torch_func_give_what_backward_gives(tiny_model, random_ids):
+    model = tiny_model()
+    ids = random_ids(model.config, n=2)
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters, ids):
+        arguments = {"input_ids": ids, "labels": ids.where(ids < 16, -100)}
+        return functional_call(model, parameters, (), arguments).loss
+
+    whole = torch.func.grad(loss)(parameters, ids)
+    each = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, ids[:, None])
+    loss(parameters, ids).backward()
+    for name, parameter in parameters.items():
+        scale = parameter.grad.abs().max().item()
+        torch.testing.assert_close(whole[name], parameter.grad, rtol=1e-4, atol=1e-5 * scale)
+        torch.testing.assert_close(each[name].mean(dim=0), parameter.grad, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_a_table_that_does_not_fit_the_configuration_is_not_read_beyond_its_end(tiny_model):
+    model = tiny_model()
+    model.config.num_labels = 9  # but the table has rows for three
+    with pytest.raises(IndexError):
+        model(input_ids=torch.tensor([[24, 1, 2]]))
+    with pytest.raises(IndexError):
+        model.generate(torch.tensor([[24]]))
 
 
 @pytest.mark.parametrize("act", ["quick_gelu", "silu"])

@@ -87,6 +87,7 @@ def test_five_classes_are_saved_and_loaded_without_a_warning(tmp_path, library_w
         ({"class_dropout_prob": 1.5}, ["class_dropout_prob", "probability", "1.5"]),
         ({"attention_dropout": -0.1}, ["attention_dropout", "probability", "-0.1"]),
         ({"attention_dropout": math.nan}, ["attention_dropout", "probability", "nan"]),
+        ({"tie_word_embeddings": True}, ["tie_word_embeddings must be False"]),
         ({"num_labels": 0}, ["num_labels", "at least 1", "0"]),
         ({"rms_norm_eps": -1e-5}, ["rms_norm_eps", "positive", "-1e-05"]),
         ({"initializer_range": 0}, ["initializer_range", "positive", "0"]),

@@ -1,16 +1,19 @@
 """The model: causal, cached as uncached, equal to a plain reference, and a distribution over images."""
 
+import copy
 import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, set_seed
 from transformers.cache_utils import DynamicCache
 
-from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTModel, modeling_igpt
+from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTForImageClassification, IGPTModel, modeling_igpt
 from igpt_hf.modeling_igpt import context_ids, neighborhood_offsets
+from igpt_hf.simd_igpt import is_numba_usable
 
 
 SHAPES = [
@@ -376,7 +379,7 @@ def test_gradient_checkpointing_computes_twice_and_gives_the_same_gradients(tiny
     for checkpointing in (False, True):
         model = tiny_model().train()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            model.gradient_checkpointing_enable()
         counted = []
         model.model.layers[0].mlp.register_forward_pre_hook(lambda *args, counted=counted: counted.append(1))
         ids = random_ids(model.config)
@@ -386,6 +389,226 @@ def test_gradient_checkpointing_computes_twice_and_gives_the_same_gradients(tiny
     assert calls == {False: 1, True: 2}
     for name, gradient in gradients[False].items():
         assert torch.equal(gradient, gradients[True][name]), name
+
+
+def test_with_gradient_checkpointing_a_call_with_labels_needs_no_word_about_the_cache(tiny_model, random_ids):
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_model().train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        assert model.model.gradient_checkpointing == checkpointing
+        ids = random_ids(model.config)
+        model(input_ids=ids, labels=ids.where(ids < 16, -100)).loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+        model(input_ids=ids).logits.sum().backward()  # nor does one without labels
+        model.model(ids, use_cache=True).last_hidden_state.sum().backward()
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed, rtol=1e-4, atol=1e-5 * plain.abs().max().item())
+    with pytest.raises(ValueError, match="without a cache"):
+        model(input_ids=ids, past_key_values=DynamicCache(config=model.config))
+
+
+def test_a_call_with_labels_builds_no_cache_unless_asked_and_is_left_to_the_kernel(
+    tiny_model, random_ids, monkeypatch
+):
+    model = tiny_model()
+    ids = random_ids(model.config)
+    labels = ids.where(ids < 16, -100)
+    blocks, calls = modeling_igpt.run_blocks, []
+    monkeypatch.setattr(modeling_igpt, "run_blocks", lambda *args: calls.append(1) or blocks(*args))
+    assert model(input_ids=ids, labels=labels).past_key_values is None
+    assert len(calls) == is_numba_usable()
+    assert model(input_ids=ids, labels=labels, use_cache=True).past_key_values.get_seq_length() == ids.shape[1]
+    assert model(input_ids=ids).past_key_values.get_seq_length() == ids.shape[1]
+
+
+# --- adapters and the library's usual methods -----------------------------------------------------------------------
+
+
+class Adapted(nn.Module):
+    """What an adapter puts in the place of a layer: the layer, frozen, and a change that is trained."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer.requires_grad_(False)
+        self.change = nn.Parameter(torch.full_like(layer.weight, 0.1))
+
+    @property
+    def weight(self):
+        return self.layer.weight
+
+    def forward(self, ids):
+        return self.layer(ids) + nn.functional.embedding(ids, self.change)
+
+
+def test_an_adapter_of_the_table_counts_and_gets_a_gradient(tiny_model, random_ids):
+    model, ids = tiny_model(), random_ids(tiny_model().config)
+    before = logits_of(model, ids)
+    merged = copy.deepcopy(model)
+    merged.model.embeddings.context.weight.data += 0.1
+    model.model.embeddings.context = Adapted(model.model.embeddings.context)
+    assert (logits_of(model, ids) - logits_of(merged, ids)).abs().max() < 1e-4
+    assert (logits_of(model, ids) - before).abs().max() > 1e-2
+    model(input_ids=ids, labels=ids.where(ids < 16, -100)).loss.backward()
+    merged(input_ids=ids, labels=ids.where(ids < 16, -100)).loss.backward()
+    change, expected = model.model.embeddings.context.change.grad, merged.model.embeddings.context.weight.grad
+    torch.testing.assert_close(change, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+
+
+def test_a_hook_on_the_table_counts(tiny_model, random_ids):
+    model, ids = tiny_model(), random_ids(tiny_model().config)
+    doubled = copy.deepcopy(model)
+    doubled.model.embeddings.context.weight.data *= 2
+    model.model.embeddings.context.register_forward_hook(lambda module, args, output: 2 * output)
+    assert (logits_of(model, ids) - logits_of(doubled, ids)).abs().max() < 1e-4
+
+
+def test_low_rank_adapters_of_peft_train_on_the_table(tiny_model, random_ids):
+    peft = pytest.importorskip("peft", reason="peft is not installed: pip install peft")
+    model = peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["context"]))
+    ids = random_ids(model.config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora" in name:
+                torch.nn.init.normal_(weight, std=0.1)
+    model(input_ids=ids, labels=ids.where(ids < 16, -100)).loss.backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and not p.grad.abs().max() > 0] == []
+    adapted = logits_of(model, ids)
+    merged = model.merge_and_unload()
+    assert (logits_of(merged, ids) - adapted).abs().max() < 1e-4
+    assert (logits_of(tiny_model(), ids) - adapted).abs().max() > 1e-2
+
+
+def test_prompt_tuning_is_refused_in_words(tiny_model):
+    with pytest.raises(ValueError, match="prompt tuning and prefix tuning do not fit"):
+        tiny_model().get_submodule("embeddings.word_embeddings")  # peft asks for it
+    peft = pytest.importorskip("peft", reason="peft is not installed: pip install peft")
+    for kind in (peft.PromptTuningConfig, peft.PrefixTuningConfig):
+        with pytest.raises(ValueError, match="prompt tuning and prefix tuning do not fit"):
+            peft.get_peft_model(tiny_model(), kind(task_type="CAUSAL_LM", num_virtual_tokens=4))
+
+
+@pytest.mark.parametrize("kind", [IGPTForCausalImageModeling, IGPTForImageClassification, IGPTModel])
+def test_the_dummy_inputs_fit_the_forward_pass(kind):
+    model = kind(IGPTConfig(image_size=8, num_hidden_layers=1, num_labels=3))
+    assert model.dummy_inputs["input_ids"].tolist() == [[19] + [0] * 16] * 2
+    assert len(model(**model.dummy_inputs)[0]) == 2
+
+
+def test_the_vocabulary_cannot_be_resized(tiny_model):
+    with pytest.raises(ValueError, match=r"patch_size=2 and cannot be resized.*set_classes"):
+        tiny_model().resize_token_embeddings(30)
+
+
+def test_the_input_embeddings_can_be_exchanged(tiny_model, random_ids):
+    model, other = tiny_model(), tiny_model(seed=1)
+    ids = random_ids(model.config)
+    model.set_input_embeddings(other.get_input_embeddings())
+    assert model.get_input_embeddings() is other.model.embeddings
+    other.model.layers, other.model.norm, other.lm_head = model.model.layers, model.model.norm, model.lm_head
+    assert torch.equal(logits_of(model, ids), logits_of(other, ids))
+
+
+# --- other classes --------------------------------------------------------------------------------------------------
+
+
+ANIMALS = {"id2label": {0: "cat", 1: "dog", 2: "eel"}, "label2id": {"cat": 0, "dog": 1, "eel": 2}}
+NUM_NEIGHBOR_ROWS = 12 * 17
+
+
+@pytest.fixture
+def animals(tiny_model, tmp_path):
+    """A saved model of three animals, and its table."""
+    model = tiny_model(**ANIMALS)
+    model.generation_config.temperature = 0.7
+    model.save_pretrained(tmp_path)
+    return tmp_path, model
+
+
+@pytest.mark.parametrize("loader", [IGPTForCausalImageModeling, AutoModelForCausalLM, IGPTModel, AutoModel,
+                                    IGPTForImageClassification])  # fmt: skip
+@pytest.mark.parametrize(
+    ("classes", "names", "rows"),
+    [
+        ({"id2label": {0: "eel", 1: "fox", 2: "cat", 3: "gnu"}}, ["eel", "fox", "cat", "gnu"], [2, 3, 0, 3, 3]),
+        ({"num_labels": 2}, ["LABEL_0", "LABEL_1"], [3, 3, 3]),
+        ({"id2label": {0: "Katze", 1: "Hund", 2: "Aal"}}, ["Katze", "Hund", "Aal"], [0, 1, 2, 3]),  # other names
+        ({}, ["cat", "dog", "eel"], [0, 1, 2, 3]),
+    ],
+)
+def test_other_classes_cost_their_prompts_only(animals, loader, classes, names, rows):
+    folder, saved = animals
+    model = loader.from_pretrained(folder, ignore_mismatched_sizes=True, attention_dropout=0.1, **classes)
+    table, expected = model.base_model.embeddings.context.weight, saved.model.embeddings.context.weight
+    assert torch.equal(table[:NUM_NEIGHBOR_ROWS], expected[:NUM_NEIGHBOR_ROWS])
+    assert torch.equal(table[NUM_NEIGHBOR_ROWS:], expected[NUM_NEIGHBOR_ROWS:][rows])  # row 3 asks for any class
+    assert table.requires_grad
+    assert torch.equal(model.base_model.norm.weight, saved.model.norm.weight)
+    assert list(model.config.id2label.values()) == names
+    assert model.config.label2id == {name: label for label, name in enumerate(names)}
+    assert model.config.attention_dropout == 0.1
+    assert saved.config.num_labels == 3
+    if model.can_generate():
+        settings = model.generation_config
+        assert (settings.bos_token_id, settings.temperature) == (16 + len(names), 0.7)
+        for beams in (1, 2):
+            assert model.generate(num_beams=beams)[0, 0] == 16 + len(names)
+    if loader is IGPTForImageClassification:
+        assert model(**model.dummy_inputs).logits.shape == (2, len(names))
+
+
+def test_unnamed_classes_are_known_by_their_numbers(tiny_model, tmp_path):
+    saved = tiny_model()
+    saved.save_pretrained(tmp_path)
+    config = IGPTConfig.from_pretrained(tmp_path, num_labels=4)
+    model, info = IGPTForCausalImageModeling.from_pretrained(
+        tmp_path, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    assert not any(info.values())
+    table, expected = model.model.embeddings.context.weight, saved.model.embeddings.context.weight
+    assert torch.equal(table[NUM_NEIGHBOR_ROWS:], expected[NUM_NEIGHBOR_ROWS:][[0, 1, 2, 3, 3]])
+    assert model.generation_config.bos_token_id == 20
+
+
+def test_other_classes_are_refused_unless_one_says_so(animals):
+    folder, _ = animals
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        IGPTForCausalImageModeling.from_pretrained(folder, num_labels=2)
+
+
+def test_a_model_with_other_classes_says_which_are_new_and_is_saved_and_loaded_as_any(animals, tmp_path, caplog):
+    folder, _ = animals
+    labels = {0: "eel", 1: "fox"}
+    model = IGPTForCausalImageModeling.from_pretrained(folder, id2label=labels, ignore_mismatched_sizes=True)
+    said = [record.getMessage() for record in caplog.records if record.name == modeling_igpt.__name__]
+    assert said == [f"{folder}: the prompts of these classes are new, and want training: fox"]
+    model.save_pretrained(tmp_path / "again")
+    again = IGPTForCausalImageModeling.from_pretrained(tmp_path / "again")
+    assert again.config.id2label == labels
+    assert again.generation_config.bos_token_id == 18
+    assert torch.equal(again.generate(torch.tensor([[17]]), do_sample=False),
+                       model.generate(torch.tensor([[17]]), do_sample=False))  # fmt: skip
+
+
+def test_a_classifier_keeps_the_rows_of_the_classes_that_it_knows(tmp_path):
+    torch.manual_seed(0)
+    saved = IGPTForImageClassification(IGPTConfig(image_size=8, num_hidden_layers=1, **ANIMALS))
+    torch.nn.init.normal_(saved.classifier.bias)
+    saved.save_pretrained(tmp_path)
+    labels = {0: "eel", 1: "fox", 2: "gnu", 3: "cat"}
+    model = IGPTForImageClassification.from_pretrained(tmp_path, id2label=labels, ignore_mismatched_sizes=True)
+    head, expected = model.classifier, saved.classifier
+    assert torch.equal(head.weight[[0, 3]], expected.weight[[2, 0]])
+    assert torch.equal(head.bias[[0, 3]], expected.bias[[2, 0]])
+    assert head.bias[[1, 2]].tolist() == [0, 0]
+    assert head.weight[[1, 2]].std().item() == pytest.approx(0.25, rel=0.5)  # 1 / sqrt(16)
+
+
+@pytest.mark.parametrize("names", [[], ["cat", "cat"]])
+def test_classes_without_names_of_their_own_are_refused(tiny_model, names):
+    with pytest.raises(ValueError, match="classes need names"):
+        tiny_model().set_classes(names)
 
 
 # --- save and load --------------------------------------------------------------------------------------------------

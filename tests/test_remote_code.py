@@ -47,6 +47,10 @@ inferred = pipeline(model=sys.argv[2], **trust)  # the task is that of the only 
 result["pipelines"] = [type(draw).__name__, type(inferred).__name__]
 again = AutoModelForCausalLM.from_pretrained(sys.argv[2], **trust)
 result["again"] = (-again.log_likelihood(ids)).tolist()
+other = AutoModelForCausalLM.from_pretrained(path, num_labels=5, ignore_mismatched_sizes=True, **trust)
+table, before = (x.model.embeddings.context.weight for x in (other, model))
+result["other_classes"] = [torch.equal(table[:207], before[:207]), torch.equal(table[-1], before[-1]),
+                           other.generation_config.bos_token_id, other.generate(num_beams=2)[0, 0].item()]
 print(json.dumps(result))
 """
 
@@ -74,6 +78,7 @@ def test_a_checkpoint_works_the_same_without_the_package(checkpoint, tmp_path):
     assert set(result["modules"]) == {"transformers_modules"}
     assert result["same_weights"]
     assert result["drawn"] == [[8, 8], 2]
+    assert result["other_classes"] == [True, True, 21, 21]
     assert result["pipelines"] == ["BinaryImageGenerationPipeline"] * 2
     model = IGPTForCausalImageModeling.from_pretrained(checkpoint)
     processor = IGPTImageProcessor.from_pretrained(checkpoint)

@@ -860,7 +860,6 @@ def test_a_classifier_is_no_generator(script, classifier_run, many_animals, tmp_
         (["--model_name_or_path", "nowhere"], ["nowhere is no folder"]),
         (["--model_name_or_path", "{model}", "--hidden_size", "32"], ["--hidden_size cannot be changed"]),
         (["--model_name_or_path", "{model}", "--threshold", "0.3"], ["--threshold cannot be changed"]),
-        (["--model_name_or_path", "{model}", "--data", "synthetic", "--max_images", "60"], ["cat, dog, eel", "0, 1"]),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -870,6 +869,25 @@ def test_a_start_that_does_not_fit_is_refused(script, animals_run, many_animals,
     message = refusal(script, "train.py", *fixed, *flags)
     assert [word for word in words if word not in message] == []
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_goes_on_with_other_classes_and_says_which_prompts_are_new(animals, animals_run, tmp_path):
+    for kind, source in (("cow", "cat"), ("dog", "dog"), ("eel", "eel"), ("fox", "eel")):
+        shutil.copytree(animals / source, tmp_path / "data" / kind)
+    flags = ["--model_name_or_path", animals_run, "--data", tmp_path / "data", "--skip_bad_images"]
+    done = run(*LAUNCH, *flags, "--output_dir", tmp_path / "run", "--max_steps", "1", "--learning_rate", "0",
+               "--num_threads", "1")  # fmt: skip
+    assert "knows the classes cat, dog, eel, and the data has cow, dog, eel, fox" in done.stderr
+    assert "The prompts of these are new: cow, fox." in done.stderr
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    before = AutoModelForCausalLM.from_pretrained(animals_run)
+    assert list(model.config.id2label.values()) == ["cow", "dog", "eel", "fox"]
+    assert model.generation_config.bos_token_id == 20
+    assert AutoImageProcessor.from_pretrained(tmp_path / "run").num_labels == 4
+    table, old = (x.model.embeddings.context.weight for x in (model, before))
+    first = len(old) - 4
+    assert torch.equal(table[:first], old[:first])
+    assert torch.equal(table[first:], old[first:][[3, 1, 2, 3, 3]])  # of "any class", dog, eel, any, any
 
 
 # --- examples -------------------------------------------------------------------------------------------------------
