@@ -33,6 +33,7 @@ from igpt_hf.modeling_igpt import (
     IGPTForCausalImageModeling,
     IGPTLocalMixing,
     IGPTPreTrainedModel,
+    IGPTRMSNorm,
     rotate,
 )
 from igpt_hf.neighborhood_igpt import context_ids, neighborhood_offsets, rotations
@@ -56,7 +57,6 @@ CHANGES = {
     "value-residual": "values are mixed with the first layer's",
     "gated": "attention's output is gated by the input",
     "swiglu": "gated MLP of the same size",
-    "class-gain": "norms have a gain for each class",
     "class-bias": "blocks add a bias for each class",
     "dense": "each layer reads a weighted sum of all before it",
     "dense-channels": "the same with weights for each channel",
@@ -134,20 +134,6 @@ class VariantEmbeddings(nn.Module):
 
 
 # --- blocks ---------------------------------------------------------------------------------------------------------
-
-
-class VariantNorm(nn.Module):
-    """RMSNorm, with a gain for each class if `class-gain` is asked for (adaptive norm, Perez et al. 2018)."""
-
-    def __init__(self, config, changes: frozenset[str]):
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(config.hidden_size)), config.rms_norm_eps
-        told = "class-gain" in changes
-        self.gain = nn.Parameter(torch.zeros(config.num_labels + 1, config.hidden_size)) if told else None
-
-    def forward(self, hidden: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        normed = nn.functional.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
-        return normed if self.gain is None else normed * (1 + self.gain[classes][:, None])
 
 
 def attend_images(qkv, statistics, out, length, first, last):
@@ -292,7 +278,7 @@ class VariantBlock(nn.Module):
 
     def __init__(self, config, changes: frozenset[str], layer_idx: int):
         super().__init__()
-        self.attention_norm, self.mlp_norm = VariantNorm(config, changes), VariantNorm(config, changes)
+        self.attention_norm, self.mlp_norm = IGPTRMSNorm(config), IGPTRMSNorm(config)
         self.attention = VariantAttention(config, changes, layer_idx)
         self.mlp = GatedMLP(config) if "swiglu" in changes else IGPTMLP(config)
         self.mlp_mixing = IGPTLocalMixing(config) if "mlp-mixing" in changes else None
@@ -302,7 +288,7 @@ class VariantBlock(nn.Module):
     def forward(self, hidden, positions, classes, first_value=None) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, T, C) -> the same, and the values of attention."""
         if self.class_bias is not None:
-            hidden = hidden + self.class_bias[classes][:, None]
+            hidden = hidden + self.class_bias[classes]
         mixed, value = self.attention(self.attention_norm(hidden, classes), positions, first_value)
         hidden = hidden + mixed
         normed = self.mlp_norm(hidden, classes)
@@ -323,7 +309,7 @@ class VariantModel(IGPTPreTrainedModel):
         self.embeddings = VariantEmbeddings(config, changes)
         layers = range(config.num_hidden_layers)
         self.layers = nn.ModuleList([VariantBlock(config, changes, index) for index in layers])
-        self.norm = VariantNorm(config, changes)
+        self.norm = IGPTRMSNorm(config)
         # `loop`: the middle half of the layers is passed twice, with the same weights.
         middle = list(layers)[config.num_hidden_layers // 4 : -(config.num_hidden_layers // 4) or None]
         first, last = middle[0], middle[-1] + 1
@@ -339,7 +325,7 @@ class VariantModel(IGPTPreTrainedModel):
     def forward(self, input_ids: torch.LongTensor, **kwargs) -> BaseModelOutputWithPast:
         """(B, T) ids -> `last_hidden_state` (B, T, C)."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        classes = input_ids[:, 0] - self.config.vocab_size
+        classes = input_ids[:, :1] - self.config.vocab_size
         hidden = self.embeddings(context_ids(input_ids, positions, self.config), positions)
         states, first_value = [hidden], None
         for step, index in enumerate(self.order):

@@ -4,12 +4,13 @@ torch runs a small model operation by operation over the whole batch: each resul
 and products of matrices with 16 columns leave most of the processor idle. Here an image goes through all blocks before
 the next one begins. What `IGPTBlock` computes, with rms(x) = x / sqrt(mean(x**2) + eps):
 
-    query, key, value = W rms(x) + b, query and key turned by the angles of rotary positions
+    query, key, value = W (rms(x) gain) + b, query and key turned by the angles of rotary positions
     a = x + W (attention(query, key, value) + mixing(value)) + b
-    y = a + W act(W rms(a) + b) + b
+    y = a + W act(W (rms(a) gain) + b) + b
 
-with the embeddings before the first block, the norm after the last, and the gradients of all of it. The gains of the
-blocks' norms and the scale of the scores are multiplied into the matrices that follow them, outside (`fold_gains`).
+with the embeddings before the first block, the norm after the last, and the gradients of all of it. The gain is the
+row of the image's class where norms are class-conditional. The scale of the scores is multiplied into the matrix of
+the queries, outside (`scale_queries`).
 
 Attention, for one head: the scores are in base 2, and a vector holds those of LANES queries (or keys) side by side.
 
@@ -141,8 +142,8 @@ def put_rows(out, row, column, a, b, c, d, adds):
 
 
 @kernel
-def normalize(x, eps, normed, scales):
-    """normed[t] = rms(x[t]); scales[t] is the factor."""
+def normalize(x, eps, gains, row, normed, scales):
+    """normed[t] = rms(x[t]) gains[row]; scales[t] is the factor of rms."""
     rows, size = x.shape
     for t in range(rows):
         squares = splat(0)
@@ -150,20 +151,26 @@ def normalize(x, eps, normed, scales):
             squares = fma(load(x, t, c), load(x, t, c), squares)
         scales[t] = float32(1) / np.sqrt(total(squares) / float32(size) + eps)
         for c in range(0, size, LANES):
-            store(normed, t, c, load(x, t, c) * splat(scales[t]))
+            store(normed, t, c, load(x, t, c) * splat(scales[t]) * load(gains, row, c))
 
 
 @kernel
-def add_normalize_gradient(normed, scales, grad, dx):
-    """dx[t] += d loss / d x[t], where grad is d loss / d rms(x)"""
+def add_normalize_gradient(x, scales, gains, row, grad, dx, dgains):
+    """dx[t] += d loss / d x[t], dgains[row] += d loss / d gains[row], where grad is d loss / d (rms(x) gains[row])"""
     rows, size = grad.shape
     for t in range(rows):
         products = splat(0)
         for c in range(0, size, LANES):
-            products = fma(load(grad, t, c), load(normed, t, c), products)
-        mean = -total(products) / float32(size)
+            products = fma(load(grad, t, c) * load(gains, row, c), load(x, t, c), products)
+        mean = -total(products) / float32(size) * scales[t] * scales[t]
         for c in range(0, size, LANES):
-            store(dx, t, c, fma(scales[t], fma(mean, load(normed, t, c), load(grad, t, c)), load(dx, t, c)))
+            g = fma(mean, load(x, t, c), load(grad, t, c) * load(gains, row, c))
+            store(dx, t, c, fma(scales[t], g, load(dx, t, c)))
+    for c in range(0, size, LANES):
+        s = load(dgains, row, c)
+        for t in range(rows):
+            s = fma(load(grad, t, c) * splat(scales[t]), load(x, t, c), s)
+        store(dgains, row, c, s)
 
 
 @kernel
@@ -416,22 +423,24 @@ def embed_backward(ids, context, grad, dtable, dposition):
 
 
 def blocks_forward(
-    ids, states, attendeds, statistics, out, weights, places, context, turns, eps, slope, keeps, first, last
+    ids, gain_rows, states, attendeds, statistics, out, weights, places, context, turns, eps, slope, keeps, first, last
 ):
     """Images `first` to `last` - 1 through all blocks and the last norm: ids -> `out` (B, T, C).
 
     Args:
         ids: Prompt and tokens (B, T).
+        gain_rows: Which row of the gains is each image's (B,).
         states, attendeds, statistics: What backward needs, if `keeps`: inputs of the blocks and output of the last
             (B, L + 1, rows, C), where rows is T rounded up to a multiple of LANES; results of attention (B, L, rows,
             C), and of its softmax (B, L, 2 H, FRONT + rows). Otherwise empty.
         weights: Tables of the context and of the positions (1, rows, C), then matrices (L, inputs, outputs), vectors
-            (L, 1, outputs) and the mixing's (L, K, C), last the gain of the last norm (1, 1, C).
+            (L, 1, outputs) and the mixing's (L, K, C); then the gains of the attention's and of the MLP's norms (L, R,
+            C) and of the last (1, R, C), where R is 1, or the number of prompts.
         places: Rows of the neighbours (T, K); 0 is outside.
         context: For `embed`.
         turns: For `turn`.
     """
-    table, position, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, down_w, down_b, gain = weights
+    table, position, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, down_w, down_b, gain1, gain2, last_gain = weights
     (length, channels), inner = out.shape[1:], up_w.shape[2]
     rows = (length + LANES - 1) // LANES * LANES
     heads = channels // HEAD_SIZE
@@ -441,12 +450,13 @@ def blocks_forward(
     statistic, scales = np.zeros((2 * heads, FRONT + rows), float32), np.empty(rows, float32)
     scores, columns = np.empty((rows + LANES, LANES), float32), np.empty((HEAD_SIZE, LANES), float32)
     for image in range(first, last):
+        gain_row = gain_rows[image]
         x[length:] = float32(0)
         embed(ids[image], table[0], position[0], context, x)
         if keeps:
             states[image, 0] = x
         for layer in range(len(qkv_w)):
-            normalize(x, eps, normed, scales)
+            normalize(x, eps, gain1[layer], gain_row, normed, scales)
             linear(normed, qkv_w[layer], qkv_b[layer], qkv, FRONT, False)
             turn(qkv, turns, length, 1)
             attend(qkv, statistic[:heads], statistic[heads:], attended, scores, columns, length)
@@ -455,20 +465,19 @@ def blocks_forward(
             if keeps:
                 attendeds[image, layer], statistics[image, layer] = attended, statistic
             linear(mixed, out_w[layer], out_b[layer], x, 0, True)
-            normalize(x, eps, normed, scales)
+            normalize(x, eps, gain2[layer], gain_row, normed, scales)
             linear(normed, up_w[layer], up_b[layer], hidden, 0, False)
             activate(hidden, slope, hidden, False)
             linear(hidden, down_w[layer], down_b[layer], x, 0, True)
             if keeps:
                 states[image, layer + 1] = x
-        normalize(x, eps, normed, scales)
-        for t in range(length):
-            for c in range(0, channels, LANES):
-                store(out[image], t, c, load(normed, t, c) * load(gain[0], 0, c))
+        normalize(x, eps, last_gain[0], gain_row, normed, scales)
+        out[image] = normed[:length]
 
 
 def blocks_backward(
     ids,
+    gain_rows,
     states,
     attendeds,
     statistics,
@@ -491,9 +500,10 @@ def blocks_backward(
         transposed: The matrices of query, key and value, of the attention's output, up and down: (L, outputs, inputs).
         grads: A gradient for each of the weights and each group of images (groups, L, ...), zero at first.
     """
-    _, _, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, _, _, gain = weights
+    _, _, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, _, _, gain1, gain2, last_gain = weights
     qkv_wt, out_wt, up_wt, down_wt = transposed
-    dtable, dposition, dqkv_w, dqkv_b, dmixing, dout_w, dout_b, dup_w, dup_b, ddown_w, ddown_b, dgain = grads
+    dtable, dposition, dqkv_w, dqkv_b, dmixing, dout_w, dout_b, dup_w, dup_b, ddown_w, ddown_b = grads[:11]
+    dgain1, dgain2, dlast_gain = grads[11:]
     (rows, channels), inner, images = states.shape[2:], up_w.shape[2], len(states)
     heads = channels // HEAD_SIZE
     normed, scales = np.empty((rows, channels), float32), np.empty(rows, float32)  # of the attention's input
@@ -508,23 +518,19 @@ def blocks_backward(
     dx, length = np.empty((rows, channels), float32), grad.shape[1]
     for group in range(first, last):
         for image in range(group * images // len(dqkv_w), (group + 1) * images // len(dqkv_w)):
-            normalize(states[image, len(qkv_w)], eps, normed, scales)
-            dnormed[:], dx[:] = float32(0), float32(0)
-            for t in range(length):
-                for c in range(0, channels, LANES):
-                    g = load(grad[image], t, c)
-                    store(dgain[group, 0], 0, c, fma(g, load(normed, t, c), load(dgain[group, 0], 0, c)))
-                    store(dnormed, t, c, g * load(gain[0], 0, c))
-            add_normalize_gradient(normed, scales, dnormed, dx)
+            x, gain_row = states[image, len(qkv_w)], gain_rows[image]
+            dx[:] = float32(0)
+            normalize(x, eps, last_gain[0], gain_row, normed, scales)
+            add_normalize_gradient(x, scales, last_gain[0], gain_row, grad[image], dx, dlast_gain[group, 0])
             for layer in range(len(qkv_w) - 1, -1, -1):
                 x, attended, statistic = states[image, layer], attendeds[image, layer], statistics[image, layer]
-                normalize(x, eps, normed, scales)
+                normalize(x, eps, gain1[layer], gain_row, normed, scales)
                 linear(normed, qkv_w[layer], qkv_b[layer], qkv, FRONT, False)
                 turn(qkv, turns, length, 1)
                 mixed[:], after[:] = attended, x
                 mix(qkv, mixing[layer], places, mixed)
                 linear(mixed, out_w[layer], out_b[layer], after, 0, True)
-                normalize(after, eps, normed2, scales2)
+                normalize(after, eps, gain2[layer], gain_row, normed2, scales2)
                 linear(normed2, up_w[layer], up_b[layer], hidden, 0, False)
                 activate(hidden, slope, slopes, True)
 
@@ -533,7 +539,7 @@ def blocks_backward(
                 multiply(dhidden, slopes)
                 add_outer(normed2, dhidden, 0, dup_w[group, layer], dup_b[group, layer])
                 linear(dhidden, up_wt[layer], no_bias, dnormed, 0, False)
-                add_normalize_gradient(normed2, scales2, dnormed, dx)
+                add_normalize_gradient(after, scales2, gain2[layer], gain_row, dnormed, dx, dgain2[group, layer])
 
                 add_outer(mixed, dx, 0, dout_w[group, layer], dout_b[group, layer])
                 linear(dx, out_wt[layer], no_bias, dmixed, FRONT, False)
@@ -543,7 +549,7 @@ def blocks_backward(
                 mix_backward(qkv, mixing[layer], places, dmixed, dqkv, dmixing[group, layer])
                 add_outer(normed, dqkv, FRONT, dqkv_w[group, layer], dqkv_b[group, layer])
                 linear(dqkv[FRONT:], qkv_wt[layer], no_bias, dnormed, 0, False)
-                add_normalize_gradient(normed, scales, dnormed, dx)
+                add_normalize_gradient(x, scales, gain1[layer], gain_row, dnormed, dx, dgain1[group, layer])
             embed_backward(ids[image], context, dx, dtable[group, 0], dposition[group, 0])
 
 
@@ -552,8 +558,8 @@ def make_kernels():
     """Compile (forward, backward)."""
     three, four, number = numba.float32[:, :, ::1], numba.float32[:, :, :, ::1], numba.int64
     ids, places, context, real = number[:, ::1], number[:, ::1], number[:, :, ::1], numba.float32
-    kept, tables = (ids, four, four, four), (places, context, three, real, real)
-    weights, transposed, grads = (numba.types.UniTuple(*x) for x in ((three, 12), (three, 4), (four, 12)))
+    kept, tables = (ids, number[::1], four, four, four), (places, context, three, real, real)
+    weights, transposed, grads = (numba.types.UniTuple(*x) for x in ((three, 14), (three, 4), (four, 14)))
     return (
         compile_kernel(blocks_forward, (*kept, three, weights, *tables, numba.boolean, number, number)),
         compile_kernel(blocks_backward, (*kept, weights, transposed, *tables, three, grads, number, number)),
@@ -575,7 +581,7 @@ def pairwise_sum(x: torch.Tensor) -> torch.Tensor:
 
 class Blocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, model, input_ids, places, context, turns, eps, slope, last_gain, *weights):
+    def forward(ctx, model, input_ids, gain_rows, places, context, turns, eps, slope, *weights):
         (batch, length), channels = input_ids.shape, weights[0].shape[2]
         keeps, layers, rows = any(ctx.needs_input_grad), len(weights[2]), -(-length // LANES) * LANES
         kept = (batch, layers) if keeps else (0, 0)
@@ -583,12 +589,12 @@ class Blocks(torch.autograd.Function):
         attendeds = states.new_empty(*kept, rows, channels)
         statistics = states.new_empty(*kept, 2 * channels // HEAD_SIZE, FRONT + rows)
         out = states.new_empty(batch, length, channels)
-        ctx.save_for_backward(last_gain, *weights)
+        ctx.save_for_backward(*weights)
         ctx.model, ctx.input_ids = model, input_ids
-        ctx.arrays = [tensor.numpy() for tensor in (input_ids, states, attendeds, statistics)]
-        ctx.folded = tuple(weight.detach().numpy() for weight in (*fold_gains(weights, HEAD_SIZE), last_gain))
+        ctx.arrays = [tensor.numpy() for tensor in (input_ids, gain_rows, states, attendeds, statistics)]
+        ctx.scaled = tuple(weight.detach().numpy() for weight in scale_queries(weights, HEAD_SIZE))
         ctx.settings = (places.numpy(), context.numpy(), turns.numpy(), float32(eps), float32(slope))
-        arrays = (*ctx.arrays, out.numpy(), ctx.folded, *ctx.settings, keeps)
+        arrays = (*ctx.arrays, out.numpy(), ctx.scaled, *ctx.settings, keeps)
         run_tasks(functools.partial(make_kernels()[0], *arrays), batch)
         return out
 
@@ -596,21 +602,19 @@ class Blocks(torch.autograd.Function):
     def backward(ctx, grad):
         if torch.is_grad_enabled():  # create_graph: the gradient shall have a gradient, which the kernel's has not
             wanted = ctx.needs_input_grad[-len(ctx.saved_tensors) :]
-            return *[None] * 7, *module_gradients(ctx.model, ctx.input_ids, ctx.saved_tensors, wanted, grad)
-        grads = [grad.new_zeros(min(len(grad), TASKS), *weight.shape) for weight in ctx.folded]
-        transposed = tuple(np.ascontiguousarray(ctx.folded[i].transpose(0, 2, 1)) for i in MATRICES)
-        arrays = (*ctx.arrays, ctx.folded, transposed, *ctx.settings, grad.contiguous().numpy())
+            return *[None] * 8, *module_gradients(ctx.model, ctx.input_ids, ctx.saved_tensors, wanted, grad)
+        grads = [grad.new_zeros(min(len(grad), TASKS), *weight.shape) for weight in ctx.scaled]
+        transposed = tuple(np.ascontiguousarray(ctx.scaled[i].transpose(0, 2, 1)) for i in MATRICES)
+        arrays = (*ctx.arrays, ctx.scaled, transposed, *ctx.settings, grad.contiguous().numpy())
         run_tasks(functools.partial(make_kernels()[1], *arrays, tuple(x.numpy() for x in grads)), len(grads[0]))
-        *grads, dlast_gain = grads
-        _, *weights = ctx.saved_tensors
-        return *[None] * 7, *map(pairwise_sum, (dlast_gain, *unfold_gains(weights, grads, HEAD_SIZE)))
+        return *[None] * 8, *map(pairwise_sum, scale_queries(grads, HEAD_SIZE))
 
 
 def module_gradients(model, input_ids, weights, wanted: list[bool], grad) -> list[torch.Tensor | None]:
     """What `Blocks.backward` returns for its weights, but computed by the model's modules, and with a graph.
 
     Args:
-        weights: The gain of the last norm, and what `stacked_weights` returned.
+        weights: What `stacked_weights` returned.
         wanted: For which of them.
         grad: d loss / d `last_hidden_state`, (B, T, C).
     """
@@ -647,12 +651,12 @@ BLOCK_WEIGHTS = (
 )
 
 
-def stacked_weights(embeddings, layers) -> tuple[torch.Tensor, ...]:
-    """The weights of all blocks, each kind as one tensor; autograd leads back to the parameters.
+def stacked_weights(model) -> tuple[torch.Tensor, ...]:
+    """The weights of an IGPTModel, each kind as one tensor, as `blocks_forward` takes them but for `scale_queries`.
 
-    Tables of the context and of the positions (1, rows, C); matrices (L, inputs, outputs), vectors (L, 1, outputs) and
-    the mixing's (L, K, C), in the order of `blocks_forward`; then the gains of the two norms (L, C, 1).
+    Autograd leads back to the parameters.
     """
+    layers, embeddings = model.layers, model.embeddings
 
     def matrices(modules):
         return torch.stack([module.weight.mT for module in modules])
@@ -661,7 +665,7 @@ def stacked_weights(embeddings, layers) -> tuple[torch.Tensor, ...]:
         return torch.stack([module.bias for module in modules])[:, None]
 
     def gains(norms):
-        return torch.stack([norm.weight for norm in norms])[:, :, None]
+        return torch.stack([norm.weight.view(-1, norm.weight.shape[-1]) for norm in norms])
 
     attentions, mlps = [layer.attention for layer in layers], [layer.mlp for layer in layers]
     qkv, out = [x.qkv_proj for x in attentions], [x.out_proj for x in attentions]
@@ -674,16 +678,17 @@ def stacked_weights(embeddings, layers) -> tuple[torch.Tensor, ...]:
         *(embeddings.context.weight[None], embeddings.position.weight[None]),
         *(matrices(qkv), vectors(qkv), mixing, matrices(out), vectors(out)),
         *(matrices(up), vectors(up), matrices(down), vectors(down)),
-        *(gains([layer.attention_norm for layer in layers]), gains([layer.mlp_norm for layer in layers])),
+        *(gains([x.attention_norm for x in layers]), gains([x.mlp_norm for x in layers]), gains([model.norm])),
     )
 
 
 def named_weights(model, weights: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
-    """Undo `stacked_weights`: an IGPTModel's parameters, by name, cut out of the last gain and the stacked weights."""
-    last_gain, table, position, *stacked = weights
+    """Undo `stacked_weights`: an IGPTModel's parameters, by name."""
+    table, position, *stacked, last_gain = weights
     named = {"norm.weight": last_gain, "embeddings.context.weight": table, "embeddings.position.weight": position}
     for name, layers in zip(BLOCK_WEIGHTS, stacked, strict=True):
-        named |= {f"layers.{index}.{name}": weight.mT for index, weight in enumerate(layers)}
+        is_matrix = "norm" not in name  # of which the stack holds the transpose
+        named |= {f"layers.{index}.{name}": weight.mT if is_matrix else weight for index, weight in enumerate(layers)}
     return {name: named[name].reshape(parameter.shape) for name, parameter in model.named_parameters()}
 
 
@@ -694,25 +699,19 @@ def query_scale(channels: int, head_size: int) -> torch.Tensor:
     return scale
 
 
-def fold_gains(weights: tuple[torch.Tensor, ...], head_size: int) -> tuple[torch.Tensor, ...]:
-    """Multiply the norms' gains into the matrices that follow them, and the scale of the scores into the queries."""
-    *weights, attention_gain, mlp_gain = weights
-    table, position, qkv_w, qkv_b, mixing, out_w, out_b, up_w, *rest = weights
-    scale = query_scale(out_b.shape[2], head_size)
-    qkv_w = qkv_w * (attention_gain * scale)
-    return table, position, qkv_w, qkv_b * scale, mixing, out_w, out_b, up_w * mlp_gain, *rest
+def scale_queries(weights, head_size: int) -> tuple[torch.Tensor, ...]:
+    """Multiply the scale of the scores into the queries' matrix and bias: of `stacked_weights`, or of gradients.
+
+    d loss / d weight is the same multiple of d loss / d (scaled weight): one function serves both.
+    """
+    table, position, qkv_w, qkv_b, *rest = weights
+    scale = query_scale(qkv_w.shape[-2], head_size)
+    return table, position, qkv_w * scale, qkv_b * scale, *rest
 
 
-def unfold_gains(weights, grads: list[torch.Tensor], head_size: int) -> tuple[torch.Tensor, ...]:
-    """Gradients of what `fold_gains` returned, those of each group (groups, ...), -> of what it was given."""
-    _, _, qkv_w, _, _, _, _, up_w, *_, attention_gain, mlp_gain = weights
-    table, position, dqkv_w, dqkv_b, mixing, out_w, out_b, dup_w, *rest = grads
-    scale = query_scale(out_b.shape[3], head_size)
-    dqkv_w *= scale
-    dgains = [(dw * w).sum(dim=3, keepdim=True) for dw, w in ((dqkv_w, qkv_w), (dup_w, up_w))]
-    dqkv_w *= attention_gain
-    dup_w *= mlp_gain
-    return table, position, dqkv_w, dqkv_b * scale, mixing, out_w, out_b, dup_w, *rest, *dgains
+def gain_rows(input_ids: torch.Tensor, config) -> torch.Tensor:
+    """Which row of a norm's gains each prompt takes: (B, T) ids -> (B,)."""
+    return (input_ids[:, 0] - config.vocab_size) * config.class_conditional_norm
 
 
 def neighbor_rows(length: int, config) -> torch.Tensor:
@@ -773,11 +772,12 @@ def are_in_range(input_ids: torch.Tensor, config) -> bool:
 
 def run_blocks(model, input_ids: torch.LongTensor) -> torch.Tensor:
     """All of an IGPTModel, from the first position on: ids (B, T) -> `last_hidden_state`, float32 (B, T, C)."""
-    config, length, embeddings = model.config, input_ids.shape[1], model.embeddings
-    tables = neighbor_rows(length, config), context_rows(length, embeddings.first_rows, config)
+    config, length = model.config, input_ids.shape[1]
+    tables = neighbor_rows(length, config), context_rows(length, model.embeddings.first_rows, config)
     constants = (*tables, turn_rows(length, config), config.rms_norm_eps, SLOPES[config.hidden_act])
-    weights = stacked_weights(embeddings, model.layers)
-    return Blocks.apply(model, input_ids.contiguous(), *constants, model.norm.weight[None, None], *weights)
+    weights = stacked_weights(model)
+    rows = gain_rows(input_ids, config)
+    return Blocks.apply(model, input_ids.contiguous(), rows, *constants, *weights)
 
 
 def is_plain(model: nn.Module, config) -> bool:

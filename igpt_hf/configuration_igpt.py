@@ -38,6 +38,9 @@ class IGPTConfig(PreTrainedConfig):
         hidden_act: Activation of the MLP; the default, z sigmoid(1.702 z), is that of the paper's code.
         neighborhood_radius: The input at each position embeds the known tokens within this many rows and columns of
             the token that is predicted; 0 leaves only the token before it (the paper's model).
+        class_conditional_norm: Whether each norm has one gain vector for each prompt (the classes and the start token)
+            instead of one for all: adaptive RMSNorm. Costs (2 * num_hidden_layers + 1) * num_labels * hidden_size
+            parameters: meant for tens of classes, not hundreds.
         class_dropout_prob: In training, the share of images whose class prompt is replaced by the start token.
         attention_dropout: Dropout of the attention weights.
         rms_norm_eps: Added to the mean square in RMSNorm.
@@ -65,6 +68,7 @@ class IGPTConfig(PreTrainedConfig):
     intermediate_size: int | None = None
     hidden_act: str = "quick_gelu"
     neighborhood_radius: int = 2
+    class_conditional_norm: bool = False
     class_dropout_prob: float | int = 0.2
     attention_dropout: float | int = 0.0
     rms_norm_eps: float | int = 1e-5

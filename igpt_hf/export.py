@@ -91,7 +91,8 @@ def export_onnx(model: IGPTForCausalImageModeling, path: str | Path):
 # What docs/demo/igpt.js reads of the configuration.
 PAGE_CONFIG = (
     "image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-    "hidden_act", "neighborhood_radius", "rms_norm_eps", "num_labels", "vocab_size", "id2label",
+    "hidden_act", "neighborhood_radius", "class_conditional_norm", "rms_norm_eps", "num_labels", "vocab_size",
+    "id2label",
 )  # fmt: skip
 
 

@@ -103,15 +103,24 @@ class IGPTLocalMixing(nn.Module):
 
 
 class IGPTRMSNorm(nn.Module):
-    """Root-mean-square norm, as in the paper's code: x / rms(x) * weight."""
+    """Root-mean-square norm, as in the paper's code: x / rms(x) * weight.
 
-    def __init__(self, hidden_size: int, eps: float):
+    With `class_conditional_norm` the weight has a row for each prompt (adaptive norm, as in Perez et al. 2018): the
+    class turns channels up and down in each layer, which an embedding that is added once at the input cannot.
+    """
+
+    def __init__(self, config: IGPTConfig):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(hidden_size))
-        self.eps = eps
+        rows = (config.num_labels + 1,) if config.class_conditional_norm else ()
+        self.weight = nn.Parameter(torch.ones(*rows, config.hidden_size))
+        self.eps = config.rms_norm_eps
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
+    def forward(self, hidden_states: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """(B, T, C), the prompts' classes (B, 1), `num_labels` for the start token -> (B, T, C)."""
+        if self.weight.ndim == 1:
+            return nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
+        gain = nn.functional.embedding(classes, self.weight)  # (B, 1, C)
+        return nn.functional.rms_norm(hidden_states, gain.shape[-1:], eps=self.eps) * gain
 
 
 def rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
@@ -191,16 +200,18 @@ class IGPTBlock(GradientCheckpointingLayer):
 
     def __init__(self, config: IGPTConfig, layer_idx: int):
         super().__init__()
-        self.attention_norm = IGPTRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention_norm = IGPTRMSNorm(config)
         self.attention = IGPTAttention(config, layer_idx)
-        self.mlp_norm = IGPTRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp_norm = IGPTRMSNorm(config)
         self.mlp = IGPTMLP(config)
 
-    def forward(self, hidden_states, position_ids, turns, attention_mask=None, past_key_values=None, **kwargs):
-        normed = self.attention_norm(hidden_states)
+    def forward(
+        self, hidden_states, classes, position_ids, turns, attention_mask=None, past_key_values=None, **kwargs
+    ):
+        normed = self.attention_norm(hidden_states, classes)
         mixed, _ = self.attention(normed, position_ids, turns, attention_mask, past_key_values, **kwargs)
         hidden_states = hidden_states + mixed
-        return hidden_states + self.mlp(self.mlp_norm(hidden_states))
+        return hidden_states + self.mlp(self.mlp_norm(hidden_states, classes))
 
 
 class IGPTPreTrainedModel(PreTrainedModel):
@@ -307,6 +318,9 @@ class IGPTPreTrainedModel(PreTrainedModel):
         rows = torch.cat([torch.arange(first), first + prompts]).to(context.weight.device)
         context.weight = nn.Parameter(context.weight[rows], requires_grad=context.weight.requires_grad)
         context.num_embeddings = len(rows)
+        for norm in self.modules():
+            if isinstance(norm, IGPTRMSNorm) and config.class_conditional_norm:
+                norm.weight = nn.Parameter(norm.weight[prompts], requires_grad=norm.weight.requires_grad)
         self._name_classes(names)
         if self.can_generate():
             self.generation_config.bos_token_id = config.start_token_id
@@ -390,7 +404,7 @@ class IGPTModel(IGPTPreTrainedModel):
         super().__init__(config)
         self.embeddings = IGPTEmbeddings(config)
         self.layers = nn.ModuleList([IGPTBlock(config, index) for index in range(config.num_hidden_layers)])
-        self.norm = IGPTRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = IGPTRMSNorm(config)
         self.gradient_checkpointing = False  # where the library sees that there shall be no cache
         self.post_init()
 
@@ -445,6 +459,7 @@ class IGPTModel(IGPTPreTrainedModel):
                 check_ids(input_ids, self.config)
             context = context_ids(input_ids, position_ids_1d, self.config)
 
+        classes = context[:, :1, -1] - self.config.vocab_size  # (B, 1): with a cache, only the context has the prompt
         hidden_states = self.embeddings(context, position_ids_1d)
         mask = create_causal_mask(
             config=self.config,
@@ -455,8 +470,9 @@ class IGPTModel(IGPTPreTrainedModel):
         )
         turns = rotations(position_ids_1d, self.config)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, position_ids_1d, turns, mask, past_key_values, **kwargs)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+            hidden_states = layer(hidden_states, classes, position_ids_1d, turns, mask, past_key_values, **kwargs)
+        hidden_states = self.norm(hidden_states, classes)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
 
 class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):

@@ -6,9 +6,9 @@ where a model is so small that the library's loop is nearly all overhead.
 Position t knows the tokens before token t. It goes through the layers and yields the probabilities of token t:
 
     x = embeddings of the neighbours, the prompt and the position; then, in each layer,
-    query, key, value = W rms(x) + b           key and value are kept for the positions to come, query and key turned
+    query, key, value = W (rms(x) gain) + b    key and value are kept for the positions to come, query and key turned
     x = x + W (attention + mixing) + b         attention reads positions j <= t, mixing the neighbours
-    x = x + W act(W rms(x) + b) + b
+    x = x + W act(W (rms(x) gain) + b) + b
 
 How it becomes fast: SLOTS sequences go through all their steps together, before the next ones begin: so few that their
 keys and values stay in a core's own cache, and enough that one need not wait for another's result. A vector register
@@ -25,7 +25,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from .blocks_igpt import MAX_VOCAB_SIZE, SLOPES, activate, context_rows, fold_gains, is_plain, stacked_weights
+from .blocks_igpt import (
+    MAX_VOCAB_SIZE,
+    SLOPES,
+    activate,
+    context_rows,
+    gain_rows,
+    is_plain,
+    scale_queries,
+    stacked_weights,
+)
 from .neighborhood_igpt import neighbor_index, rotations
 from .simd_igpt import (
     LANES,
@@ -68,14 +77,14 @@ def times(x, row, weight, bias, out, adds):
 
 
 @kernel
-def normalize_row(x, row, size, eps, normed):
-    """normed[row] = rms(x[row]), where the first `size` channels are real and the others zero."""
+def normalize_row(x, row, size, eps, gains, gain_row, normed):
+    """normed[row] = rms(x[row]) gains[gain_row], where the first `size` channels are real and the others zero."""
     squares = splat(0)
     for c in range(0, x.shape[1], LANES):
         squares = fma(load(x, row, c), load(x, row, c), squares)
     scale = splat(float32(1) / np.sqrt(total(squares) / float32(size) + eps))
     for c in range(0, x.shape[1], LANES):
-        store(normed, row, c, load(x, row, c) * scale)
+        store(normed, row, c, load(x, row, c) * scale * load(gains, gain_row, c))
 
 
 @kernel
@@ -177,7 +186,7 @@ def pick(scores, uniform, settings, order, weights):
 
 
 def complete_images(
-    weights, tables, shape, constants, start_token, ids, given, noise, settings, log_probs, first, last
+    weights, tables, shape, constants, start_token, ids, rows, given, noise, settings, log_probs, first, last
 ):
     """Complete images `first` to `last` - 1.
 
@@ -188,11 +197,13 @@ def complete_images(
         shape: Heads, hidden size and vocabulary, without padding.
         constants: eps of the norms, slope of the activation.
         ids: Prompts and tokens (B, 1 + N); all tokens after the first `given` are filled in.
+        rows: Rows of the gains for each image's prompt and for the start token (B, 2).
         noise: (B, N - given), for `pick`.
         settings: temperature, top_k, top_p, min_p, guidance_scale.
         log_probs: Filled in with what the model, without any of the settings, gives each token (B, N).
     """
-    table, position, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, down_w, down_b, head_w, no_bias = weights
+    table, position, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, down_w, down_b = weights[:11]
+    gain1, gain2, last_gain, head_w, no_bias = weights[11:]
     (places, context, turns), (heads, hidden_size, vocab) = tables, shape
     (eps, slope), guidance = constants, settings[4]
     branches = 1 if guidance == 1 else 2  # with guidance: an image with its prompt, and with the start token
@@ -225,7 +236,8 @@ def complete_images(
 
             for layer in range(layers):
                 for slot in range(active):
-                    normalize_row(x, slot, hidden_size, eps, normed)
+                    gain_row = rows[start + slot // branches, slot % branches]
+                    normalize_row(x, slot, hidden_size, eps, gain1[layer], gain_row, normed)
                     times(normed, slot, qkv_w[layer], qkv_b[layer], qkv, False)
                     turn_row(qkv, slot, turns[0, t], turns[1, t], heads, size, channels)
                 for slot in range(active):
@@ -245,14 +257,16 @@ def complete_images(
                         store(mixed, slot, c, s)
                 for slot in range(active):
                     times(mixed, slot, out_w[layer], out_b[layer], x, True)
-                    normalize_row(x, slot, hidden_size, eps, normed)
+                    gain_row = rows[start + slot // branches, slot % branches]
+                    normalize_row(x, slot, hidden_size, eps, gain2[layer], gain_row, normed)
                     times(normed, slot, up_w[layer], up_b[layer], hidden, False)
                 activate(hidden, slope, hidden, False)
                 for slot in range(active):
                     times(hidden, slot, down_w[layer], down_b[layer], x, True)
 
             for slot in range(active):
-                normalize_row(x, slot, hidden_size, eps, normed)
+                gain_row = rows[start + slot // branches, slot % branches]
+                normalize_row(x, slot, hidden_size, eps, last_gain[0], gain_row, normed)
                 times(normed, slot, head_w[0], no_bias[0], logits, False)
                 norm = log_sum_exp(logits[slot, :vocab])
                 for v in range(vocab):
@@ -272,11 +286,11 @@ def complete_images(
 def make_kernel():
     """Compile `complete_images`."""
     number, real, types = numba.int64, numba.float32, numba.types
-    weights = types.UniTuple(real[:, :, ::1], 13)
+    weights = types.UniTuple(real[:, :, ::1], 16)
     tables = types.Tuple((number[:, ::1], number[:, :, ::1], real[:, :, ::1]))
     matrix, numbers = number[:, ::1], numba.float64[:, ::1]
     sizes = (weights, tables, types.UniTuple(number, 3), types.UniTuple(real, 2), number)
-    signature = (*sizes, matrix, number, numbers, types.UniTuple(numba.float64, 5), numbers, number, number)
+    signature = (*sizes, matrix, matrix, number, numbers, types.UniTuple(numba.float64, 5), numbers, number, number)
     return compile_kernel(complete_images, signature)
 
 
@@ -287,7 +301,7 @@ def padded(size: int) -> int:
 
 @torch.no_grad()
 def padded_weights(model) -> tuple[np.ndarray, ...]:
-    """The weights as `complete_images` takes them: those of `fold_gains` and of the head, padded with zeros."""
+    """The weights as `complete_images` takes them: those of `scale_queries` and of the head, padded with zeros."""
 
     def pad(weight, inputs, outputs, parts=1):
         """(L, i, parts * o) -> (L, inputs, parts * outputs)"""
@@ -296,17 +310,15 @@ def padded_weights(model) -> tuple[np.ndarray, ...]:
         return nn.functional.pad(weight, missing).flatten(2).contiguous().numpy()
 
     config = model.config
-    folded = fold_gains(
-        stacked_weights(model.model.embeddings, model.model.layers), config.hidden_size // config.num_attention_heads
-    )
-    table, position, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, down_w, down_b = folded
+    scaled = scale_queries(stacked_weights(model.model), config.hidden_size // config.num_attention_heads)
+    table, position, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, down_w, down_b, *gains = scaled
     width, inner, outputs = (padded(n) for n in (config.hidden_size, config.intermediate_size, config.vocab_size))
-    head = (model.lm_head.weight * model.model.norm.weight).T[None]
     return (
         *(pad(table, table.shape[1], width), pad(position, position.shape[1], width)),
         *(pad(qkv_w, width, width, 3), pad(qkv_b, 1, width, 3), pad(mixing, mixing.shape[1], width)),
         *(pad(out_w, width, width), pad(out_b, 1, width), pad(up_w, width, inner), pad(up_b, 1, inner)),
-        *(pad(down_w, inner, width), pad(down_b, 1, width), pad(head, width, outputs)),
+        *(pad(down_w, inner, width), pad(down_b, 1, width), *(pad(gain, gain.shape[1], width) for gain in gains)),
+        pad(model.lm_head.weight.T[None], width, outputs),
         np.zeros((1, 1, outputs), float32),
     )
 
@@ -367,11 +379,13 @@ def sample_images(
     places, is_inside = neighbor_index(positions, config)
     context = context_rows(len(positions), model.model.embeddings.first_rows, config)
     turns = rotations(positions, config).numpy()
+    starts = torch.full_like(ids[:, :1], config.start_token_id)
+    rows = torch.stack([gain_rows(ids, config), gain_rows(starts, config)], dim=1)
     arguments = (
         *(padded_weights(model), (torch.where(is_inside, places, 0).numpy(), context.numpy(), turns)),
         (config.num_attention_heads, config.hidden_size, config.vocab_size),
         (float32(config.rms_norm_eps), float32(SLOPES[config.hidden_act])),
-        *(config.start_token_id, ids.numpy(), given, noise.numpy(), settings, log_probs.numpy()),
+        *(config.start_token_id, ids.numpy(), rows.numpy(), given, noise.numpy(), settings, log_probs.numpy()),
     )
     run_tasks(functools.partial(make_kernel(), *arguments), batch)
     if log_probs.isnan().any():

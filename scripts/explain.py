@@ -30,6 +30,7 @@ PICTURE = np.array(
     np.uint8,
 )
 LABEL = 1
+CLASSES = torch.tensor([LABEL])  # of each image, as norms take it
 
 
 def tiny_model() -> IGPTForCausalImageModeling:
@@ -93,7 +94,7 @@ def explain_attention(model, hidden: torch.Tensor, t: int) -> torch.Tensor:
     """All positions' hidden states (T, C) go in, since attention reads those before; position t's comes out."""
     heading("3. Attention: the positions up to this one")
     layer = model.model.layers[0]
-    normed = layer.attention_norm(hidden)
+    normed = layer.attention_norm(hidden, CLASSES)
     show("n = h / rms(h) * gain", normed[t])
     query, key, value = layer.attention.qkv_proj(normed).chunk(3, dim=-1)  # (T, C) each
     show("query = W_q n + b_q", query[t])
@@ -121,7 +122,7 @@ def explain_attention(model, hidden: torch.Tensor, t: int) -> torch.Tensor:
 def explain_mlp(model, hidden: torch.Tensor) -> torch.Tensor:
     heading("4. The MLP")
     layer = model.model.layers[0]
-    inner = layer.mlp.up_proj(layer.mlp_norm(hidden))
+    inner = layer.mlp.up_proj(layer.mlp_norm(hidden, CLASSES))
     inner = inner * (1.702 * inner).sigmoid()
     show("16 numbers: z sigmoid(1.702 z) with z = W_1 n + b_1, first 8", inner[:8])
     hidden = hidden + layer.mlp.down_proj(inner)
@@ -131,7 +132,7 @@ def explain_mlp(model, hidden: torch.Tensor) -> torch.Tensor:
 
 def explain_prediction(model, hidden: torch.Tensor, ids: torch.Tensor, t: int):
     heading("5. Logits, probabilities, nats")
-    logits = model.lm_head(model.model.norm(hidden))
+    logits = model.lm_head(model.model.norm(hidden, CLASSES))
     probabilities, token = logits.softmax(0), ids[t + 1].item()
     for first in (0, 8):
         show(f"logits of tokens {first} to {first + 7}", logits[first : first + 8])

@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, modeling_igpt, simd_igpt
-from igpt_hf.blocks_igpt import are_blocks_usable
+from igpt_hf.blocks_igpt import TASKS, are_blocks_usable
 
 
 pytestmark = pytest.mark.skipif(simd_igpt.numba is None, reason="numba is not installed")
@@ -21,6 +21,8 @@ SHAPES = [
     {"image_size": 10, "neighborhood_radius": 0},
     {"image_size": 6, "neighborhood_radius": 1, "hidden_act": "quick_gelu", "num_hidden_layers": 3},
     {"hidden_size": 64, "num_attention_heads": 8, "intermediate_size": 32, "patch_size": 1},
+    {"class_conditional_norm": True},
+    {"class_conditional_norm": True, "hidden_size": 32, "num_attention_heads": 4, "num_labels": 1},
 ]
 
 
@@ -49,7 +51,8 @@ def test_logits_and_all_gradients_equal_those_of_the_modules(tiny_model, random_
     model = tiny_model(**shape)
     for parameter in model.parameters():
         parameter.data *= 0.5
-    ids = random_ids(model.config, n=5)
+    ids = random_ids(model.config, n=TASKS + 3)  # some groups have two images, and some images the start token
+    ids[::4, 0] = model.config.start_token_id
     assert are_blocks_usable(model.model, ids)
     logits, gradients = loss_and_gradients(model, ids)
     monkeypatch.setattr(modeling_igpt, "are_blocks_usable", lambda *_: False)
@@ -102,10 +105,14 @@ def test_results_are_bit_identical_from_run_to_run_and_for_every_number_of_threa
         assert same_bits(loss_and_gradients(model, ids), expected)
 
 
+@pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("size", [2, 8, 32])
-def test_gradients_of_the_halves_of_a_batch_add_up_to_those_of_the_whole_to_the_last_bit(tiny_model, random_ids, size):
+def test_gradients_of_the_halves_of_a_batch_add_up_to_those_of_the_whole_to_the_last_bit(
+    tiny_model, random_ids, size, conditional
+):
     """What training on two processes, or in two accumulated steps, relies on."""
-    model, ids = tiny_model(), random_ids(tiny_model().config, n=size)
+    model = tiny_model(class_conditional_norm=conditional)
+    ids = random_ids(model.config, n=size)
 
     def gradients(ids):
         model.zero_grad()

@@ -83,6 +83,7 @@ def test_its_logits_are_those_of_torch(open_page, committed):
         {"neighborhood_radius": 0},
         {"patch_size": 1, "neighborhood_radius": 1, "image_size": 6},
         {"num_attention_heads": 4, "num_hidden_layers": 1, "intermediate_size": 20, "rms_norm_eps": 1e-2},
+        {"class_conditional_norm": True},
     ],
 )
 def test_it_reads_shapes_from_the_checkpoint(overrides, open_page, tiny_model, random_ids, tmp_path):

@@ -27,10 +27,10 @@ class Prediction:
         self.predictions, self.label_ids = predictions, label_ids
 
 
-@pytest.fixture
-def pretrained(tiny_model, tmp_path):
+@pytest.fixture(params=[False, True], ids=["", "class-conditional norm"])
+def pretrained(tiny_model, tmp_path, request):
     """A generator's weights on disk, and the classifier that starts from them."""
-    generator = tiny_model()
+    generator = tiny_model(class_conditional_norm=request.param)
     generator.save_pretrained(tmp_path / "generator")
     torch.manual_seed(0)
     return generator, IGPTForImageClassification.from_pretrained(tmp_path / "generator").eval()

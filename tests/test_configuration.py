@@ -105,6 +105,16 @@ def test_whole_numbers_will_do_where_numbers_are_wanted():
     assert IGPTConfig(rms_norm_eps=1, initializer_range=1).rms_norm_eps == 1
 
 
+def test_class_conditional_norms_cost_a_gain_for_each_further_prompt_and_checkpoints_without_the_setting_have_none():
+    assert not IGPTConfig().class_conditional_norm
+    assert not IGPTConfig.from_dict({"hidden_size": 16}).class_conditional_norm
+    plain, model = (IGPTForCausalImageModeling(IGPTConfig(class_conditional_norm=on)) for on in (False, True))
+    assert model.num_parameters() - plain.num_parameters() == 17 * 10 * 16  # norms, further prompts, channels
+    assert model.num_parameters() < 40_000
+    for norm in (model.model.layers[0].mlp_norm, model.model.norm):
+        assert norm.weight.shape == (11, 16) and (norm.weight == 1).all()
+
+
 def test_an_unknown_activation_is_answered_with_those_there_are():
     with pytest.raises(ValueError, match=r"unknown hidden_act 'sllu'; known: .*silu"):
         IGPTModel(IGPTConfig(hidden_act="sllu"))

@@ -35,8 +35,9 @@ def script(monkeypatch):
 
 
 @torch.no_grad()
-def test_the_step_yields_the_logits_of_the_whole_sequence(tiny_model, random_ids):
-    model = tiny_model()
+@pytest.mark.parametrize("conditional", [False, True])
+def test_the_step_yields_the_logits_of_the_whole_sequence(tiny_model, random_ids, conditional):
+    model = tiny_model(class_conditional_norm=conditional)
     ids = random_ids(model.config)
     steps = run_steps(DecodingStep(model), ids, model.config)
     torch.testing.assert_close(steps, model(input_ids=ids[:, :-1]).logits, atol=1e-5, rtol=0)
@@ -46,7 +47,7 @@ def test_the_step_yields_the_logits_of_the_whole_sequence(tiny_model, random_ids
 def test_onnxruntime_yields_the_logits_of_torch(script, tiny_model, tiny_processor, random_ids, tmp_path, capsys):
     onnxruntime = pytest.importorskip("onnxruntime", reason="there is no onnxruntime: pip install -e '.[test]'")
     pytest.importorskip("onnxscript", reason="there is no onnxscript: pip install -e '.[test]'")
-    model = tiny_model()
+    model = tiny_model(class_conditional_norm=True)
     model.save_pretrained(tmp_path / "model")
     tiny_processor.save_pretrained(tmp_path / "model")
     script("export_onnx.py", tmp_path / "model", "--output", tmp_path / "step.onnx")

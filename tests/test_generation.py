@@ -18,9 +18,9 @@ CACHES = {
 any_cache = pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model):
-    return tiny_model()
+@pytest.fixture(scope="module", params=[False, True], ids=["", "class-conditional norm"])
+def model(tiny_model, request):
+    return tiny_model(class_conditional_norm=request.param)
 
 
 def sampled(model, seed=0, **arguments) -> torch.Tensor:

@@ -22,6 +22,7 @@ SHAPES = [
     {"patch_size": 2, "neighborhood_radius": 3},  # as far as the image reaches
     {"patch_size": 1, "neighborhood_radius": 1},
     {"patch_size": 3, "neighborhood_radius": 1, "image_size": 9},
+    {"class_conditional_norm": True},
 ]
 
 
@@ -72,7 +73,10 @@ def reference_logits(model, ids: list[int]) -> np.ndarray:
     heads = config.num_attention_heads
 
     def norm(x, name):
-        return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + config.rms_norm_eps) * weights[f"{name}.weight"]
+        gain = weights[f"{name}.weight"]
+        if config.class_conditional_norm:
+            gain = gain[ids[0] - config.vocab_size]
+        return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + config.rms_norm_eps) * gain
 
     def linear(x, name):
         return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
@@ -159,6 +163,28 @@ def test_hidden_states_and_attentions_can_be_asked_for(tiny_model, random_ids):
         assert attention.shape == (3, 2, 17, 17)
         assert torch.allclose(attention.sum(-1), torch.ones(()), atol=1e-5)
         assert attention.triu(1).abs().max() == 0
+
+
+def test_a_gain_for_each_prompt_is_read_by_the_images_with_that_prompt_alone(tiny_model, random_ids):
+    model = tiny_model(class_conditional_norm=True)
+    ids = random_ids(model.config, n=4)
+    ids[:, 0] = model.config.vocab_size + torch.tensor([0, 1, 2, 3])  # three classes and the start token
+    for norm in (model.model.layers[0].attention_norm, model.model.layers[1].mlp_norm, model.model.norm):
+        assert norm.weight.shape == (4, 16)
+        for row in range(4):
+            before = logits_of(model, ids)
+            with torch.no_grad():
+                norm.weight[row] += 0.5
+            is_changed = (logits_of(model, ids) - before).abs().amax(dim=(1, 2)) > 1e-3
+            assert is_changed.tolist() == [prompt == row for prompt in range(4)]
+
+
+def test_equal_gains_for_all_prompts_are_one_gain(tiny_model, random_ids):
+    model, plain = tiny_model(class_conditional_norm=True), tiny_model()
+    weights = plain.state_dict()
+    model.load_state_dict({n: w.expand(4, -1) if "norm" in n else w for n, w in weights.items()})
+    ids = random_ids(model.config)
+    torch.testing.assert_close(logits_of(model, ids), logits_of(plain, ids), rtol=0, atol=1e-6)
 
 
 # --- cache ----------------------------------------------------------------------------------------------------------

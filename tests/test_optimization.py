@@ -100,3 +100,13 @@ def test_the_state_survives_saving_and_goes_on_exactly(tiny_model):
     swap_average(optimizer)
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
     assert all(torch.equal(parameter, expected_average[name]) for name, parameter in model.named_parameters())
+
+
+def test_weight_decay_pulls_matrices_to_zero_but_no_gain(tiny_model):
+    model = tiny_model(class_conditional_norm=True)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    MuonAdamW(model, 0.1, 0.1, weight_decay=0.5).step()
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == {name for name in before if "proj.weight" in name}

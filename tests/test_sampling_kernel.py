@@ -35,6 +35,7 @@ LARGE_BLOCKS = {
     "intermediate_size": 48,
     "hidden_act": "quick_gelu",
 }
+CONDITIONAL = {"class_conditional_norm": True}
 PLAIN = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": None, "guidance_scale": 1.0}
 SETTINGS = [
     {},
@@ -111,7 +112,11 @@ def test_samples_equal_those_of_a_slow_loop_with_the_librarys_processors_under_t
 
 
 @pytest.mark.parametrize("settings", [{}, SETTINGS[6]], ids=str)
-@pytest.mark.parametrize("config", [PIXELS, LARGE_BLOCKS, {**DEFAULT, "neighborhood_radius": 0}], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [PIXELS, LARGE_BLOCKS, {**DEFAULT, "neighborhood_radius": 0}, DEFAULT | CONDITIONAL, LARGE_BLOCKS | CONDITIONAL],
+    ids=str,
+)
 def test_samples_equal_those_of_the_slow_loop_for_other_shapes_of_models(config, settings):
     model = make_model(**config)
     prompts, noise = make_prompts(model, 5), make_noise(model, 5)
@@ -129,6 +134,8 @@ def test_samples_equal_those_of_the_slow_loop_for_other_shapes_of_models(config,
         {"image_size": 14, "neighborhood_radius": 3},
         PIXELS,
         LARGE_BLOCKS,
+        CONDITIONAL,
+        PIXELS | CONDITIONAL,
     ],
     ids=str,
 )

@@ -56,21 +56,22 @@ class ImageGPT {
     const size = config.hidden_size;
     const t = sequence.ids.length - 1; // position t predicts image token t
     const x = this.embed(sequence.ids, t);
+    const norm = (x, gains) => rmsNorm(x, this.gain(gains, sequence.ids[0]), config.rms_norm_eps);
     const places = neighborPlaces(t, gridSize, this.offsets, false);
     this.layers.forEach((layer, index) => {
       const keys = sequence.keys[index], values = sequence.values[index];
-      const qkv = linear(rmsNorm(x, layer.attentionNorm, config.rms_norm_eps), layer.qkv); // (3 C)
+      const qkv = linear(norm(x, layer.attentionNorm), layer.qkv); // (3 C)
       turn(qkv.subarray(0, 2 * size), t, gridSize, size / config.num_attention_heads); // query and key
       keys.set(qkv.subarray(size, 2 * size), t * size);
       values.set(qkv.subarray(2 * size), t * size);
       const mixed = attend(qkv, keys, values, t, config.num_attention_heads, size);
       if (layer.mixing) mixNeighbors(mixed, layer.mixing, values, places);
       add(x, linear(mixed, layer.out));
-      const inner = linear(rmsNorm(x, layer.mlpNorm, config.rms_norm_eps), layer.up);
+      const inner = linear(norm(x, layer.mlpNorm), layer.up);
       for (let i = 0; i < inner.length; i++) inner[i] /= 1 + Math.exp(-this.slope * inner[i]); // z sigmoid(slope z)
       add(x, linear(inner, layer.down));
     });
-    return linear(rmsNorm(x, this.norm, config.rms_norm_eps), this.head);
+    return linear(norm(x, this.norm), this.head);
   }
 
   // Sum of the embeddings of the neighbours, of the prompt and of the position: (C).
@@ -82,6 +83,13 @@ class ImageGPT {
     places.forEach((place, k) => addRow(k * (vocab_size + 1) + (place < 0 ? vocab_size : ids[place])));
     addRow(places.length * (vocab_size + 1) + ids[0] - vocab_size);
     return x;
+  }
+
+  // A norm's gain (C): one for all, or with class_conditional_norm the row of the prompt.
+  gain(gains, prompt) {
+    const { class_conditional_norm, vocab_size, hidden_size } = this.config;
+    if (!class_conditional_norm) return gains;
+    return gains.subarray((prompt - vocab_size) * hidden_size, (prompt - vocab_size + 1) * hidden_size);
   }
 
   // One image: {tokens, steps}, where a step is {probabilities, nats} of its token at temperature 1.
