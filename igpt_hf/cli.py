@@ -37,11 +37,9 @@ def script_path(name: str) -> Path:
 
 def usage(group: str = "") -> str:
     """The help of `igpt`, or of a group of its commands (`igpt export`)."""
-    names = [name for name in COMMANDS if name.split()[0] == group or not group]
-    lines = [f"  {name:12} {COMMANDS[name][1]}" for name in names]
-    head = f"usage: igpt {group or 'COMMAND'} ...".replace("export", "export {onnx,demo}")
-    flags = [] if group else ["", "igpt COMMAND --help lists the flags of a command, igpt --version tells the version."]
-    return "\n".join([head, "", *lines, *flags])
+    names = [name for name in COMMANDS if name.startswith(group)]
+    lines = [f"usage: igpt {group or 'COMMAND'} ...", "", *(f"  {name:12} {COMMANDS[name][1]}" for name in names)]
+    return "\n".join([*lines, "", "igpt COMMAND --help lists its flags, igpt --version tells the version."])
 
 
 def find_command(argv: list[str]) -> tuple[str, list[str]]:

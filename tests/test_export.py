@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from igpt_hf import DataError
+from igpt_hf import DataError, IGPTImageProcessor
 from igpt_hf.export import DecodingStep, empty_cache, export_page, upper_bytes
 
 
