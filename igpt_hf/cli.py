@@ -60,9 +60,17 @@ def find_command(argv: list[str]) -> tuple[str, list[str]]:
     sys.exit(2)
 
 
+def run_script(script: Path, argv: list[str]):
+    """Run a script in this process, as if it had been started by itself."""
+    sys.argv = [str(script), *argv]
+    runpy.run_path(str(script), run_name="__main__")
+
+
 def launch(script: Path, argv: list[str]):
     """Run a script through accelerate's launcher, and end with the exit status that the script ended with."""
     own, flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else ([], argv)
+    if set(HELP) & set(flags):
+        return run_script(script, flags)
     from accelerate.commands.launch import main as launch_main
 
     sys.argv = ["igpt train", *own, str(script), *flags]
@@ -82,12 +90,11 @@ def main():
         print(usage("export"))
     else:
         name, flags = find_command(argv)
-        script = script_path(COMMANDS[name][0])
-        if name == "train" and not set(HELP) & set(flags):
-            launch(script, flags)
-        else:
-            sys.argv = [str(script), *flags]
-            runpy.run_path(str(script), run_name="__main__")
+        run = launch if name == "train" else run_script
+        try:
+            run(script_path(COMMANDS[name][0]), flags)
+        except KeyboardInterrupt:
+            sys.exit(130)  # as a shell has it: 128 and the number of the signal
 
 
 if __name__ == "__main__":
