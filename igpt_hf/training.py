@@ -191,9 +191,9 @@ def parse_arguments(argv: list[str] | None = None):
     namespace, argv = config_parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     settings = {} if namespace.config is None else _read_yaml(namespace.config)
 
-    kinds = (DataArguments, ConfigArguments, IGPTTrainingArguments)
-    parser = HfArgumentParser(kinds, prog="igpt train", allow_abbrev=False)
+    parser = HfArgumentParser((DataArguments, ConfigArguments, IGPTTrainingArguments), allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE.yaml", help="Flags as lines of `flag: value`; those here win.")
+    parser.prog = "igpt train"
     parser.set_defaults(**{name: None for name, value in settings.items() if value is None})
     flags = []
     for name, value in settings.items():
