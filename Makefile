@@ -5,7 +5,12 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
 
-.PHONY: install train app explain docs test test-oldest lint format clean
+TORCH = $(shell grep '^torch==' constraints.txt)
+# What a new transformers breaks first.
+CORE := tests/test_generation.py tests/test_pipeline.py tests/test_remote_code.py tests/test_training.py
+ENVIRONMENTS := .venv .venv-oldest .venv-newest .venv-transformers
+
+.PHONY: install train app explain docs test test-oldest test-newest test-transformers lint format build clean
 
 install: $(VENV)/installed  ## .venv with all that the scripts need
 
@@ -45,11 +50,38 @@ test: $(VENV)/installed-dev  ## every test
 test-oldest:  ## every test, with the oldest versions that pyproject.toml allows
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-min.txt
 
+test-newest: .venv-newest/installed  ## every test with the newest of everything but torch, and the core without numba
+	.venv-newest/bin/python -m pytest -n auto
+	IGPT_TEST_WITHOUT_NUMBA=1 .venv-newest/bin/python -m pytest -n auto $(CORE)
+
+.venv-newest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet $(TORCH)
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager $(TORCH) --editable '.[dev]'
+	touch $@
+
+# In minutes: what is in $(VENV), and over it the newest Hugging Face packages alone. Always asks what is newest.
+test-transformers: $(VENV)/installed-dev  ## the core with the newest transformers, with numba and without
+	$(BIN)/python -m venv .venv-transformers
+	site=$$(echo .venv-transformers/lib/python3.*/site-packages); \
+		echo "import site; site.addsitedir('$(abspath $(VENV))/$${site#*/}')" > $$site/under.pth
+	.venv-transformers/bin/python -m pip install --quiet --upgrade $(TORCH) transformers huggingface_hub accelerate datasets
+	.venv-transformers/bin/python -c "import transformers; print('transformers', transformers.__version__)"
+	.venv-transformers/bin/python -m pytest -n auto $(CORE)
+	IGPT_TEST_WITHOUT_NUMBA=1 .venv-transformers/bin/python -m pytest -n auto $(CORE)
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+build: $(VENV)/installed-dev  ## wheel and source archive in dist/, checked as a package index would
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean:  ## all that was made, but for the trained models in runs
-	rm -rf .venv .venv-oldest site .pytest_cache .ruff_cache
+	rm -rf $(ENVIRONMENTS) dist site .pytest_cache .ruff_cache

@@ -1,18 +1,18 @@
 """Image GPT for binary images: train, sample, score and share small exact-likelihood models with Hugging Face tools.
 
-Importing registers the model with the Auto classes and costs no more than importing torch and transformers: what a
-name stands for is fetched at its first use.
+Importing costs next to nothing: what a name stands for is fetched at its first use. The model is registered with the
+Auto classes as soon as they are imported, before or after this package.
 """
 
 import sys
 from importlib import import_module, util
 from typing import TYPE_CHECKING
 
-from .configuration_igpt import PRESETS, IGPTConfig
 from .errors import DataError
 
 
 if TYPE_CHECKING:
+    from .configuration_igpt import PRESETS, IGPTConfig
     from .data import load_splits, tokenize
     from .hoda import read_cdb
     from .image_processing_igpt import IGPTImageProcessor
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "PRESETS": "configuration_igpt",
     "BinaryImageGenerationPipeline": "pipeline_igpt",
+    "IGPTConfig": "configuration_igpt",
     "IGPTForCausalImageModeling": "modeling_igpt",
     "IGPTForImageClassification": "modeling_igpt",
     "IGPTImageProcessor": "image_processing_igpt",
@@ -53,10 +55,9 @@ def __dir__() -> list[str]:
 class _Model:
     """Stands for a model's class in the Auto classes' tables: the library's modelling code takes seconds to import."""
 
-    config_class = IGPTConfig
-
     def __init__(self, name: str):
         self.__name__ = name
+        self.config_class = __getattr__("IGPTConfig")
 
     def __getattr__(self, attribute: str):
         return getattr(__getattr__(self.__name__), attribute)
@@ -90,7 +91,7 @@ class _AfterImport:
 def _register_config():
     from transformers.models.auto.configuration_auto import AutoConfig
 
-    AutoConfig.register("igpt", IGPTConfig)
+    AutoConfig.register("igpt", __getattr__("IGPTConfig"))
 
 
 def _register_models():
@@ -100,15 +101,17 @@ def _register_models():
         AutoModelForImageClassification,
     )
 
-    AutoModel.register(IGPTConfig, _Model("IGPTModel"))
-    AutoModelForCausalLM.register(IGPTConfig, _Model("IGPTForCausalImageModeling"))
-    AutoModelForImageClassification.register(IGPTConfig, _Model("IGPTForImageClassification"))
+    config = __getattr__("IGPTConfig")
+    AutoModel.register(config, _Model("IGPTModel"))
+    AutoModelForCausalLM.register(config, _Model("IGPTForCausalImageModeling"))
+    AutoModelForImageClassification.register(config, _Model("IGPTForImageClassification"))
 
 
 def _register_image_processor():
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-    AutoImageProcessor.register(IGPTConfig, image_processor_classes={"pil": __getattr__("IGPTImageProcessor")})
+    processors = {"pil": __getattr__("IGPTImageProcessor")}
+    AutoImageProcessor.register(__getattr__("IGPTConfig"), image_processor_classes=processors)
 
 
 _AfterImport("transformers.models.auto.configuration_auto", _register_config)

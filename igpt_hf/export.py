@@ -3,6 +3,7 @@
 import base64
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,13 @@ def upper_bytes(weights: torch.Tensor) -> bytes:
     return bits.astype(">u4").view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
 
 
+def copy_page(folder: Path):
+    """Copy the page without weights, from inside the installed package or from the repository, into a new folder."""
+    here = Path(__file__).resolve().parent
+    page = next(path for path in (here / "demo", here.parent / "docs" / "demo") if path.is_dir())
+    shutil.copytree(page, folder, ignore=shutil.ignore_patterns("weights.js"))
+
+
 def export_page(model: IGPTForCausalImageModeling, path: str | Path):
     """Write configuration and weights as the JavaScript file that docs/demo/index.html reads.
 
@@ -128,4 +136,4 @@ def export_page(model: IGPTForCausalImageModeling, path: str | Path):
     Path(path).write_text(f"const CHECKPOINT = {json.dumps(checkpoint, separators=(',', ':'))};\n")
 
 
-__all__ = ["DecodingStep", "empty_cache", "export_onnx", "export_page"]
+__all__ = ["DecodingStep", "copy_page", "empty_cache", "export_onnx", "export_page"]

@@ -210,6 +210,7 @@ def parse_arguments(argv: list[str] | None = None):
     settings, argv = _split_off_config(argv)
     parser = HfArgumentParser((DataArguments, ConfigArguments, IGPTTrainingArguments), allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE.yaml", help="Flags as lines of `flag: value`; those here win.")
+    parser.prog = "igpt train"
     parser.set_defaults(**{name: None for name, value in settings.items() if value is None})
     flags = []
     for name, value in settings.items():

@@ -1,8 +1,8 @@
 """Play with a trained Image GPT in a browser: let it draw, complete half a picture, read what you draw.
 
-    python scripts/app.py                           # the model that `make train` makes, at http://127.0.0.1:7860
-    python scripts/app.py runs/hoda --port 8000
-    python scripts/app.py runs/hoda --space FOLDER  # fills a folder for a Space of the Hub instead: docs/space.md
+    igpt app                           # the model that `make train` makes, at http://127.0.0.1:7860
+    igpt app runs/hoda --port 8000
+    igpt app runs/hoda --space FOLDER  # fills a folder for a Space of the Hub instead: docs/space.md
 
 Needs the extra `demo`: pip install 'igpt_hf[demo]'.
 """
@@ -22,7 +22,9 @@ SEED_MODEL = "runs/synthetic"  # where `make train` puts it
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="igpt app", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", nargs="?", default=SEED_MODEL, help="folder of a trained model, or its id on the Hub")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--space", type=Path, metavar="FOLDER", help="write a Space there, and serve nothing")
@@ -34,7 +36,7 @@ def main():
     if args.model == SEED_MODEL and not Path(SEED_MODEL).is_dir():
         raise DataError(
             f"there is no model in {SEED_MODEL} yet: `make train` makes one in minutes. "
-            "Or name another: python scripts/app.py MODEL."
+            "Or name another: igpt app MODEL."
         )
     transformers_logging.disable_progress_bar()
     model, processor = load_pretrained(args.model)

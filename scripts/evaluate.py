@@ -1,8 +1,8 @@
 """Tell how well a trained Image GPT predicts, classifies and draws images: exact likelihoods, codes, samples.
 
-    python scripts/evaluate.py runs/hoda --data digits.cdb --output report.json                  # the test split
-    python scripts/evaluate.py runs/hoda --data digits.cdb --samples 1000 --output report.json   # and its samples
-    python scripts/evaluate.py runs/hoda --data other.cdb --split all --output report.json       # images never seen
+    igpt evaluate runs/hoda --data digits.cdb --output report.json                  # the test split
+    igpt evaluate runs/hoda --data digits.cdb --samples 1000 --output report.json   # and its samples
+    igpt evaluate runs/hoda --data other.cdb --split all --output report.json       # images never seen
 
 The splits are those of the training run if the data and --seed are, and the run had all images (no --max_images, no
 --streaming); otherwise a warning says so. Prints a table, writes a JSON file and, beside it,
@@ -43,7 +43,9 @@ from igpt_hf.training import TokenDataset, use_all_cores
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="igpt evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", help="folder of a trained model, or its id on the Hub")
     parser.add_argument(
         "--data", default="synthetic", help="as in train.py: synthetic, a folder, .cdb, parquet, an id"

@@ -1,9 +1,9 @@
-"""Put a trained Image GPT into the page that draws wholly in the browser.
+"""Put a trained Image GPT into a page that draws wholly in the browser.
 
-    python scripts/export_demo.py runs/synthetic docs/demo    # then open docs/demo/index.html
+    igpt export demo runs/synthetic page    # then open page/index.html
 
-Replaces the page's weights.js: configuration, and weights by name in base64, 4 characters each. A page for another
-model begins as a copy of docs/demo, which has no other part that depends on the model.
+Makes the folder, or replaces the model in a page that is there. Only weights.js depends on the model: configuration,
+and weights by name in base64, 4 characters each. docs/demo has such a page.
 """
 
 import argparse
@@ -13,19 +13,24 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf import DataError
-from igpt_hf.export import export_page
+from igpt_hf.export import copy_page, export_page
 from igpt_hf.loading import load_pretrained
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="igpt export demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", help="folder of a trained model, or its id on the Hub")
-    parser.add_argument("page", type=Path, help="folder of the page: docs/demo or a copy of it")
+    parser.add_argument("page", type=Path, help="folder of the page: a new one, or one that has igpt.js")
     args = parser.parse_args()
-    if not (args.page / "igpt.js").is_file():
-        raise DataError(f"{args.page} holds no igpt.js: copy docs/demo there first.")
+    is_new = not args.page.exists()
+    if not is_new and not (args.page / "igpt.js").is_file():
+        raise DataError(f"{args.page} is there, but holds no page (igpt.js): name a new folder.")
     transformers_logging.disable_progress_bar()
     model, _ = load_pretrained(args.model)
+    if is_new:
+        copy_page(args.page)
     weights = args.page / "weights.js"
     export_page(model, weights)
     print(f"{model.num_parameters():,} weights -> {weights} ({weights.stat().st_size / 1000:.0f} kB)")

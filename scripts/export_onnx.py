@@ -1,6 +1,6 @@
 """Export one decoding step of a trained Image GPT, with its cache, as ONNX.
 
-    python scripts/export_onnx.py runs/synthetic --output step.onnx
+    igpt export onnx runs/synthetic --output step.onnx
 
 Needs the extra `onnx`: pip install 'igpt_hf[onnx]'. For a model of L layers, H heads of D channels and V tokens:
 
@@ -25,7 +25,9 @@ from igpt_hf.loading import load_pretrained
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="igpt export onnx", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", help="folder of a trained model, or its id on the Hub")
     parser.add_argument("--output", type=Path, default=Path("step.onnx"))
     args = parser.parse_args()

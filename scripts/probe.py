@@ -1,6 +1,6 @@
 """Tell how much each layer of a trained, frozen Image GPT knows about the classes: one linear probe per layer.
 
-    python scripts/probe.py runs/hoda --data digits.cdb --output probe.json
+    igpt probe runs/hoda --data digits.cdb --output probe.json
 
 The probe (Chen et al. 2020, section 3.3) is a logistic regression on the hidden states of a layer, averaged over the
 sequence and standardised. The model reads the images after the start token, so that no class can leak in. The probes
@@ -31,7 +31,9 @@ from igpt_hf.training import TokenDataset, use_all_cores
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="igpt probe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", help="folder of a trained model, or its id on the Hub")
     parser.add_argument(
         "--data", default="synthetic", help="as in train.py: synthetic, a folder, .cdb, parquet, an id"

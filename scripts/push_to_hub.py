@@ -1,7 +1,7 @@
 """Share a trained model on the Hub: weights, code, card and pictures, in one commit.
 
     hf auth login                                           # once; or set HF_TOKEN
-    python scripts/push_to_hub.py runs/hoda user/persian-digits [--private]
+    igpt push runs/hoda user/persian-digits [--private]
 
 Others then load it in one line, with this package installed or not:
 
@@ -24,7 +24,9 @@ from igpt_hf.loading import load_pretrained
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="igpt push", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path, help="folder of a trained model")
     parser.add_argument("repo", metavar="user/name", help="where it goes on the Hub; made if it is not there")
     parser.add_argument("--private", action="store_true", help="make a new repository private")

@@ -1,9 +1,9 @@
 """Draw images from a trained Image GPT.
 
-    python scripts/sample.py runs/synthetic                                         # ten images of any class
-    python scripts/sample.py runs/synthetic --labels 0 0 7 --guidance_scale 1.5     # of these classes
-    python scripts/sample.py runs/synthetic --complete drawing.png --keep_rows 14   # the lower half anew, ten times
-    python scripts/sample.py runs/synthetic --num 1000 --npz samples.npz            # arrays for further work
+    igpt sample runs/synthetic                                         # ten images of any class
+    igpt sample runs/synthetic --labels 0 0 7 --guidance_scale 1.5     # of these classes
+    igpt sample runs/synthetic --complete drawing.png --keep_rows 14   # the lower half anew, ten times
+    igpt sample runs/synthetic --num 1000 --npz samples.npz            # arrays for further work
 
 Writes a picture of all samples and, with --npz, the arrays `images` (n, height, width; 0 and 1), `labels` (n; -1 for
 any class), `ids` (n, 1 + tokens) and `nats` (n; -ln p of the whole image given its prompt).
@@ -26,7 +26,9 @@ from igpt_hf.plots import image_grid
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="igpt sample", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", help="folder of a trained model, or its id on the Hub")
     parser.add_argument("--labels", nargs="+", help="class names or indices, one image each; any class if left out")
     parser.add_argument("--num", type=int, help="how many images in all; labels are taken in turn (default 10)")

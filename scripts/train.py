@@ -1,12 +1,13 @@
 """Train an Image GPT on binary images.
 
-    accelerate launch scripts/train.py                                          # digits drawn by the package
-    accelerate launch scripts/train.py --data digits.cdb --output_dir runs/hoda
-    accelerate launch scripts/train.py --data path/to/folder --preset xs --num_train_epochs 30 --report_to tensorboard
-    accelerate launch scripts/train.py --config configs/quick.yaml --seed 1
-    accelerate launch scripts/train.py --output_dir runs/hoda --data digits.cdb --resume_from_checkpoint true
-    accelerate launch scripts/train.py --task classification --model_name_or_path runs/hoda --data digits.cdb
-    accelerate launch scripts/train.py --preset stock-xxs --per_device_train_batch_size 8 --max_minutes 60
+    igpt train                                          # digits drawn by the package
+    igpt train --data digits.cdb --output_dir runs/hoda
+    igpt train --data path/to/folder --preset xs --num_train_epochs 30 --report_to tensorboard
+    igpt train --config configs/quick.yaml --seed 1
+    igpt train --output_dir runs/hoda --data digits.cdb --resume_from_checkpoint true
+    igpt train --task classification --model_name_or_path runs/hoda --data digits.cdb
+    igpt train --preset stock-xxs --per_device_train_batch_size 8 --max_minutes 60
+    igpt train --num_processes 2 -- --data digits.cdb   # before `--`: flags of `accelerate launch`
 
 Writes the best model by validation likelihood, its card, all_results.json, loss_curve.png, samples.png and
 completions.png into --output_dir. A classifier is chosen by validation accuracy and has accuracy_curve.png instead of

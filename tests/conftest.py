@@ -3,7 +3,9 @@
 import logging
 import os
 import shutil
+import sys
 import tempfile
+from pathlib import Path
 
 
 _home = tempfile.TemporaryDirectory(prefix="igpt_hf-tests-")  # removed when the process ends
@@ -13,6 +15,10 @@ os.environ.update(  # before the libraries read them; scripts inherit them
     HF_DATASETS_CACHE=os.path.join(_home.name, "datasets"),
     OMP_NUM_THREADS="1",
 )
+if os.environ.get("IGPT_TEST_WITHOUT_NUMBA"):  # here, and in the processes that tests start
+    _hidden = str(Path(__file__).with_name("without_numba"))
+    sys.path.insert(0, _hidden)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_hidden, os.environ.get("PYTHONPATH")]))
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from igpt_hf import DataError
+from igpt_hf import DataError, IGPTImageProcessor
 from igpt_hf.export import DecodingStep, empty_cache, export_page, upper_bytes
 
 
@@ -82,8 +82,20 @@ def test_what_the_page_cannot_draw_is_refused(tiny_model, tmp_path):
     assert not (tmp_path / "weights.js").exists()
 
 
+def test_the_page_of_a_model_is_a_new_folder_and_another_model_may_replace_it(script, tiny_model, tmp_path):
+    page, models = tmp_path / "page", [tmp_path / "first", tmp_path / "second"]
+    written = []
+    for seed, folder in enumerate(models):
+        tiny_model(seed).save_pretrained(folder)
+        IGPTImageProcessor(image_size=8, num_labels=3).save_pretrained(folder)
+        script("export_demo.py", folder, page)
+        written.append((page / "weights.js").read_text())
+    assert {path.name for path in page.iterdir()} == {"index.html", "style.css", "igpt.js", "page.js", "weights.js"}
+    assert written[0] != written[1]
+
+
 def test_export_scripts_say_what_is_wrong(script, tmp_path):
-    with pytest.raises(SystemExit, match="error: .*copy docs/demo there first"):
+    with pytest.raises(SystemExit, match="error: .*holds no page"):
         script("export_demo.py", tmp_path, tmp_path)
     with pytest.raises(SystemExit, match="error: .*does not exist"):
         script("export_onnx.py", tmp_path, "--output", tmp_path / "nowhere" / "step.onnx")

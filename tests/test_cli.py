@@ -1,0 +1,99 @@
+"""The command `igpt`: each of its commands is a script, with its flags, its messages and its exit status."""
+
+import subprocess
+import sys
+
+import pytest
+
+from igpt_hf import __version__, cli
+
+
+@pytest.fixture
+def igpt(monkeypatch):
+    """Run `igpt` with these words; returns its exit status, or what it ends with."""
+
+    def run(*argv):
+        monkeypatch.setattr(sys, "argv", ["igpt", *map(str, argv)])
+        try:
+            cli.main()
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    return run
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """What accelerate's launcher is asked for, in place of a training; it ends with the exit status that is put in."""
+    asked = {"status": 0}
+
+    def main():
+        asked["argv"] = sys.argv[1:]
+        if asked["status"]:
+            raise subprocess.CalledProcessError(asked["status"], "train.py")
+
+    monkeypatch.setattr("accelerate.commands.launch.main", main)
+    return asked
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_help_and_version_import_nothing_heavy(flag):
+    code = f"import sys; sys.argv = ['igpt', {flag!r}]\nfrom igpt_hf.cli import main\nmain()\n"
+    code += "print([name for name in ('torch', 'transformers', 'numpy', 'accelerate') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *lines, heavy = done.stdout.splitlines()
+    assert heavy == "[]"
+    assert (
+        f"igpt {__version__}" in lines
+        if flag == "--version"
+        else all(any(line.split()[: len(name.split())] == name.split() for line in lines) for name in cli.COMMANDS)
+    )
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_the_help_of_a_command_names_it_as_it_is_typed(igpt, capsys, name):
+    assert igpt(*name.split(), "--help") == 0
+    output = capsys.readouterr().out
+    assert output.startswith(f"usage: igpt {name} ") and "scripts/" not in output
+
+
+def test_export_alone_lists_what_can_be_exported(igpt, capsys):
+    assert igpt("export") == 0
+    output = capsys.readouterr().out
+    assert "export onnx" in output and "export demo" in output and "  train" not in output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["smaple", "x"], "error: igpt has no command 'smaple'. Did you mean 'sample'?"),
+        (["exprt"], "error: igpt has no command 'exprt'. Did you mean 'export'?"),
+        (["export", "onx"], "error: igpt has no command 'export onx'. Did you mean 'export onnx'?"),
+        (["--labels"], "error: igpt has no command '--labels'."),
+    ],
+)
+def test_an_unknown_command_is_one_line_with_a_suggestion(igpt, capsys, words, message):
+    assert igpt(*words) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and output.err == f"{message} igpt --help lists all.\n"
+
+
+def test_a_command_ends_as_its_script_does(igpt, tmp_path):
+    assert igpt("sample", tmp_path / "nowhere", "--num", "0").startswith("error: ")
+    assert igpt("sample", "--no_such_flag") == 2
+
+
+def test_train_runs_through_the_launcher_whose_own_flags_come_first(igpt, launched):
+    script = str(cli.script_path("train.py"))
+    assert igpt("train", "--data", "x", "--max_steps", "2") == 0
+    assert launched["argv"] == [script, "--data", "x", "--max_steps", "2"]
+    assert igpt("train", "--num_processes", "2", "--", "--data", "x") == 0
+    assert launched["argv"] == ["--num_processes", "2", script, "--data", "x"]
+
+
+@pytest.mark.parametrize(("status", "expected"), [(1, 1), (3, 3), (-15, 143)])
+def test_train_ends_with_the_status_of_the_training(igpt, launched, status, expected):
+    launched["status"] = status
+    assert igpt("train") == expected
