@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, set_seed
 from transformers.cache_utils import DynamicCache
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTForImageClassification, IGPTModel, modeling_igpt
-from igpt_hf.modeling_igpt import context_ids, neighborhood_offsets
+from igpt_hf.modeling_igpt import IGPTRMSNorm, context_ids, neighborhood_offsets
 from igpt_hf.simd_igpt import is_numba_usable
 
 
@@ -582,6 +582,15 @@ def test_other_classes_cost_their_prompts_only(animals, loader, classes, names, 
             assert model.generate(num_beams=beams)[0, 0] == 16 + len(names)
     if loader is IGPTForImageClassification:
         assert model(**model.dummy_inputs).logits.shape == (2, len(names))
+
+
+def test_the_gains_of_class_conditional_norms_follow_their_classes(tiny_model):
+    model = tiny_model(**ANIMALS, class_conditional_norm=True)
+    before = [norm.weight.clone() for norm in model.modules() if isinstance(norm, IGPTRMSNorm)]
+    assert model.set_classes(["eel", "fox", "cat", "gnu"]) == ["fox", "gnu"]
+    after = [norm.weight for norm in model.modules() if isinstance(norm, IGPTRMSNorm)]
+    assert all(torch.equal(new, old[[2, 3, 0, 3, 3]]) for new, old in zip(after, before, strict=True))
+    assert model.generate(torch.tensor([[19]])).shape == (1, 17)
 
 
 def test_unnamed_classes_are_known_by_their_numbers(tiny_model, tmp_path):
