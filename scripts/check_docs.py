@@ -27,6 +27,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from igpt_hf.cli import COMMANDS
 from igpt_hf.training import ConfigArguments, DataArguments, IGPTTrainingArguments
 
 
@@ -49,6 +50,7 @@ HIDDEN = re.compile(  # code, formulas, addresses, sections and versions, and fi
 )
 COMMAND = re.compile(r"[^\n|`]*\b(?:scripts|benchmarks|examples)/\w+\.py[^\n|`]*")
 FLAG = re.compile(r"(?<=\s)--(\w+)")
+IGPT = re.compile(r"(?<![\w-])igpt ((?:export )?[a-z]+)(?:[^\n`#]* -- )?")  # the flags before `--` are the launcher's
 # What a reader must find: scripts with their flags, and the keys of the files that they write.
 PROMISED = {
     "scripts/train.py": "config data preset output_dir resume_from_checkpoint overwrite_output_dir",
@@ -173,8 +175,10 @@ def flags_of(script: str) -> frozenset[str]:
 
 
 def wrong_commands(text: str) -> list[str]:
-    """Scripts, flags and targets of make that a page names and that do not exist."""
-    problems = [
+    """Scripts, flags, targets of make and commands of igpt that a page names and that do not exist."""
+    problems = [f"there is no igpt {name}" for name in IGPT.findall(text) if name not in COMMANDS]
+    text = IGPT.sub(lambda match: f"scripts/{COMMANDS[match[1]][0]} " if match[1] in COMMANDS else match[0], text)
+    problems += [
         f"there is no {path}"
         for path in re.findall(r"\b(?:scripts|benchmarks|configs|examples)/[\w/.-]+\.(?:py|yaml)", text)
         if not (ROOT / path).is_file()

@@ -190,6 +190,19 @@ def test_flags_and_scripts_that_are_not_there_are_found():
     ]
 
 
+def test_commands_of_igpt_are_checked_like_their_scripts():
+    wrong = check_docs.wrong_commands(
+        "```bash\nigpt sample m --numb 3\nigpt draw m\nigpt export demo m page --size 3\n```\n"
+        "`igpt train --num_processes 2 -- --data x --no_such_flag 1` and `igpt` and `igpt COMMAND --help`\n"
+    )
+    assert wrong == [
+        "there is no igpt draw",
+        "scripts/sample.py has no --numb",
+        "scripts/export_demo.py has no --size",
+        "scripts/train.py has no --no_such_flag",
+    ]
+
+
 # --- the site --------------------------------------------------------------------------------------------------------
 
 
