@@ -190,13 +190,16 @@ def test_a_streamer_is_given_each_token_as_it_comes(model):
 
 
 @any_cache
-def test_beams_find_an_image_at_least_as_likely_as_the_greedy_one_and_tell_its_likelihood(model, cache):
-    prompt = torch.tensor([[16], [18]])
+def test_the_scores_of_beams_are_the_likelihood_per_token(model, cache):
     arguments = {"num_beams": 4, "do_sample": False, "return_dict_in_generate": True, "output_scores": True}
-    outputs = sampled(model, inputs=prompt, **arguments, **cache)
-    log_p = model.log_likelihood(outputs.sequences)
-    assert torch.allclose(outputs.sequences_scores.double() * 16, log_p, atol=1e-3)  # the mean over the new tokens
-    assert (log_p >= model.log_likelihood(greedy(model, prompt)) - 1e-6).all()
+    outputs = sampled(model, inputs=torch.tensor([[16], [18]]), **arguments, **cache)
+    assert torch.allclose(outputs.sequences_scores.double() * 16, model.log_likelihood(outputs.sequences), atol=1e-3)
+
+
+def test_with_enough_beams_the_likeliest_image_of_all_is_found(all_pictures):
+    model, pictures, log_p = all_pictures
+    ids = sampled(model, num_beams=256, do_sample=False)
+    assert torch.equal(ids[0], pictures[log_p.argmax()])
 
 
 def test_a_decoding_loop_of_ones_own_is_run(model):
