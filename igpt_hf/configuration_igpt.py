@@ -58,7 +58,7 @@ class IGPTConfig(PreTrainedConfig):
     """
 
     model_type = "igpt"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # two versions' names
 
     image_size: int = 28
     patch_size: int = 2

@@ -5,9 +5,8 @@ import re
 import time
 from pathlib import Path
 
-import httpx2
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
 from .errors import DataError
 
@@ -74,11 +73,6 @@ def ask_hub(request, repo: str, token: str | None = None):
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return request()
-        except httpx2.TransportError as error:
-            if attempt == ATTEMPTS:
-                raise DataError(f"the Hub cannot be reached ({error}); nothing was lost, try again later.") from error
-            logger.warning("connection lost (%s); attempt %d of %d", error, attempt + 1, ATTEMPTS)
-            time.sleep(2 ** (attempt - 1))
         except ConnectionError as error:  # the client is told to stay offline
             raise DataError(f"the Hub is out of reach: {error}") from error
         except HFValidationError as error:
@@ -93,6 +87,11 @@ def ask_hub(request, repo: str, token: str | None = None):
                     "permissions (hf auth whoami)."
                 ) from error
             raise DataError(f"the Hub answered {status}: {error}") from error
+        except HTTPError as error:  # there was no answer; the class is httpx's or, from huggingface_hub 2 on, httpx2's
+            if attempt == ATTEMPTS:
+                raise DataError(f"the Hub cannot be reached ({error}); nothing was lost, try again later.") from error
+            logger.warning("connection lost (%s); attempt %d of %d", error, attempt + 1, ATTEMPTS)
+            time.sleep(2 ** (attempt - 1))
 
 
 __all__ = ["ask_hub", "push_folder"]

@@ -17,6 +17,7 @@ import copy
 import functools
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -40,9 +41,15 @@ from .neighborhood_igpt import context_ids, neighbor_index, neighborhood_offsets
 from .sampling_igpt import is_sampler_usable, sample_images
 
 
+if TYPE_CHECKING:  # never run; transformers up to 5.8 copies from a local checkpoint only what is named in this file
+    from .simd_igpt import LANES  # noqa: F401
+
 logger = logging.get_logger(__name__)
 # Arguments of `from_pretrained` that say where a checkpoint is found.
 WHERE = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+# transformers 5.24 renamed the cache, in what `generate` hands to a model and in what a model returns. Both names are
+# taken as arguments; this is the one that the installed version uses.
+CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 class IGPTEmbeddings(nn.Module):
@@ -224,7 +231,7 @@ class IGPTPreTrainedModel(PreTrainedModel):
     output_modalities = ("image",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["IGPTBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
@@ -397,6 +404,32 @@ def check_ids(input_ids: torch.Tensor, config: IGPTConfig):
             raise ValueError(f"{name} {wrong[0].item()} is out of range: {low} to {high}.")
 
 
+def is_padding_mask(attention_mask) -> bool:
+    """Whether a mask says which ids to read, (B, T); prepared masks have four dimensions, or a class of their own."""
+    return isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+
+
+def check_no_padding(attention_mask=None, position_ids: torch.Tensor | None = None):
+    """Raise ValueError if a mask (B, T) hides ids, or if positions (B, T) begin at another place in each sequence."""
+    if is_padding_mask(attention_mask) and not attention_mask.all():
+        raise ValueError(
+            "attention_mask has zeros, but there is no padding: a batch holds sequences of one length. Leave the mask "
+            "out, and pass prompts of another length in a batch of their own."
+        )
+    if position_ids is None or position_ids.device.type != "cpu":  # elsewhere it would take time
+        return
+    if (position_ids != position_ids[:1]).any():
+        raise ValueError("position_ids differ from sequence to sequence, but there is no padding: leave them out.")
+
+
+def check_no_embeddings(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None):
+    """Raise ValueError unless a model is given ids, and only those."""
+    if input_ids is None or inputs_embeds is not None:
+        raise ValueError(
+            "pass input_ids: inputs_embeds is not supported, since each position embeds several neighboring tokens."
+        )
+
+
 class IGPTModel(IGPTPreTrainedModel):
     """The transformer without a head: ids -> hidden states."""
 
@@ -412,26 +445,35 @@ class IGPTModel(IGPTPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         context: torch.LongTensor | None = None,
         use_cache: bool | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """Compute hidden states: (B, T) ids -> `last_hidden_state` (B, T, C).
 
         Args:
             input_ids: `[prompt] + image tokens` or, with a cache, the newest of them.
-            past_key_values: Keys and values of the positions before.
+            attention_mask: All ones: there is no padding. Or a prepared mask with four dimensions.
+            past_key_values, cache: Keys and values of the positions before; two names for one argument.
             context: What `context_ids` finds for these positions; needed only with a cache that is not empty, since
                 then `input_ids` no longer holds the neighbours.
 
         Raises:
-            ValueError: A cache without `context`, a sequence longer than one image, or, on the CPU, one that does not
-                begin with a prompt's id or has an id that is no image token.
+            ValueError: A mask with zeros, `inputs_embeds`, a cache without `context`, a sequence longer than one
+                image, or, on the CPU, one that does not begin with a prompt's id or has an id that is no image token.
         """
+        check_no_embeddings(input_ids, inputs_embeds)
+        if not torch.compiler.is_compiling():
+            check_no_padding(attention_mask, position_ids)
+            if is_padding_mask(attention_mask):
+                attention_mask = None  # it hides nothing
+        past_key_values = past_key_values if cache is None else cache
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if past_key_values is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
@@ -465,14 +507,35 @@ class IGPTModel(IGPTPreTrainedModel):
             config=self.config,
             inputs_embeds=hidden_states,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
+            **{CACHE_NAME: past_key_values},
         )
         turns = rotations(position_ids_1d, self.config)
         for layer in self.layers:
             hidden_states = layer(hidden_states, classes, position_ids_1d, turns, mask, past_key_values, **kwargs)
         hidden_states = self.norm(hidden_states, classes)
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE_NAME: past_key_values})
+
+
+# Arguments of transformers' `generate` that would be ignored, spoil the image, or fail without saying why.
+UNSUPPORTED = {
+    "tokens are sampled one at a time, and none are drafted": (
+        *("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "speculation_type"),
+    ),
+    "each position embeds several neighboring tokens, so the ids of the whole sequence are needed": (
+        *("inputs_embeds", "prefill_chunk_size"),
+    ),
+    "guidance is away from the start token": ("negative_prompt_ids", "negative_prompt_attention_mask"),
+    "all images have the same number of tokens, with neither an end token nor padding": (
+        *("eos_token_id", "pad_token_id", "exponential_decay_length_penalty"),
+    ),
+    "a token is a part of an image, and there is no text": ("stop_strings", "token_healing"),
+    "a token's position is its place in the image": ("position_ids",),
+    "the prompt's ids are none that can be sampled": ("encoder_repetition_penalty",),
+    "transformers 5 no longer has this way of decoding": (
+        *("penalty_alpha", "dola_layers", "constraints", "force_words_ids", "num_beam_groups", "diversity_penalty"),
+    ),
+}
 
 
 class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
@@ -497,7 +560,7 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
@@ -505,6 +568,8 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        inputs_embeds: torch.FloatTensor | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """Predict image tokens: (B, T) ids -> `logits` (B, T, V); `logits[:, t]` speaks of `input_ids[:, t + 1]`.
@@ -522,6 +587,8 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             context=context,
             use_cache=use_cache,
+            inputs_embeds=inputs_embeds,
+            cache=cache,
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -532,9 +599,9 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )
 
     def adjust_generation_fn(self, *args, **kwargs):
@@ -617,25 +684,24 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
         """Sample images; everything that `transformers.GenerationMixin.generate` takes, with its meaning.
 
         Without arguments one image is sampled: (1, 1 + N). Prompts come from `IGPTImageProcessor.prompt`. A sequence
-        always has the length of one prompt and one image.
+        always has the length of one prompt and one image, unless `max_time` or `stopping_criteria` end it before.
 
         Small models on the CPU sample through a compiled kernel (`sample_images`), hundreds of times faster, unless an
         argument asks for what only the library's loop has (beams, scores, streamers, a cache of your own,
         `use_cache=False`, ...). The distribution is the same; for one seed the samples of the two differ.
 
         Args:
+            inputs, input_ids: Prompts, (n, 1) or (n, 1 + given tokens): a tensor, an array or lists.
             guidance_scale: Classifier-free guidance (Ho & Salimans 2022): each step samples from
-                p(any) * (p(class) / p(any))**scale, normalised. 1 is no guidance, more is more typical of the class.
+                p(any) * (p(class) / p(any))**scale, normalized. 1 is no guidance, more is more typical of the class.
 
         Raises:
-            ValueError: A prompt id or token out of range, a prompt that is a whole image already, a length that is
-                not that of one image, or guidance with beams.
+            ValueError: A prompt id or token out of range, a prompt that is a whole image already, an attention mask
+                with zeros, a length that is not that of one image, guidance with beams, or an argument that is
+                `UNSUPPORTED`.
         """
-        if kwargs.get("negative_prompt_ids") is not None:
-            raise ValueError("negative_prompt_ids is not supported: guidance is away from the start token.")
-        ids = inputs if inputs is not None else kwargs.get("input_ids")
-        if ids is not None:
-            self._check_prompt(ids)
+        self._check_supported(generation_config, kwargs)
+        ids = self._prompt(inputs, kwargs)
         self._check_length(1 if ids is None else ids.shape[1], generation_config, kwargs)
         if logits_processor is None and (settings := self._kernel_settings(generation_config, kwargs)) is not None:
             start = settings.pop("bos_token_id")
@@ -651,7 +717,35 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
                 raise ValueError("guidance_scale works with samples, not with num_beams: leave out one of the two.")
             logits_processor = LogitsProcessorList(logits_processor or [])
             logits_processor.append(IGPTGuidanceLogitsProcessor(self, scale))
-        return super().generate(inputs, generation_config, logits_processor, **kwargs)
+        return super().generate(ids, generation_config, logits_processor, **kwargs)
+
+    def _check_supported(self, generation_config, kwargs):
+        """Refuse what the library's loop would do wrong with an image."""
+        for reason, names in UNSUPPORTED.items():
+            for name in names:
+                value = self._setting(name, generation_config, kwargs)
+                if value is not None and value is not False:
+                    raise ValueError(f"{name} is not supported: {reason}.")
+        if self._setting("cache_implementation", generation_config, kwargs) == "paged":
+            raise ValueError(
+                'cache_implementation="paged" is not supported: leave it out to sample images in batches.'
+            )
+
+    def _prompt(self, inputs, kwargs) -> torch.LongTensor | None:
+        """Take the prompt, and the mask that may come with it, out of the arguments: ids (n, 1 + given) or None."""
+        mask = kwargs.pop("attention_mask", None)
+        if mask is not None:
+            check_no_padding(torch.as_tensor(mask))
+        named = kwargs.pop("input_ids", None)
+        if inputs is not None and named is not None:
+            raise ValueError("inputs and input_ids are two names for the prompt: leave out one of the two.")
+        ids = named if inputs is None else inputs
+        if ids is None:
+            return None
+        if not isinstance(ids, torch.Tensor):
+            ids = torch.as_tensor(ids, device=self.device)
+        self._check_prompt(ids)
+        return ids.long()
 
     def _setting(self, name: str, generation_config, kwargs):
         """An argument of `generate`, or what the given configuration says, or the model's own; None: nobody does."""
@@ -664,7 +758,7 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
 
     def _kernel_settings(self, generation_config, kwargs) -> dict | None:
         """Settings for `sample_images`, or None where an argument asks for what only the library's loop has."""
-        asked = {name: value for name, value in kwargs.items() if name != "input_ids" and value is not None}
+        asked = {name: value for name, value in kwargs.items() if value is not None}
         settings = self.generation_config.to_diff_dict()
         if generation_config is not None:
             settings.update(generation_config.to_diff_dict())
@@ -691,6 +785,8 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
                 f"a prompt has shape (n, 1) or (n, 1 + given tokens), with at most {self.config.num_image_tokens - 1} "
                 f"given tokens; got {tuple(ids.shape)}."
             )
+        if ids.is_floating_point() or ids.dtype == torch.bool:
+            raise ValueError(f"a prompt's ids are whole numbers, got {ids.dtype}.")
         check_ids(ids, self.config)
 
     def _check_length(self, given: int, generation_config, kwargs):
@@ -703,15 +799,17 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, GenerationMixin):
                     f"{name}={length}, but what is sampled is one whole image: leave {name} out (it is {expected})."
                 )
 
-    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, past_key_values=None, **kwargs):
+    def prepare_inputs_for_generation(self, input_ids, **kwargs):
         """Look up the context while the whole sequence is at hand; the library then slices what is new."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, next_sequence_length=next_sequence_length, past_key_values=past_key_values, **kwargs
-        )
+        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
         new = inputs["input_ids"].shape[1]
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        cache = kwargs.get(CACHE_NAME)
+        past = cache.get_seq_length() if cache is not None else 0
         if past + new != input_ids.shape[1]:
-            raise ValueError("generate needs the whole sequence at each step: prefill_chunk_size is not supported.")
+            raise ValueError(
+                f"generate needs the whole sequence, also with a cache of your own: the cache holds {past} positions, "
+                f"and input_ids has {input_ids.shape[1]} ids, of which {new} are new."
+            )
         positions = torch.arange(input_ids.shape[1] - new, input_ids.shape[1], device=input_ids.device)
         inputs["context"] = context_ids(input_ids, positions, self.config)
         return inputs
@@ -786,9 +884,10 @@ class IGPTForImageClassification(IGPTPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,  # not used: an image is read at once
+        inputs_embeds: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> IGPTImageClassifierOutput:
         """Classify whole images: (B, 1 + N) ids -> `logits` (B, num_labels), `nats` (B,) = -ln p(image | start token).
@@ -802,6 +901,7 @@ class IGPTForImageClassification(IGPTPreTrainedModel):
         Raises:
             ValueError: Ids that are not one prompt and the tokens of one image.
         """
+        check_no_embeddings(input_ids, inputs_embeds)
         if input_ids.shape[1] != self.config.max_position_embeddings:
             raise ValueError(
                 f"input_ids must have shape (n, {self.config.max_position_embeddings}): a prompt and the tokens of a "

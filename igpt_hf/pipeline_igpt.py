@@ -32,7 +32,6 @@ class BinaryImageGenerationPipeline(Pipeline):
     _load_feature_extractor = False
     _load_processor = False
     _load_video_processor = False
-    _pipeline_calls_generate = True
 
     def _sanitize_parameters(self, keep_rows=None, class_label=None, **generate_kwargs):
         count = generate_kwargs.get("num_return_sequences")
@@ -46,9 +45,9 @@ class BinaryImageGenerationPipeline(Pipeline):
 
         Args:
             inputs: None for any class, a class index or name, a picture to complete (PIL image, path or array), or a
-                list of these.
+                list or tuple of these; a generator or a torch dataset of these yields pictures as you iterate.
             seed: Makes the result repeatable; the global random state is set, as by `transformers.set_seed`.
-            batch_size: How many of a list are drawn at a time; up to 256 unless said.
+            batch_size: How many are drawn at a time; of a list up to 256 unless said, of a generator one.
             keep_rows: With a picture: how many rows of pixels are kept from the top; half of them unless said.
             class_label: With a picture: the class, by index or name, that the rest is to be of.
 
@@ -57,6 +56,8 @@ class BinaryImageGenerationPipeline(Pipeline):
         """
         if seed is not None:
             set_seed(seed)
+        if isinstance(inputs, tuple):
+            inputs = list(inputs)
         if isinstance(inputs, list):
             are_classes = {self._is_class(item) for item in inputs}
             if len(are_classes) > 1:
@@ -103,7 +104,6 @@ class BinaryImageGenerationPipeline(Pipeline):
         return names[label]
 
     def _forward(self, model_inputs, **generate_kwargs):
-        generate_kwargs = self._prepare_generate_kwargs(generate_kwargs)
         ids = self.model.generate(**model_inputs, **generate_kwargs)
         return {"ids": ids.view(len(model_inputs["input_ids"]), -1, ids.shape[1])}  # (B, pictures of each, 1 + N)
 

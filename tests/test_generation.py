@@ -1,12 +1,15 @@
 """Sampling: one whole image per prompt, repeatable, from exactly the distribution that the likelihood tells."""
 
+import copy
 import itertools
 
 import pytest
 import torch
 from transformers import GenerationConfig, set_seed
+from transformers.generation.streamers import BaseStreamer
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
+from igpt_hf.modeling_igpt import CACHE_NAME
 
 
 # The library's own loop, with each kind of cache; `generate` may be faster where nothing is asked for.
@@ -165,6 +168,63 @@ def test_the_scores_of_the_samples_are_their_likelihood(model, cache):
     assert torch.allclose(scores.sum(dim=1).double(), model.log_likelihood(outputs.sequences), atol=1e-4)
 
 
+class Recorder(BaseStreamer):
+    """Keeps what it is given."""
+
+    def __init__(self):
+        self.values = []
+
+    def put(self, value):
+        self.values.append(value)
+
+    def end(self):
+        self.values.append("end")
+
+
+def test_a_streamer_is_given_each_token_as_it_comes(model):
+    recorder = Recorder()
+    ids = sampled(model, inputs=torch.tensor([[17, 3]]), streamer=recorder)
+    assert recorder.values[0].tolist() == [[17, 3]]
+    assert [value.item() for value in recorder.values[1:-1]] == ids[0, 2:].tolist()
+    assert recorder.values[-1] == "end"
+
+
+@any_cache
+def test_the_scores_of_beams_are_the_likelihood_per_token(model, cache):
+    arguments = {"num_beams": 4, "do_sample": False, "return_dict_in_generate": True, "output_scores": True}
+    outputs = sampled(model, inputs=torch.tensor([[16], [18]]), **arguments, **cache)
+    assert torch.allclose(outputs.sequences_scores.double() * 16, model.log_likelihood(outputs.sequences), atol=1e-3)
+
+
+def test_with_enough_beams_the_likeliest_image_of_all_is_found(all_pictures):
+    model, pictures, log_p = all_pictures
+    ids = sampled(model, num_beams=256, do_sample=False)
+    assert torch.equal(ids[0], pictures[log_p.argmax()])
+
+
+def test_a_decoding_loop_of_ones_own_is_run(model):
+    def loop(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+        return model._sample(input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
+
+    prompt = torch.tensor([[16, 1], [17, 2]])
+    assert torch.equal(
+        sampled(model, inputs=prompt, custom_generate=loop), sampled(model, inputs=prompt, **CACHES["dynamic cache"])
+    )
+
+
+def test_generation_goes_on_from_a_cache_that_was_returned(model):
+    prompt = torch.tensor([[16], [17]])
+    with torch.no_grad():
+        first = model(input_ids=torch.cat([prompt, torch.tensor([[1], [2]])], dim=1), use_cache=True)
+    longer = torch.tensor([[16, 1, 5], [17, 2, 6]])
+    for name in ("past_key_values", CACHE_NAME):
+        cache = copy.deepcopy(first[CACHE_NAME])
+        ids = sampled(model, inputs=longer, do_sample=False, **{name: cache})
+        assert torch.equal(ids, greedy(model, longer))
+    with pytest.raises(ValueError, match="generate needs the whole sequence, also with a cache of your own"):
+        model.generate(longer[:, 2:] * 0 + 16, **{CACHE_NAME: copy.deepcopy(first[CACHE_NAME])})
+
+
 # --- guidance -------------------------------------------------------------------------------------------------------
 
 
@@ -267,6 +327,51 @@ def test_what_would_silently_give_other_images_is_refused(model):
         model.generate(prompt, prefill_chunk_size=2)
     with pytest.raises(ValueError, match="guidance_scale works with samples, not with num_beams"):
         model.generate(prompt, guidance_scale=2.0, num_beams=2)
+
+
+REFUSED = {
+    "assistant_model": "no model", "prompt_lookup_num_tokens": 3, "assistant_early_exit": 1, "use_mtp": True,
+    "inputs_embeds": torch.zeros(1, 2, 16), "prefill_chunk_size": 2, "penalty_alpha": 0.6, "dola_layers": "low",
+    "force_words_ids": [[3]], "num_beam_groups": 2, "eos_token_id": 3, "pad_token_id": 0, "stop_strings": "a",
+    "exponential_decay_length_penalty": (3, 1.1), "token_healing": True, "encoder_repetition_penalty": 1.5,
+    "position_ids": torch.tensor([[0, 1]]), "negative_prompt_attention_mask": torch.ones(1, 2),
+    "cache_implementation": "paged",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_an_image_model_cannot_follow_is_refused_by_name(model, name):
+    with pytest.raises(ValueError, match=rf"{name}\S* is not supported: "):
+        model.generate(torch.tensor([[16, 1]]), **{name: REFUSED[name]})
+
+
+def test_it_is_refused_in_a_generation_config_too(model):
+    config = GenerationConfig(do_sample=True, top_k=0, eos_token_id=3)
+    with pytest.raises(ValueError, match="eos_token_id is not supported: all images have the same number of tokens"):
+        model.generate(generation_config=config)
+
+
+@pytest.mark.parametrize("arguments", [{}, *CACHES.values()], ids=["default", *CACHES])
+def test_a_mask_of_ones_changes_nothing_and_one_with_zeros_is_refused(model, arguments):
+    prompt = torch.tensor([[16, 1], [17, 2]])
+    masked = sampled(model, inputs=prompt, attention_mask=torch.ones_like(prompt), **arguments)
+    assert torch.equal(masked, sampled(model, inputs=prompt, **arguments))
+    with pytest.raises(ValueError, match="attention_mask has zeros, but there is no padding"):
+        model.generate(prompt, attention_mask=torch.tensor([[0, 1], [1, 1]]), **arguments)
+
+
+def test_a_prompt_may_be_an_array_or_lists(model, tiny_processor):
+    expected = sampled(model, **tiny_processor.prompt(class_labels=[0, 2]))
+    for given in (
+        tiny_processor.prompt(class_labels=[0, 2], return_tensors="np"),
+        {"inputs": [[16], [18]]},
+        {"inputs": expected[:, :1].to(torch.uint8)},
+    ):
+        assert torch.equal(sampled(model, **given), expected)
+    with pytest.raises(ValueError, match="a prompt's ids are whole numbers, got torch.float32"):
+        model.generate([[16.0]])
+    with pytest.raises(ValueError, match="two names for the prompt"):
+        model.generate(expected[:, :1], input_ids=expected[:, :1])
 
 
 @pytest.mark.parametrize("length", [{"max_length": 30}, {"max_length": 5}, {"max_new_tokens": 5}], ids=str)

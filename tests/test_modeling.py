@@ -687,3 +687,50 @@ def test_no_images_have_no_likelihoods_and_small_integers_are_ids_too(tiny_model
     assert model.log_likelihood(ids[:0]).shape == (0,)
     assert torch.equal(model.log_likelihood(ids.to(torch.uint8)), model.log_likelihood(ids))
     assert torch.equal(model.class_posterior(ids.to(torch.uint8)), model.class_posterior(ids))
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_the_cache_is_taken_under_either_of_its_names(tiny_model, random_ids, name):
+    model = tiny_model()
+    ids = random_ids(model.config)
+    cache = DynamicCache(config=model.config)
+    positions = torch.arange(7, ids.shape[1])
+    with torch.no_grad():
+        whole = model(input_ids=ids, use_cache=False).logits
+        model(input_ids=ids[:, :7], use_cache=True, **{name: cache})
+        context = context_ids(ids, positions, model.config)
+        rest = model(input_ids=ids[:, 7:], context=context, use_cache=True, **{name: cache}).logits
+    assert cache.get_seq_length() == ids.shape[1]
+    torch.testing.assert_close(rest, whole[:, 7:], rtol=0, atol=1e-5)
+
+
+def test_of_what_the_model_returns_the_trainer_gathers_all_but_the_cache(tiny_model, random_ids):
+    model = tiny_model()
+    ids = random_ids(model.config)
+    outputs = model(input_ids=ids, use_cache=True)
+    assert outputs.keys() - set(model.config.keys_to_ignore_at_inference) == {"logits"}
+    assert len(outputs) == 2
+    assert outputs.keys() - {"logits"} <= set(model._skip_keys_device_placement)
+
+
+def test_padding_is_refused_and_a_mask_of_ones_changes_nothing(tiny_model, random_ids):
+    model = tiny_model()
+    ids = random_ids(model.config)
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits
+        assert torch.equal(model(input_ids=ids, attention_mask=mask, use_cache=False).logits, expected)
+    mask[1, 0] = 0
+    with pytest.raises(ValueError, match="attention_mask has zeros, but there is no padding"):
+        model(input_ids=ids, attention_mask=mask)
+    with pytest.raises(ValueError, match="position_ids differ from sequence to sequence, but there is no padding"):
+        model(input_ids=ids, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
+
+
+@pytest.mark.parametrize("kind", [IGPTModel, IGPTForCausalImageModeling, IGPTForImageClassification])
+def test_embeddings_in_place_of_ids_are_refused(kind, random_ids):
+    model = kind(IGPTConfig(image_size=8, num_hidden_layers=1))
+    embeds = torch.zeros(3, 17, 16)
+    for given in ({"inputs_embeds": embeds}, {"inputs_embeds": embeds, "input_ids": random_ids(model.config)}, {}):
+        with pytest.raises(ValueError, match="pass input_ids: inputs_embeds is not supported"):
+            model(**given)

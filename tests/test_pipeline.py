@@ -68,6 +68,25 @@ def test_settings_of_generate_are_passed_on(draw):
     assert same(*greedy)
 
 
+def test_settings_given_to_the_pipeline_hold_for_each_call_unless_it_has_its_own(draw):
+    cold = pipeline("binary-image-generation", model=draw.model, image_processor=draw.image_processor, temperature=0.1)
+    assert same(cold(0, seed=1), draw(0, seed=1, temperature=0.1))
+    assert same(cold(0, seed=1, temperature=2.0), draw(0, seed=1, temperature=2.0))
+    assert not same(cold(0, seed=1), draw(0, seed=1, temperature=2.0))
+
+
+def test_a_tuple_is_drawn_like_a_list(draw):
+    assert all(map(same, draw((0, "dog", None), seed=7), draw([0, "dog", None], seed=7)))
+    assert draw(()) == []
+
+
+def test_a_generator_yields_a_picture_each(draw):
+    pictures = list(draw((item for item in (0, "dog", None)), seed=7))
+    assert len(pictures) == 3
+    assert all(map(same, pictures, draw([0, "dog", None], seed=7, batch_size=1)))
+    assert len(list(draw((label for label in (0, 1, 2)), batch_size=2))) == 3
+
+
 def test_what_cannot_be_drawn_is_refused_in_words(draw):
     with pytest.raises(ValueError, match=r"'fox' is no class \(cat, dog, eel\), and no file"):
         draw("fox")
@@ -77,7 +96,7 @@ def test_what_cannot_be_drawn_is_refused_in_words(draw):
         draw(Image.new("L", (8, 8)), keep_rows=3)
     with pytest.raises(ValueError, match="either classes or pictures"):
         draw([0, Image.new("L", (8, 8))])
-    for nothing in (3.5, {"a": 1}, (0, 1), b"cat", [[0]]):
+    for nothing in (3.5, {"a": 1}, b"cat", [[0]], [(0, 1)]):
         with pytest.raises(ValueError, match="an input is None, a class .index or name., a picture"):
             draw(nothing)
     for setting in ({"keep_rows": 4}, {"class_label": 1}):

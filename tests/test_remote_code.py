@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import pipeline
+from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 
 from igpt_hf import (
     BinaryImageGenerationPipeline,
@@ -20,9 +22,12 @@ from igpt_hf import (
 
 CODE = """
 import json, sys
-sys.modules["igpt_hf"] = None  # as if it were not installed
+for package in sys.argv[3:]:
+    sys.modules[package] = None  # as if it were not installed
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, pipeline, set_seed
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, pipeline, set_seed
+# From the package itself, transformers up to 5.15 gives it only where there is torchvision.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 path = sys.argv[1]
 trust = {"trust_remote_code": True}
 config = AutoConfig.from_pretrained(path, **trust)
@@ -35,6 +40,7 @@ result = {
     "names": [type(x).__name__ for x in (config, model, base, processor)],
     "modules": [type(x).__module__.split(".")[0] for x in (config, model, base, processor)],
     "ids": ids.tolist(),
+    "beams": model.generate(**processor.prompt(class_labels=[0, 1]), num_beams=2, do_sample=False).tolist(),
     "nats": (-model.log_likelihood(ids)).tolist(),
     "pixels": processor.decode_pixels(ids).tolist(),
     "same_weights": torch.equal(base.norm.weight, model.model.norm.weight),
@@ -63,10 +69,11 @@ def checkpoint(tiny_model, tiny_processor, tmp_path_factory):
     return folder
 
 
-def test_a_checkpoint_works_the_same_without_the_package(checkpoint, tmp_path):
+@pytest.mark.parametrize("blocked", [["igpt_hf"], ["igpt_hf", "numba"]], ids=" and ".join)
+def test_a_checkpoint_works_the_same_without_the_package(checkpoint, tmp_path, blocked):
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
     done = subprocess.run(
-        [sys.executable, "-c", CODE, str(checkpoint), str(tmp_path / "again")],
+        [sys.executable, "-c", CODE, str(checkpoint), str(tmp_path / "again"), *blocked],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -83,8 +90,11 @@ def test_a_checkpoint_works_the_same_without_the_package(checkpoint, tmp_path):
     model = IGPTForCausalImageModeling.from_pretrained(checkpoint)
     processor = IGPTImageProcessor.from_pretrained(checkpoint)
     torch.manual_seed(0)
-    ids = model.generate(**processor.prompt(class_labels=[0, 1, 2]))
+    loop = {"cache_implementation": "dynamic"} if "numba" in blocked else {}  # what samples without the kernel
+    ids = model.generate(**processor.prompt(class_labels=[0, 1, 2]), **loop)
     assert result["ids"] == ids.tolist()
+    beams = model.generate(**processor.prompt(class_labels=[0, 1]), num_beams=2, do_sample=False)
+    assert result["beams"] == beams.tolist()
     nats = -model.log_likelihood(ids)
     assert torch.allclose(torch.tensor(result["nats"], dtype=torch.float64), nats, atol=1e-4)
     assert torch.allclose(torch.tensor(result["again"], dtype=torch.float64), nats, atol=1e-4)
@@ -104,6 +114,19 @@ def test_the_code_in_a_checkpoint_imports_nothing_that_only_training_needs(check
     for path in checkpoint.glob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert not any(f"import {name}" in text for name in ("datasets", "evaluate", "matplotlib", "igpt_hf")), path
+
+
+def test_each_file_that_a_checkpoint_names_imports_all_that_it_needs_itself(checkpoint):
+    """Up to transformers 5.8, from a local folder, what such a file imports is copied, but not what that imports."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    named = {entry.split(".")[0] for entry in config["auto_map"].values()}
+    assert "modeling_igpt" in named
+    for name in named:
+        path = checkpoint / f"{name}.py"
+        direct = {checkpoint / f"{module}.py" for module in get_relative_imports(path)}
+        # The configuration's file is loaded first, and brings what it imports itself.
+        first = {checkpoint / f"{module}.py" for module in get_relative_imports(checkpoint / "configuration_igpt.py")}
+        assert {Path(needed) for needed in get_relative_import_files(path)} - first <= direct, name
 
 
 CLASSIFIER = """
