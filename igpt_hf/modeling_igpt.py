@@ -41,7 +41,7 @@ from .neighborhood_igpt import context_ids, neighbor_index, neighborhood_offsets
 from .sampling_igpt import is_sampler_usable, sample_images
 
 
-if TYPE_CHECKING:  # never run; transformers up to 5.8 copies from a local checkpoint only what is named in this file
+if TYPE_CHECKING:  # never run; transformers before 5.10 copies from a local checkpoint only what is named in this file
     from .simd_igpt import LANES  # noqa: F401
 
 logger = logging.get_logger(__name__)
