@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from igpt_hf.checkpoints import INCOMPLETE, checkpoints, find_problem, last_complete_checkpoint
+from igpt_hf.training.checkpoints import INCOMPLETE, checkpoints, find_problem, last_complete_checkpoint
 
 
 TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"

@@ -27,7 +27,10 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from igpt_hf import DataError, IGPTImageProcessor, data, hoda, image_processing_igpt
+from igpt_hf import DataError, IGPTImageProcessor
+from igpt_hf.data import splits as data
+from igpt_hf.data.sources import hoda
+from igpt_hf.model import image_processing_igpt
 
 
 READERS = {Path(module.__file__).name for module in (data, hoda, image_processing_igpt)}

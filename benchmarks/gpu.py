@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling
-from igpt_hf.optimization import MuonAdamW
+from igpt_hf.training.optimizer import MuonAdamW
 
 
 TRAINING_BATCH = {"xxs": 1024, "s": 256, "igpt-s": 128}

@@ -19,9 +19,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as scripts/train.py does
 import torch
 from speed import batch_for, train_step
 
-from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, modeling_igpt
-from igpt_hf.optimization import Muon
-from igpt_hf.training import use_all_cores
+from igpt_hf import IGPTConfig, IGPTForCausalImageModeling
+from igpt_hf.model import modeling_igpt
+from igpt_hf.training.optimizer import Muon
+from igpt_hf.training.trainer import use_all_cores
 
 
 def milliseconds(run, seconds: float) -> float:

@@ -25,9 +25,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from igpt_hf import IGPTImageProcessor, load_splits
-from igpt_hf.data import tokenize
-from igpt_hf.optimization import average_weights, swap_average
-from igpt_hf.training import use_all_cores
+from igpt_hf.data.splits import tokenize
+from igpt_hf.training.optimizer import average_weights, swap_average
+from igpt_hf.training.trainer import use_all_cores
 
 
 WARMUP = 0.02  # share of the time

@@ -24,8 +24,8 @@ from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling
-from igpt_hf.optimization import MuonAdamW, average_weights
-from igpt_hf.training import use_all_cores
+from igpt_hf.training.optimizer import MuonAdamW, average_weights
+from igpt_hf.training.trainer import use_all_cores
 
 
 STOCK_LENGTH = 785  # the start token and 784 pixels

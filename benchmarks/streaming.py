@@ -5,7 +5,7 @@
 
 1. Draws 5,000 synthetic digits and writes `--images` variants (moved by up to two pixels, a few pixels flipped) as PNG
    into parquet shards, unless `--work` holds them already.
-2. Tokenises all shards through `igpt_hf.streaming`, into an empty cache.
+2. Tokenises all shards through `igpt_hf.data.streaming`, into an empty cache.
 3. Trains the reference model for `--steps` steps from the stream, with evaluations.
 
 A thread reads the resident memory of the process and its children twice a second. `growth_mb` is the highest value of
@@ -77,8 +77,8 @@ def write_shards(folder: Path, num_images: int, num_shards: int):
     import pyarrow.parquet as pq
     from datasets import ClassLabel, Features, Image
 
-    from igpt_hf.data import WHITE_FOREGROUND, PngInfo
-    from igpt_hf.synthetic import CLASS_NAMES, synthetic_digits
+    from igpt_hf.data.splits import WHITE_FOREGROUND, PngInfo
+    from igpt_hf.data.synthetic import CLASS_NAMES, synthetic_digits
 
     digits, labels = synthetic_digits(min(5_000, num_images), seed=42)
     schema = Features(image=Image(), label=ClassLabel(names=CLASS_NAMES)).arrow_schema
@@ -105,7 +105,7 @@ def train(tokens, processor, steps: int, output_dir: Path):
     from transformers import set_seed
 
     from igpt_hf import IGPTConfig, IGPTForCausalImageModeling
-    from igpt_hf.training import IGPTTrainingArguments, make_trainer
+    from igpt_hf.training.trainer import IGPTTrainingArguments, make_trainer
 
     args = IGPTTrainingArguments(
         output_dir=str(output_dir),
@@ -140,8 +140,8 @@ def main():
 
 def measure(args, work: Path):
     from igpt_hf import IGPTImageProcessor
-    from igpt_hf.streaming import open_shards, stream_splits
-    from igpt_hf.training import LossHistory
+    from igpt_hf.data.streaming import open_shards, stream_splits
+    from igpt_hf.training.trainer import LossHistory
 
     phases, shards = Phases(), work / f"shards-{args.images}-{args.shards}"
     if not shards.exists():

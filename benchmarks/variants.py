@@ -24,10 +24,10 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from igpt_hf import building, training
-from igpt_hf.blocks_igpt import FRONT, HEAD_SIZE, attend, attend_backward, query_scale
-from igpt_hf.image_processing_igpt import pixels_to_tokens, tokens_to_pixels
-from igpt_hf.modeling_igpt import (
+from igpt_hf.model.image_processing_igpt import pixels_to_tokens, tokens_to_pixels
+from igpt_hf.model.kernel_blocks import FRONT, HEAD_SIZE, attend, attend_backward, query_scale
+from igpt_hf.model.kernel_simd import LANES, compile_kernel, is_numba_usable, numba, run_tasks
+from igpt_hf.model.modeling_igpt import (
     IGPTMLP,
     IGPTEmbeddings,
     IGPTForCausalImageModeling,
@@ -36,8 +36,9 @@ from igpt_hf.modeling_igpt import (
     IGPTRMSNorm,
     rotate,
 )
-from igpt_hf.neighborhood_igpt import context_ids, neighborhood_offsets, rotations
-from igpt_hf.simd_igpt import LANES, compile_kernel, is_numba_usable, numba, run_tasks
+from igpt_hf.model.neighborhood import context_ids, neighborhood_offsets, rotations
+from igpt_hf.training import initial_model as building
+from igpt_hf.training import trainer as training
 
 
 TRAIN = Path(__file__).resolve().parents[1] / "scripts" / "train.py"
@@ -137,7 +138,7 @@ class VariantEmbeddings(nn.Module):
 
 
 def attend_images(qkv, statistics, out, length, first, last):
-    """Causal attention of images `first` to `last` - 1; see `igpt_hf.blocks_igpt.attend`."""
+    """Causal attention of images `first` to `last` - 1; see `igpt_hf.model.kernel_blocks.attend`."""
     rows, heads = out.shape[1], statistics.shape[1] // 2
     scores, columns = np.empty((rows + LANES, LANES), np.float32), np.empty((HEAD_SIZE, LANES), np.float32)
     for image in range(first, last):

@@ -33,9 +33,9 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf import DataError, load_splits
-from igpt_hf.evaluation import codec_sizes
-from igpt_hf.loading import load_pretrained
-from igpt_hf.training import use_all_cores
+from igpt_hf.evaluation.likelihood import codec_sizes
+from igpt_hf.hub.loading import load_pretrained
+from igpt_hf.training.trainer import use_all_cores
 
 
 SCORES = {

@@ -12,29 +12,29 @@ from .errors import DataError
 
 
 if TYPE_CHECKING:
-    from .configuration_igpt import PRESETS, IGPTConfig
-    from .data import load_splits, tokenize
-    from .hoda import read_cdb
-    from .image_processing_igpt import IGPTImageProcessor
-    from .modeling_igpt import IGPTForCausalImageModeling, IGPTForImageClassification, IGPTModel
-    from .pipeline_igpt import BinaryImageGenerationPipeline
-    from .synthetic import synthetic_digits
+    from .data.sources.hoda import read_cdb
+    from .data.splits import load_splits, tokenize
+    from .data.synthetic import synthetic_digits
+    from .model.configuration_igpt import PRESETS, IGPTConfig
+    from .model.image_processing_igpt import IGPTImageProcessor
+    from .model.modeling_igpt import IGPTForCausalImageModeling, IGPTForImageClassification, IGPTModel
+    from .model.pipeline_igpt import BinaryImageGenerationPipeline
 
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "PRESETS": "configuration_igpt",
-    "BinaryImageGenerationPipeline": "pipeline_igpt",
-    "IGPTConfig": "configuration_igpt",
-    "IGPTForCausalImageModeling": "modeling_igpt",
-    "IGPTForImageClassification": "modeling_igpt",
-    "IGPTImageProcessor": "image_processing_igpt",
-    "IGPTModel": "modeling_igpt",
-    "load_splits": "data",
-    "read_cdb": "hoda",
-    "synthetic_digits": "synthetic",
-    "tokenize": "data",
+    "PRESETS": "model.configuration_igpt",
+    "BinaryImageGenerationPipeline": "model.pipeline_igpt",
+    "IGPTConfig": "model.configuration_igpt",
+    "IGPTForCausalImageModeling": "model.modeling_igpt",
+    "IGPTForImageClassification": "model.modeling_igpt",
+    "IGPTImageProcessor": "model.image_processing_igpt",
+    "IGPTModel": "model.modeling_igpt",
+    "load_splits": "data.splits",
+    "read_cdb": "data.sources.hoda",
+    "synthetic_digits": "data.synthetic",
+    "tokenize": "data.splits",
 }
 
 
@@ -117,7 +117,7 @@ def _register_image_processor():
 _AfterImport("transformers.models.auto.configuration_auto", _register_config)
 _AfterImport("transformers.models.auto.modeling_auto", _register_models)
 _AfterImport("transformers.models.auto.image_processing_auto", _register_image_processor)
-_AfterImport("transformers.pipelines", lambda: import_module(".pipeline_igpt", __name__))  # it registers itself
+_AfterImport("transformers.pipelines", lambda: import_module(".model.pipeline_igpt", __name__))  # it registers itself
 
 
 __all__ = [

@@ -15,7 +15,7 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf import DataError
-from igpt_hf.loading import load_pretrained
+from igpt_hf.hub.loading import load_pretrained
 
 
 SEED_MODEL = "runs/synthetic"  # where `make train` puts it
@@ -41,12 +41,12 @@ def main():
     transformers_logging.disable_progress_bar()
     model, processor = load_pretrained(args.model)
     if args.space is not None:
-        from igpt_hf.space import write_space
+        from igpt_hf.hub.space import write_space
 
         write_space(model, processor, args.space)
         print(f"a Space -> {args.space}; docs/space.md tells how to push it")
         return
-    from igpt_hf.app import launch
+    from igpt_hf.app.page import launch
 
     launch(model, processor, server_port=args.port)
 

@@ -28,7 +28,7 @@ from functools import cache
 from pathlib import Path
 
 from igpt_hf.cli import COMMANDS
-from igpt_hf.training import ConfigArguments, DataArguments, IGPTTrainingArguments
+from igpt_hf.training.trainer import ConfigArguments, DataArguments, IGPTTrainingArguments
 
 
 ROOT = Path(__file__).resolve().parents[1]

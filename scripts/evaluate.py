@@ -29,7 +29,8 @@ from datasets import DatasetDict
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf import DataError, load_splits, tokenize
-from igpt_hf.evaluation import (
+from igpt_hf.evaluation.figures import SHOWN, evaluation_picture
+from igpt_hf.evaluation.likelihood import (
     calibration,
     check_data,
     codec_bits,
@@ -37,9 +38,8 @@ from igpt_hf.evaluation import (
     likelihoods,
     surprise_maps,
 )
-from igpt_hf.evaluation_plots import SHOWN, evaluation_picture
-from igpt_hf.loading import load_pretrained, seen_images_warning, was_trained_on
-from igpt_hf.training import TokenDataset, use_all_cores
+from igpt_hf.hub.loading import load_pretrained, seen_images_warning, was_trained_on
+from igpt_hf.training.trainer import TokenDataset, use_all_cores
 
 
 def parse_arguments():
@@ -103,7 +103,7 @@ def load_checked(args):
     is_size_free = args.resize or was_trained_on(args.model, args.data)
     index = torch.tensor(check_data(splits["train"], model.config, is_size_free))
     if args.samples is not None:
-        from igpt_hf.sample_quality import check_sizes
+        from igpt_hf.evaluation.sample_quality import check_sizes
 
         check_sizes(args.samples, len(splits["validation"]), len(splits["test"]))
     return model, processor, splits, index
@@ -158,7 +158,7 @@ def main():
 
 def measure_samples(args, model, processor, prior: torch.Tensor, ids: dict[str, torch.Tensor]):
     """Draw samples and compare them with the three splits -> numbers, and samples beside training images."""
-    from igpt_hf.sample_quality import Images, draw_samples, nearest_neighbours, sample_report
+    from igpt_hf.evaluation.sample_quality import Images, draw_samples, nearest_neighbours, sample_report
 
     config = model.config
     real = {

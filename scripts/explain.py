@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from igpt_hf import DataError, IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
-from igpt_hf.modeling_igpt import rotate
-from igpt_hf.neighborhood_igpt import context_ids, neighbor_index, neighborhood_offsets, rotation_angles, rotations
+from igpt_hf.model.modeling_igpt import rotate
+from igpt_hf.model.neighborhood import context_ids, neighbor_index, neighborhood_offsets, rotation_angles, rotations
 
 
 PICTURE = np.array(

@@ -13,8 +13,8 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf import DataError
-from igpt_hf.export import copy_page, export_page
-from igpt_hf.loading import load_pretrained
+from igpt_hf.hub.export import copy_page, export_page
+from igpt_hf.hub.loading import load_pretrained
 
 
 def main():

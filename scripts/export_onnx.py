@@ -7,7 +7,7 @@ Needs the extra `onnx`: pip install 'igpt_hf[onnx]'. For a model of L layers, H 
     in   input_ids (B, S) int64: the prompt and all tokens so far; keys, values (L, B, H, S - 1, D) float32
     out  logits (B, V) of the next token; new_keys, new_values (L, B, H, S, D) for the next step
 
-The first step has S = 1 (the prompt alone) and empty keys and values. `igpt_hf.export.DecodingStep` is
+The first step has S = 1 (the prompt alone) and empty keys and values. `igpt_hf.hub.export.DecodingStep` is
 the same in torch.
 """
 
@@ -20,8 +20,8 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf import DataError
-from igpt_hf.export import export_onnx
-from igpt_hf.loading import load_pretrained
+from igpt_hf.hub.export import export_onnx
+from igpt_hf.hub.loading import load_pretrained
 
 
 def main():

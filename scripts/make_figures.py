@@ -16,7 +16,7 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf import DataError, synthetic_digits
-from igpt_hf.loading import load_pretrained
+from igpt_hf.hub.loading import load_pretrained
 from igpt_hf.plots import completion_sheet, image_grid
 
 

@@ -24,10 +24,10 @@ import numpy as np
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf import DataError, load_splits, tokenize
-from igpt_hf.evaluation import check_data, check_two_classes
-from igpt_hf.evaluation_plots import probe_curve
-from igpt_hf.loading import load_pretrained, seen_images_warning, was_trained_on
-from igpt_hf.training import TokenDataset, use_all_cores
+from igpt_hf.evaluation.figures import probe_curve
+from igpt_hf.evaluation.likelihood import check_data, check_two_classes
+from igpt_hf.hub.loading import load_pretrained, seen_images_warning, was_trained_on
+from igpt_hf.training.trainer import TokenDataset, use_all_cores
 
 
 def parse_arguments():
@@ -62,7 +62,7 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
-    from igpt_hf.probing import layer_features, probe_layers  # needs scikit-learn
+    from igpt_hf.evaluation.linear_probe import layer_features, probe_layers  # needs scikit-learn
 
     transformers_logging.disable_progress_bar()
     use_all_cores()

@@ -19,8 +19,8 @@ from pathlib import Path
 from transformers import ImageGPTConfig
 
 from igpt_hf import DataError, IGPTForCausalImageModeling, IGPTForImageClassification
-from igpt_hf.hub import push_folder
-from igpt_hf.loading import load_pretrained
+from igpt_hf.hub.loading import load_pretrained
+from igpt_hf.hub.push import push_folder
 
 
 def parse_arguments():

@@ -21,7 +21,7 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf import DataError
-from igpt_hf.loading import load_pretrained
+from igpt_hf.hub.loading import load_pretrained
 from igpt_hf.plots import image_grid
 
 

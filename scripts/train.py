@@ -29,8 +29,12 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from igpt_hf.building import build
-from igpt_hf.checkpoints import (
+from igpt_hf.data.splits import load_splits, tokenize
+from igpt_hf.data.streaming import open_shards, stream_splits
+from igpt_hf.distributed import describe_launch, end_processes, end_with_launcher, launch_warnings, on_first_process
+from igpt_hf.hub.loading import seen_images_warning
+from igpt_hf.plots import sample_sheet
+from igpt_hf.training.checkpoints import (
     RESULTS,
     Preempted,
     SaveOnSigterm,
@@ -39,13 +43,14 @@ from igpt_hf.checkpoints import (
     only_run_in,
     prepare_output_dir,
 )
-from igpt_hf.data import load_splits, tokenize
-from igpt_hf.launching import describe_launch, end_processes, end_with_launcher, launch_warnings, on_first_process
-from igpt_hf.loading import seen_images_warning
-from igpt_hf.plots import sample_sheet
-from igpt_hf.reporting import collect_classification_results, collect_results, write_classification_run, write_run
-from igpt_hf.streaming import open_shards, stream_splits
-from igpt_hf.training import (
+from igpt_hf.training.initial_model import build
+from igpt_hf.training.results import (
+    collect_classification_results,
+    collect_results,
+    write_classification_run,
+    write_run,
+)
+from igpt_hf.training.trainer import (
     LabelDataset,
     SampleSheetCallback,
     TokenDataset,

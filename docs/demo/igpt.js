@@ -1,10 +1,10 @@
-// The Image GPT of igpt_hf/modeling_igpt.py in plain JavaScript: the logits of one token after the other.
+// The Image GPT of igpt_hf/model/modeling_igpt.py in plain JavaScript: the logits of one token after the other.
 //
 // Names follow the Python code. Shapes: C hidden size, H heads, D = C / H, K neighbours, V vocabulary, T positions.
 "use strict";
 
 class ImageGPT {
-  // checkpoint: {config, tensors: {name: shape}, weights: base64}, as igpt_hf/export.py writes it.
+  // checkpoint: {config, tensors: {name: shape}, weights: base64}, as igpt_hf/hub/export.py writes it.
   constructor({ config, tensors, weights }) {
     this.config = config;
     const left = unpack(tensors, weights);

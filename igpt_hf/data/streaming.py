@@ -1,0 +1,404 @@
+"""Data that does not fit into memory: shards are tokenised once into a cache on disk, and streamed from there.
+
+1. `open_shards` looks at parquet files or a Hub data set without reading the pictures: shards and class names.
+2. `tokenize_shards` reads each shard once, in parallel processes, and writes its tokens, a byte each, to the cache.
+   Which split an image belongs to depends on the seed, its shard and its row alone, so that no pass over all images
+   comes first and a shard is done with as soon as it is read.
+3. `TokenStream` streams the training tokens through a shuffle buffer. Validation and test images are held in memory,
+   so many as `max_eval_images` says, and evaluated as exactly as ever.
+"""
+
+import hashlib
+import inspect
+import json
+import logging
+import math
+import os
+import shutil
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from glob import escape
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, List, Value, load_dataset
+from datasets import config as datasets_config
+from datasets.utils.file_utils import xopen
+from huggingface_hub import dataset_info
+from tqdm.auto import tqdm
+
+from ..distributed import end_with_parent
+from ..errors import DataError
+from ..model import image_processing_igpt
+from . import splits as data
+from .splits import TEST_SHARE, VALIDATION_SHARE, decode_image
+
+
+logger = logging.getLogger(__name__)
+
+READ_ROWS = 256  # encoded pictures in memory at a time; of decoded ones, which may be large, two
+SPLITS = ("train", "validation", "test")
+
+
+# --- shards ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of a data set that is read in one go: a parquet file, or a file of a Hub data set's split."""
+
+    name: str  # what it is, in messages
+    version: str  # changes when its content does: size and time of a file, the revision on the Hub
+    path: str  # of the parquet file, or the Hub id
+    split: str = "train"
+    index: int = 0  # of num_shards
+    num_shards: int = 1
+
+    def open(self) -> IterableDataset:
+        """Its rows, of which none is read yet."""
+        if os.path.exists(self.path):
+            return load_dataset("parquet", data_files=[escape(self.path)], split="train", streaming=True)
+        rows = load_dataset(self.path, split=self.split, revision=self.version, streaming=True)
+        return rows.shard(self.num_shards, self.index)
+
+
+@dataclass(frozen=True)
+class ShardedSource:
+    """Shards with the columns to read and the class names."""
+
+    shards: tuple[Shard, ...]
+    image_column: str
+    label_column: str
+    names: tuple[str, ...]
+    labels_are_indices: bool  # into `names`; else each label's text is its name
+
+
+def open_shards(
+    source: str, image_column: str = "image", label_column: str = "label", max_images: int | None = None
+) -> ShardedSource:
+    """Find the shards and the class names of a parquet file, a folder of parquet files, or a Hub data set.
+
+    Where the label column is no ClassLabel it is read once, and only that column, for the names.
+
+    Raises:
+        DataError: There is no such source, it lacks a column, or `max_images` was given.
+    """
+    if max_images is not None:
+        raise DataError("--max_images chooses from all images at once, which --streaming never sees: leave one out.")
+    source = os.path.expanduser(source)
+    shards = _parquet_shards(Path(source)) if os.path.exists(source) else _hub_shards(source)
+    features = shards[0].open().features
+    for option, column in {"image_column": image_column, "label_column": label_column}.items():
+        if features is None or column not in features:
+            raise DataError(f"{source} has no column {column!r}. Set --{option} to one of {list(features or [])}.")
+    are_indices = isinstance(features[label_column], ClassLabel)
+    if are_indices:
+        names = features[label_column].names
+    else:
+        values = {str(value) for shard in shards for value in _labels(shard, label_column) if value is not None}
+        names = sorted(values, key=data._natural_order)
+    return ShardedSource(tuple(shards), image_column, label_column, tuple(names), are_indices)
+
+
+def _parquet_shards(source: Path) -> list[Shard]:
+    paths = data._visible_files(source, {".parquet"}) if source.is_dir() else [source]
+    paths = [path for path in paths if data._num_parquet_rows(path) > 0]
+    if not paths:
+        raise DataError(f"--streaming reads parquet files or a Hub data set, and {source} holds no rows of parquet.")
+    states = [path.stat() for path in paths]
+    versions = [f"{state.st_size} bytes, {state.st_mtime_ns} ns" for state in states]
+    absolute = [str(path.absolute()) for path in paths]
+    return [Shard(path, version, path) for path, version in zip(absolute, versions, strict=True)]
+
+
+def _hub_shards(source: str) -> list[Shard]:
+    if data._looks_like_path(source):
+        raise DataError(f"{source!r} does not exist. --streaming reads parquet files or a Hub data set 'user/name'.")
+    try:
+        revision = dataset_info(source).sha
+        splits = load_dataset(source, revision=revision, streaming=True)
+    except data.HUB_ERRORS as error:
+        raise DataError(f"{source!r} is no file or folder here, and no Hub data set was found: {error}") from error
+    return [
+        Shard(f"{source} {name} {index}", revision, source, name, index, rows.num_shards)
+        for name, rows in splits.items()
+        for index in range(rows.num_shards)
+    ]
+
+
+def _labels(shard: Shard, column: str) -> Iterator:
+    for batch in shard.open().select_columns(column).with_format("arrow").iter(10_000):
+        yield from batch.column(column).unique().to_pylist()
+
+
+# --- tokens ---------------------------------------------------------------------------------------------------------
+
+
+def draw_splits(generator: np.random.Generator, num_rows: int) -> np.ndarray:
+    """Split of the next rows of a shard, 0 train, 1 validation, 2 test, in shares of 85/10/5: (num_rows,)."""
+    return np.digitize(generator.random(num_rows), [1 - VALIDATION_SHARE - TEST_SHARE, 1 - TEST_SHARE])
+
+
+def split_generator(seed: int, shard: Shard) -> np.random.Generator:
+    """What draws the splits of a shard's rows: it knows the seed and the shard's name, but not the other shards."""
+    return np.random.default_rng([seed, zlib.crc32(Path(shard.name).name.encode())])
+
+
+def tokenize_shards(
+    source: ShardedSource,
+    processor,
+    seed: int,
+    num_workers: int = 1,
+    first_shard: int = 0,
+    skip_bad_images: bool = False,
+) -> "ShardedTokens":
+    """Tokenise all shards that are not in the cache yet, several at a time, and say where the tokens are.
+
+    A shard appears in the cache as a whole or not at all: a run that breaks off goes on with the next shard. Processes
+    that share a disk share the work if they begin at different shards.
+
+    Args:
+        source: From `open_shards`.
+        processor: An `IGPTImageProcessor`.
+        seed: Of the split.
+        num_workers: Processes that tokenise; 1 stays in this one.
+        first_shard: The shard to begin with.
+        skip_bad_images: Count and leave out images that cannot be read.
+
+    Raises:
+        DataError: An image or label is bad; `binarize="stochastic"`, which cannot be cached; an empty split.
+    """
+    if processor.binarize == "stochastic":
+        raise DataError("--streaming caches tokens, and --binarize stochastic draws them anew: leave out one of them.")
+    folder = _cache_folder(source, processor, seed, skip_bad_images)
+    folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
+    tokenize = partial(_tokenize_shard, source, processor, seed, folder, skip_bad_images)
+    order = [(first_shard + step) % len(source.shards) for step in range(len(source.shards))]
+    progress = partial(tqdm, total=len(order), desc="Tokenizing", unit=" shards", delay=1, disable=None)
+    if num_workers == 1 or len(order) == 1:
+        list(progress(map(tokenize, order)))
+    else:
+        with ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=end_with_parent) as pool:
+            list(progress(pool.map(tokenize, order)))
+    token = Value(str(_token_type(processor)))
+    tokens = List(token, length=processor.num_image_tokens)
+    return ShardedTokens.load(folder, Features(tokens=tokens, label=ClassLabel(names=list(source.names))))
+
+
+def _cache_folder(source: ShardedSource, processor, seed: int, skip_bad_images: bool) -> Path:
+    """A folder of its own for all that the tokens depend on: the data, the settings, and the code that makes them."""
+    modules = (image_processing_igpt, data, inspect.getmodule(Shard))
+    code = "".join(inspect.getsource(module) for module in modules)
+    names = [name for name in inspect.signature(type(processor)).parameters if name != "kwargs"]
+    settings = {name: getattr(processor, name) for name in names}  # to_dict() has more, once it has been saved
+    parts = [asdict(source), settings, seed, skip_bad_images, code]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    return Path(datasets_config.HF_DATASETS_CACHE) / "igpt_hf-tokens" / key
+
+
+def _tokenize_shard(source: ShardedSource, processor, seed, folder: Path, skip_bad_images: bool, index: int):
+    """Write the tokens of one shard, a file for each split, unless they are there already."""
+    final = folder / f"shard-{index:05d}"
+    if final.exists():
+        return
+    unfinished = Path(tempfile.mkdtemp(prefix=f"unfinished-{index:05d}-", dir=folder))
+    schema = pa.schema({"tokens": pa.list_(_token_type(processor), processor.num_image_tokens), "label": pa.int64()})
+    try:
+        writers = [pq.ParquetWriter(unfinished / f"{name}.parquet", schema, compression="zstd") for name in SPLITS]
+        for split, tokens, labels in _tokenized_rows(source, processor, seed, skip_bad_images, index):
+            for number, writer in enumerate(writers):
+                rows = split == number
+                column = pa.FixedSizeListArray.from_arrays(pa.array(tokens[rows].ravel()), tokens.shape[1])
+                writer.write_table(pa.table([column, pa.array(labels[rows])], schema=schema))
+        for writer in writers:
+            writer.close()
+        unfinished.rename(final)
+    except OSError:
+        if not final.exists():  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _sweep(folder: Path):
+    """Delete what killed runs have left of shards: nobody has written to it for a day."""
+    for unfinished in folder.glob("unfinished-*"):
+        with suppress(OSError):  # another process does the same
+            newest = max(path.stat().st_mtime for path in [unfinished, *unfinished.iterdir()])
+            if time.time() - newest > 24 * 3600:
+                shutil.rmtree(unfinished)
+
+
+def _token_type(processor) -> pa.DataType:
+    return pa.uint8() if processor.vocab_size <= 256 else pa.uint16()
+
+
+def _tokenized_rows(source: ShardedSource, processor, seed: int, skip_bad_images: bool, index: int) -> Iterator:
+    """Batches of a shard: split (n,), tokens (n, num_image_tokens) and labels (n,)."""
+    shard, first_row, num_bad = source.shards[index], 0, 0
+    generator = split_generator(seed, shard)
+    rows = shard.open().select_columns([source.image_column, source.label_column])
+    _check_classes(rows.features[source.label_column], source, shard)
+    encoded = rows.cast_column(source.image_column, Image(decode=False))
+    for batch in encoded.iter(READ_ROWS):
+        labels = _class_indices(batch[source.label_column], source, shard, first_row)
+        tokens, good = [], []
+        for row, image in enumerate(batch[source.image_column], start=first_row):
+            try:
+                picture = decode_image(_with_bytes(image, shard))
+            except DataError as error:
+                num_bad += 1
+                if skip_bad_images:
+                    continue
+                raise DataError(
+                    f"row {row} of {shard.name} {error}. Mend or remove it, or set --skip_bad_images to leave out "
+                    "such images."
+                ) from error
+            tokens.append(data._tokenize_batch({"image": [picture]}, [row], shard.name, processor, "tokens")["tokens"])
+            good.append(row - first_row)
+        split = draw_splits(generator, len(labels))
+        first_row += len(labels)
+        if tokens:
+            yield split[good], np.concatenate(tokens), labels[good]
+    if num_bad:
+        logger.warning("Skipped %d of %d images of %s", num_bad, first_row, shard.name)
+
+
+def _with_bytes(image: dict | None, shard: Shard) -> dict | None:
+    """Read a picture that is a file of its own in the Hub data set; an address anywhere else is not followed."""
+    if image is None or image["bytes"] is not None or f"hf://datasets/{shard.path}@" not in (image["path"] or ""):
+        return image
+    with xopen(image["path"], "rb") as file:
+        return {**image, "bytes": file.read()}
+
+
+def _check_classes(feature, source: ShardedSource, shard: Shard):
+    if source.labels_are_indices and tuple(getattr(feature, "names", ())) != source.names:
+        raise DataError(f"{shard.name} has other classes than the first shard: give all shards the same ClassLabel.")
+
+
+def _class_indices(labels: list, source: ShardedSource, shard: Shard, first_row: int) -> np.ndarray:
+    """Class index of each label of consecutive rows: (n,)."""
+    index_of = {index if source.labels_are_indices else name: index for index, name in enumerate(source.names)}
+    keys = labels if source.labels_are_indices else [str(label) for label in labels]
+    for row, (key, label) in enumerate(zip(keys, labels, strict=True), start=first_row):
+        if label is None or key not in index_of:
+            raise DataError(f"row {row} of {shard.name} has no valid label ({label}). Remove it.")
+    return np.array([index_of[key] for key in keys], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class ShardedTokens:
+    """The tokens of a data set on disk: for each split, the parquet files of the shards that have some."""
+
+    files: dict[str, list[str]]
+    num_images: dict[str, int]
+    features: Features
+
+    @classmethod
+    def load(cls, folder: Path, features: Features) -> "ShardedTokens":
+        """Look at the files of a cache folder; only their ends are read.
+
+        Raises:
+            DataError: A split has no image.
+        """
+        files, num_images = {name: [] for name in SPLITS}, dict.fromkeys(SPLITS, 0)
+        for shard in sorted(folder.glob("shard-*")):
+            for name in SPLITS:
+                path = shard / f"{name}.parquet"
+                count = pq.read_metadata(path).num_rows
+                num_images[name] += count
+                files[name] += [str(path)] if count else []
+        empty = [name for name in SPLITS if num_images[name] == 0]
+        if empty:
+            raise DataError(f"no image came into {', '.join(empty)}: there are too few. Leave out --streaming.")
+        return cls(files, num_images, features)
+
+    def __len__(self) -> int:
+        """Images to train on."""
+        return self.num_images["train"]
+
+    def head(self, split: str, num_images: int) -> Dataset:
+        """The first images of a split's shards, as many of each, in memory: at most `num_images`."""
+        per_shard = math.ceil(num_images / len(self.files[split]))
+        batches = [next(pq.ParquetFile(path).iter_batches(per_shard)) for path in self.files[split]]
+        rows = pa.Table.from_batches(batches)[:num_images].to_pydict()
+        return Dataset.from_dict(rows, features=self.features)
+
+
+def stream_splits(source: ShardedSource, processor, seed: int, max_eval_images: int, **options):
+    """What the training needs of a source: `train` as `ShardedTokens`, `validation` and `test` as data sets in memory.
+
+    Returns:
+        Pictures and tokens, as `load_splits` and `tokenize` do. The pictures are those of the test images alone, made
+        of their tokens.
+    """
+    tokens = tokenize_shards(source, processor, seed, **options)
+    parts = {name: tokens.head(name, max_eval_images) for name in ("validation", "test")}
+    seen = set(parts["validation"]["label"][:])
+    missing = [name for label, name in enumerate(source.names) if label not in seen]
+    if missing:
+        logger.warning("No validation image shows %s: if shards are sorted, shuffle their rows", ", ".join(missing))
+    pictures = processor.decode(parts["test"].with_format("numpy")["tokens"][:])
+    features = Features(image=Image(), label=parts["test"].features["label"])
+    test = Dataset.from_dict({"image": pictures, "label": parts["test"]["label"][:]}, features=features)
+    return {"train": tokens, **parts, "test": test}, {"train": tokens, **parts}
+
+
+# --- streams --------------------------------------------------------------------------------------------------------
+
+
+class TokenStream(torch.utils.data.IterableDataset):
+    """The training images of a `ShardedTokens`, from the disk through a shuffle buffer.
+
+    The order depends on the seed and the epoch alone, and so does which images' class is not told (`TokenDataset`): a
+    resumed run reads past what it has had, and several processes each keep their part of every batch.
+
+    Args:
+        tokens: From `tokenize_shards`.
+        config: The model's configuration.
+        class_dropout_prob: Share of images per epoch whose class is not told.
+        seed: Of the order, and of what is not told.
+        shuffle_buffer: Images in memory among which the next one is drawn; the shards' order is shuffled, too.
+    """
+
+    def __init__(self, tokens: ShardedTokens, config, class_dropout_prob: float, seed: int, shuffle_buffer: int):
+        files = [escape(path) for path in tokens.files["train"]]
+        rows = load_dataset("parquet", data_files=files, split="train", streaming=True)
+        self.rows = rows.shuffle(seed=seed, buffer_size=shuffle_buffer)
+        self.num_images = len(tokens)
+        self.config = config
+        self.class_dropout_prob = class_dropout_prob
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int):
+        """Choose the order of an epoch."""
+        self.epoch = epoch
+        self.rows.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Images one by one: `input_ids` and `labels`, both (1 + N,); the prompt's label is -100."""
+        generator = np.random.default_rng([self.seed, self.epoch])
+        for row in self.rows:
+            is_untold = generator.random() < self.class_dropout_prob
+            prompt = self.config.start_token_id if is_untold else self.config.vocab_size + row["label"]
+            ids = torch.tensor([prompt, *row["tokens"]])
+            yield {"input_ids": ids, "labels": torch.cat([torch.tensor([-100]), ids[1:]])}
+
+
+__all__ = ["ShardedSource", "ShardedTokens", "TokenStream", "open_shards", "stream_splits", "tokenize_shards"]

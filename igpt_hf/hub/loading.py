@@ -1,0 +1,185 @@
+"""Load a trained model with its image processor, with errors that a user can act on."""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import (
+    HFValidationError,
+    HTTPError,  # of httpx2, or httpx: the client of the installed huggingface_hub
+    RepositoryNotFoundError,
+    StrictDataclassError,
+)
+from safetensors import SafetensorError
+from transformers import AutoConfig
+
+from ..errors import DataError
+from ..model.configuration_igpt import IGPTConfig
+from ..model.image_processing_igpt import IGPTImageProcessor
+from ..model.modeling_igpt import IGPTForCausalImageModeling, IGPTForImageClassification, IGPTPreTrainedModel
+
+
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+HUB_TIMEOUT = 10  # seconds that the Hub has to say whether it knows a model
+FILE_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".json", ".yaml", ".zip", ".tar", ".gz"}
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    HFValidationError,
+    StrictDataclassError,
+    SafetensorError,
+)
+
+
+def load_pretrained(
+    name: str, model_class: type[IGPTPreTrainedModel] = IGPTForCausalImageModeling
+) -> tuple[IGPTPreTrainedModel, IGPTImageProcessor]:
+    """Load the model and the processor of a folder, or of a model id on the Hub.
+
+    Raises:
+        DataError: There is no such folder or id, it holds no Image GPT of this package, a classifier where a model
+            that draws is wanted, weights that are no numbers, or a processor of other images than the model's.
+    """
+    is_in_reach = _find(name)
+    where = {"local_files_only": not is_in_reach}
+    try:
+        kind = AutoConfig.from_pretrained(name, **where).model_type
+        if kind != IGPTConfig.model_type:
+            raise DataError(f"{name} is a model of type {kind}, not one of this package: transformers loads it.")
+        model, info = model_class.from_pretrained(name, output_loading_info=True, **where)
+        processor = IGPTImageProcessor.from_pretrained(name, **where)
+    except DataError:
+        raise
+    except LOADING_ERRORS as error:
+        raise DataError(f"{name} cannot be loaded as an Image GPT: {error}") from error
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("classifier."))  # which is trained anew
+    if missing:
+        raise DataError(
+            f"{name} has no weights for {', '.join(missing[:3])}: it is damaged, or another kind of model's."
+        )
+    classifies = IGPTForImageClassification.__name__ in (model.config.architectures or [])
+    if classifies and model_class is IGPTForCausalImageModeling:
+        raise DataError(
+            f"{name} is a classifier (train.py --task classification), whose class prompts are not trained: pass the "
+            "model that draws images. The classifier's accuracy is in its all_results.json."
+        )
+    _check(model, processor, name)
+    return model, processor
+
+
+def _find(name: str) -> bool:
+    """Find a model before it is loaded: on the disk, else on the Hub, which is asked once and not again and again.
+
+    Returns:
+        Whether all its files are in reach; False: only those in the cache are, since the Hub does not answer.
+
+    Raises:
+        DataError: It is nowhere.
+    """
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise DataError(f"{name} holds no trained model: it has no config.json.{_models_in(Path(name))}")
+        return True
+    if _looks_like_path(name):
+        raise DataError(_no_such_folder(name))
+    try:
+        HfApi().model_info(name, timeout=HUB_TIMEOUT)
+    except RepositoryNotFoundError as error:
+        raise DataError(
+            f"{name} is no folder here, and no model on the Hub that you can read. Check the name; for a private or "
+            "gated model, `hf auth login`. Train one: scripts/train.py."
+        ) from error
+    except (HTTPError, OSError) as error:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return False
+        raise DataError(
+            f"{name} is no folder here, and the Hub, where it could be a model's id, does not answer: {error}"
+        ) from error
+    return True
+
+
+def _looks_like_path(name: str) -> bool:
+    """Whether a name that is no folder is a path all the same, and the Hub need not be asked.
+
+    "runs/hoda" has the shape of an id, too (user/name): it is a path where there is a folder "runs".
+    """
+    path = Path(name)
+    return HUB_ID.fullmatch(name) is None or path.exists() or path.parent.is_dir() or path.suffix in FILE_SUFFIXES
+
+
+def _no_such_folder(name: str) -> str:
+    path = Path(name)
+    if path.is_file():
+        return f"{name} is a file: name the folder of the model instead, with its config.json."
+    message = f"there is no folder {name}.{_models_in(path.parent)}"
+    if HUB_ID.fullmatch(name) is None:
+        return f"{message} Train one: scripts/train.py; or name a model of the Hub as user/name."
+    if path.parent.is_dir():
+        return f"{message} If it is a model's id on the Hub, work where there is no folder {path.parent}."
+    return message
+
+
+def _models_in(folder: Path) -> str:
+    models = sorted(str(path.parent) for path in folder.glob("*/config.json"))
+    return f" There are models in {', '.join(models)}." if models else ""
+
+
+def _check(model: IGPTPreTrainedModel, processor: IGPTImageProcessor, name: str):
+    for weight_name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise DataError(
+                f"{name}: the weights {weight_name} are not all numbers (NaN or infinite): the training diverged, or "
+                "the file is damaged. Take an earlier checkpoint, or train again with a lower learning rate."
+            )
+    for setting in ("image_size", "patch_size", "num_labels"):
+        expected, found = getattr(model.config, setting), getattr(processor, setting)
+        if expected != found:
+            raise DataError(
+                f"{name}: config.json says {setting}={expected}, preprocessor_config.json {setting}={found}. They do "
+                "not belong together: save the model and its processor from the same run."
+            )
+
+
+def _results(name: str) -> dict:
+    folder = Path(name)
+    if folder.name.startswith("checkpoint-") and not (folder / "all_results.json").is_file():
+        folder = folder.parent  # the run's
+    path = folder / "all_results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def was_trained_on(name: str, data: str) -> bool:
+    """Whether the all_results.json of a run says that its model was trained on this source."""
+    source = _results(name).get("data")
+    return source is not None and (source == data or Path(source).absolute() == Path(data).absolute())
+
+
+def seen_images_warning(name: str, data: str, seed: int, max_images: int | None = None) -> str | None:
+    """Say why the test split of a source may hold images that the model was trained on; None if it does not.
+
+    Args:
+        name: Folder of a run.
+        data: The source.
+        seed, max_images: Of `load_splits`.
+    """
+    results = _results(name)
+    if not was_trained_on(name, data) or "split_seed" not in results:  # not known
+        return None
+    if data == "synthetic" and results["split_seed"] != seed:  # other digits
+        return None
+    if results["streaming"]:
+        reason = "streamed, and so split otherwise than here"
+    elif results["max_images"] != max_images:
+        reason = f"with --max_images {results['max_images']}, and the part is split otherwise than the whole"
+    elif results["split_seed"] != seed:
+        reason = f"split with another seed: give --seed {results['split_seed']}"
+    else:
+        return None
+    return f"{name} was trained on {data}, {reason}. It may have seen images of what is the test split here."
+
+
+__all__ = ["load_pretrained", "seen_images_warning", "was_trained_on"]

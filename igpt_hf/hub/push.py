@@ -1,0 +1,97 @@
+"""Sharing on the Hub: what is uploaded, once more if the connection breaks, and errors that a user can act on."""
+
+import logging
+import re
+import time
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+
+from ..errors import DataError
+
+
+logger = logging.getLogger(__name__)
+
+PATTERNS = ("*.json", "*.safetensors", "*.py", "*.png", "README.md")  # no checkpoints and training arguments
+STAYS = "trainer_state.json"  # the log
+ATTEMPTS = 4
+
+
+def push_folder(
+    folder: Path,
+    repo: str,
+    private: bool | None = None,
+    message: str = "Upload Image GPT",
+    revision: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Upload the model in a folder in one commit; returns the commit's address. The folder stays as it is.
+
+    Args:
+        folder: Of a finished run, or wherever a model was saved.
+        repo: `user/name`; made if it is not there.
+        private: Whether a new repository is.
+        message: Of the commit.
+        revision: Branch; the main one unless given.
+        token: Of the Hub; the one that is logged in unless given.
+
+    Raises:
+        DataError: No token, no permission, a bad name, or no connection.
+    """
+    api = HfApi(token=token)
+    name = ask_hub(lambda: api.create_repo(repo, private=private, exist_ok=True), repo, token).repo_id
+
+    def commit():
+        return api.create_commit(name, _additions(folder, name), commit_message=message, revision=revision)
+
+    return ask_hub(commit, repo, token).commit_url
+
+
+def _additions(folder: Path, repo: str) -> list[CommitOperationAdd]:
+    """The files to upload; the card tells how to load the model from its new place."""
+    paths = sorted({path for pattern in PATTERNS for path in folder.glob(pattern)} - {folder / STAYS})
+    return [
+        CommitOperationAdd(path.name, _card_for(path, repo) if path.name == "README.md" else path) for path in paths
+    ]
+
+
+def _card_for(path: Path, repo: str) -> bytes:
+    text = path.read_text(encoding="utf-8")
+    local = re.search(r'from_pretrained\(("[^"]+")', text)
+    return (text if local is None else text.replace(local[1], f'"{repo}"')).encode()
+
+
+def ask_hub(request, repo: str, token: str | None = None):
+    """Return what a request to the Hub returns; do it again, after a pause, if the connection breaks in the middle.
+
+    Raises:
+        DataError: No token, no permission, a bad name, or no connection after four attempts.
+    """
+    if (token or get_token()) is None:
+        raise DataError("there is no token: log in with `hf auth login`, or set HF_TOKEN.")
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return request()
+        except ConnectionError as error:  # the client is told to stay offline
+            raise DataError(f"the Hub is out of reach: {error}") from error
+        except HFValidationError as error:
+            raise DataError(f"{repo} is no name for a repository (user/name): {error}") from error
+        except ValueError as error:  # what the Hub says of a card's metadata
+            raise DataError(f"README.md was not accepted: {' '.join(str(error).split())}") from error
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            if status in (401, 403):
+                raise DataError(
+                    f"the Hub refused ({status}): this token may not write to {repo}. Check the name and the token's "
+                    "permissions (hf auth whoami)."
+                ) from error
+            raise DataError(f"the Hub answered {status}: {error}") from error
+        except HTTPError as error:  # there was no answer; the class is httpx's or, from huggingface_hub 2 on, httpx2's
+            if attempt == ATTEMPTS:
+                raise DataError(f"the Hub cannot be reached ({error}); nothing was lost, try again later.") from error
+            logger.warning("connection lost (%s); attempt %d of %d", error, attempt + 1, ATTEMPTS)
+            time.sleep(2 ** (attempt - 1))
+
+
+__all__ = ["ask_hub", "push_folder"]

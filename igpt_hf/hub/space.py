@@ -1,0 +1,57 @@
+"""A folder that is a Space of the Hub: the app, its package, a model, and what the Hub wants to be told."""
+
+import shutil
+from importlib.metadata import requires, version
+from pathlib import Path
+
+from ..errors import DataError
+from ..model.image_processing_igpt import IGPTImageProcessor
+from ..model.modeling_igpt import IGPTForCausalImageModeling
+
+
+# https://huggingface.co/docs/hub/spaces-config-reference
+README = """---
+title: A tiny Image GPT
+emoji: ✍️
+colorFrom: blue
+colorTo: green
+sdk: gradio
+sdk_version: {gradio}
+python_version: "3.11"
+app_file: app.py
+---
+
+A tiny Image GPT draws binary pictures block by block, completes half of one, and reads what you draw.
+"""
+
+APP = """from pathlib import Path
+
+from igpt_hf.app.page import launch
+from igpt_hf.hub.loading import load_pretrained
+
+
+launch(*load_pretrained(str(Path(__file__).with_name("model"))))
+"""
+
+
+def write_space(model: IGPTForCausalImageModeling, processor: IGPTImageProcessor, folder: Path):
+    """Fill a new folder with all that a Space needs; nothing outside it is used.
+
+    Raises:
+        DataError: The folder is there and not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} is not an empty folder: name a new one for the Space.")
+    package = Path(__file__).parents[1]
+    shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    needed = [line for line in requires("igpt_hf") if "extra ==" not in line]
+    # Without this index torch would bring gigabytes of CUDA along.
+    lines = ["--extra-index-url https://download.pytorch.org/whl/cpu", *needed]
+    (folder / "requirements.txt").write_text("\n".join(lines) + "\n")
+    (folder / "README.md").write_text(README.format(gradio=version("gradio")))
+    (folder / "app.py").write_text(APP)
+
+
+__all__ = ["write_space"]

@@ -1,0 +1,813 @@
+"""All of a small model but its head on the CPU, forward and backward, compiled by numba: one image at a time.
+
+torch runs a small model operation by operation over the whole batch: each result is written to memory and read again,
+and products of matrices with 16 columns leave most of the processor idle. Here an image goes through all blocks before
+the next one begins. What `IGPTBlock` computes, with rms(x) = x / sqrt(mean(x**2) + eps):
+
+    query, key, value = W (rms(x) gain) + b, query and key turned by the angles of rotary positions
+    a = x + W (attention(query, key, value) + mixing(value)) + b
+    y = a + W act(W (rms(a) gain) + b) + b
+
+with the embeddings before the first block, the norm after the last, and the gradients of all of it. The gain is the
+row of the image's class where norms are class-conditional. The scale of the scores is multiplied into the matrix of
+the queries, outside (`scale_queries`).
+
+Attention, for one head: the scores are in base 2, and a vector holds those of LANES queries (or keys) side by side.
+
+    e[i, j] = 2**(query[i] . key[j] - highest[i])    out[i] = inverse[i] sum_j e[i, j] value[j], inverse = 1 / sum_j e
+
+As in FlashAttention (Dao et al. 2022, https://arxiv.org/abs/2205.14135) the T x T matrix e is not kept for backward
+but computed again. With p[i, j] = inverse[i] e[i, j] and g = d loss / d out:
+
+    dscore[i, j] = p[i, j] (g[i] . value[j] - g[i] . out[i]) ln 2
+    dquery[i] = sum_j dscore[i, j] key[j]    dkey[j] = sum_i dscore[i, j] query[i]    dvalue[j] = sum_i p[i, j] g[i]
+
+The keys' lanes give dkey and dvalue; their dscores are written down, and a second, short pass sums them into dquery.
+
+Position t stands in row t of most arrays; in those of query, key and value in row FRONT + t, and the rows before it
+are zeros, so that a block of queries may begin, and a neighbour may lie, outside the image (row 0).
+
+A group of images is one task with a fixed order of operations: results do not depend on the number of threads. The
+gradients of the groups are summed in pairs (`pairwise_sum`), so that neither do they depend on how a batch is split
+into halves, quarters, ... over processes or accumulation steps, as long as each group is one image.
+"""
+
+import functools
+import math
+
+import numpy as np
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers.activations import ACT2FN
+
+from .kernel_simd import (
+    LANES,
+    compile_kernel,
+    exp2,
+    fma,
+    from_lane,
+    is_numba_usable,
+    kernel,
+    load,
+    load_pair,
+    maximum,
+    numba,
+    run_tasks,
+    splat,
+    store,
+    swap_halves,
+    total,
+    up_to_lane,
+)
+from .neighborhood import context_ids, neighbor_index, rotations
+
+
+FRONT = LANES
+HEAD_SIZE = 8  # so many vectors of queries, gradients and sums fit into the registers together
+MAX_CHANNELS, MAX_VOCAB_SIZE = 64, 512  # beyond, torch's matrix products are as fast, and gradients of tables large
+TASKS = 32  # at most so many groups of images, each with gradients of its own
+MATRICES = (2, 5, 7, 9)  # among the weights: of query, key and value; of the output; up; down
+SLOPES = {"quick_gelu": 1.702, "silu": 1.0, "swish": 1.0}  # act(x) = x sigmoid(slope x)
+LN_2, LOG2_E = np.float32(math.log(2)), math.log2(math.e)
+float32 = np.float32
+
+
+# --- matrices, norms, activation -------------------------------------------------------------------------------------
+
+
+@kernel
+def linear(x, weight, bias, out, first_row, adds):
+    """out[first_row + t] = x[t] weight + bias, plus what it was if `adds`."""
+    inputs, outputs = weight.shape
+    for o in range(0, outputs, LANES):
+        b = load(bias, 0, o)
+        for t in range(0, len(x), 8):
+            s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = b
+            for i in range(inputs):
+                w = load(weight, i, o)
+                s0 = fma(x[t, i], w, s0)
+                s1 = fma(x[t + 1, i], w, s1)
+                s2 = fma(x[t + 2, i], w, s2)
+                s3 = fma(x[t + 3, i], w, s3)
+                s4 = fma(x[t + 4, i], w, s4)
+                s5 = fma(x[t + 5, i], w, s5)
+                s6 = fma(x[t + 6, i], w, s6)
+                s7 = fma(x[t + 7, i], w, s7)
+            put_rows(out, first_row + t, o, s0, s1, s2, s3, adds)
+            put_rows(out, first_row + t + 4, o, s4, s5, s6, s7, adds)
+
+
+@kernel
+def add_outer(x, grad, first_row, dweight, dbias):
+    """dweight += sum_t x[t] (outer) grad[first_row + t], dbias += sum_t grad[first_row + t]"""
+    inputs, outputs = dweight.shape
+    for o in range(0, outputs, LANES):
+        for i in range(0, inputs, 8):
+            s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = splat(0)
+            for t in range(len(x)):
+                g = load(grad, first_row + t, o)
+                s0 = fma(x[t, i], g, s0)
+                s1 = fma(x[t, i + 1], g, s1)
+                s2 = fma(x[t, i + 2], g, s2)
+                s3 = fma(x[t, i + 3], g, s3)
+                s4 = fma(x[t, i + 4], g, s4)
+                s5 = fma(x[t, i + 5], g, s5)
+                s6 = fma(x[t, i + 6], g, s6)
+                s7 = fma(x[t, i + 7], g, s7)
+            put_rows(dweight, i, o, s0, s1, s2, s3, True)
+            put_rows(dweight, i + 4, o, s4, s5, s6, s7, True)
+        s0 = s1 = s2 = s3 = splat(0)
+        for t in range(first_row, first_row + len(x), 4):
+            s0 += load(grad, t, o)
+            s1 += load(grad, t + 1, o)
+            s2 += load(grad, t + 2, o)
+            s3 += load(grad, t + 3, o)
+        store(dbias, 0, o, load(dbias, 0, o) + ((s0 + s1) + (s2 + s3)))
+
+
+@kernel
+def put_rows(out, row, column, a, b, c, d, adds):
+    """Four vectors -> out[row : row + 4, column], added to what is there if `adds`."""
+    if adds:
+        a += load(out, row, column)
+        b += load(out, row + 1, column)
+        c += load(out, row + 2, column)
+        d += load(out, row + 3, column)
+    store(out, row, column, a)
+    store(out, row + 1, column, b)
+    store(out, row + 2, column, c)
+    store(out, row + 3, column, d)
+
+
+@kernel
+def normalize(x, eps, gains, row, normed, scales):
+    """normed[t] = rms(x[t]) gains[row]; scales[t] is the factor of rms."""
+    rows, size = x.shape
+    for t in range(rows):
+        squares = splat(0)
+        for c in range(0, size, LANES):
+            squares = fma(load(x, t, c), load(x, t, c), squares)
+        scales[t] = float32(1) / np.sqrt(total(squares) / float32(size) + eps)
+        for c in range(0, size, LANES):
+            store(normed, t, c, load(x, t, c) * splat(scales[t]) * load(gains, row, c))
+
+
+@kernel
+def add_normalize_gradient(x, scales, gains, row, grad, dx, dgains):
+    """dx[t] += d loss / d x[t], dgains[row] += d loss / d gains[row], where grad is d loss / d (rms(x) gains[row])"""
+    rows, size = grad.shape
+    for t in range(rows):
+        products = splat(0)
+        for c in range(0, size, LANES):
+            products = fma(load(grad, t, c) * load(gains, row, c), load(x, t, c), products)
+        mean = -total(products) / float32(size) * scales[t] * scales[t]
+        for c in range(0, size, LANES):
+            g = fma(mean, load(x, t, c), load(grad, t, c) * load(gains, row, c))
+            store(dx, t, c, fma(scales[t], g, load(dx, t, c)))
+    for c in range(0, size, LANES):
+        s = load(dgains, row, c)
+        for t in range(rows):
+            s = fma(load(grad, t, c) * splat(scales[t]), load(x, t, c), s)
+        store(dgains, row, c, s)
+
+
+@kernel
+def activate(x, slope, slopes, wants_slopes):
+    """x = act(x) and, if wanted, slopes = act'(x)"""
+    one, rate = splat(1), splat(-slope * float32(LOG2_E))
+    lowest = splat(float32(-60) / slope)  # sigmoid(-60) is nearly 0
+    for t in range(len(x)):
+        for c in range(0, x.shape[1], LANES):
+            z = load(x, t, c)
+            sigmoid = one / (one + exp2(maximum(z, lowest) * rate))
+            y = z * sigmoid
+            store(x, t, c, y)
+            if wants_slopes:
+                store(slopes, t, c, fma(splat(slope) * y, one - sigmoid, sigmoid))
+
+
+@kernel
+def multiply(x, y):
+    """x *= y"""
+    for t in range(len(x)):
+        for c in range(0, x.shape[1], LANES):
+            store(x, t, c, load(x, t, c) * load(y, t, c))
+
+
+# --- attention -------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def turn(qkv, turns, length, direction):
+    """Rotary positions: turn query and key of each position, row FRONT + t, by its angles; back, if direction is -1.
+
+    turns (2, T, LANES): cosines, and sines with the sign that the first and the second channel of a pair take.
+    """
+    for t in range(length):
+        cosines, sines = load(turns[0], t, 0), load(turns[1], t, 0) * splat(direction)
+        for c in range(0, qkv.shape[1] // 3 * 2, LANES):
+            x = load(qkv, FRONT + t, c)
+            store(qkv, FRONT + t, c, fma(swap_halves(x), sines, x * cosines))
+
+
+@kernel
+def take_columns(x, row, column, columns):
+    """columns[d, lane] = x[row + lane, column + d]"""
+    for lane in range(LANES):
+        for d in range(HEAD_SIZE):
+            columns[d, lane] = x[row + lane, column + d]
+
+
+@kernel
+def dot(c0, c1, c2, c3, c4, c5, c6, c7, x, row, column):
+    """sum_d columns[d] x[row, column + d]"""
+    near = fma(c0, x[row, column], fma(c1, x[row, column + 1], splat(0)))
+    near = fma(c2, x[row, column + 2], fma(c3, x[row, column + 3], near))
+    far = fma(c4, x[row, column + 4], fma(c5, x[row, column + 5], near))
+    return fma(c6, x[row, column + 6], fma(c7, x[row, column + 7], far))
+
+
+@kernel
+def attend(qkv, highest, inverse, out, scores, columns, length):
+    """Causal attention of all heads -> out (rows, C); `highest` and `inverse` (H, rows) are for backward."""
+    channels = out.shape[1]
+    for q in range(0, channels, HEAD_SIZE):
+        head, k, v = q // HEAD_SIZE, channels + q, 2 * channels + q
+        for start in range(-(-length % LANES), length, LANES):  # lane: query start + lane; the first block has fewest
+            take_columns(qkv, FRONT + start, q, columns)
+            q0, q1, q2, q3 = load(columns, 0, 0), load(columns, 1, 0), load(columns, 2, 0), load(columns, 3, 0)
+            q4, q5, q6, q7 = load(columns, 4, 0), load(columns, 5, 0), load(columns, 6, 0), load(columns, 7, 0)
+            most = splat(-np.inf)
+            for j in range(start + LANES):
+                s = dot(q0, q1, q2, q3, q4, q5, q6, q7, qkv, FRONT + j, k)
+                if j > start:
+                    s = from_lane(j - start, s, -np.inf)  # queries before the key
+                most = maximum(most, s)
+                store(scores, j, 0, s)
+
+            norm = t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = splat(0)
+            for j in range(start + LANES):
+                e, r = exp2(load(scores, j, 0) - most), FRONT + j
+                norm += e
+                t0 = fma(e, qkv[r, v], t0)
+                t1 = fma(e, qkv[r, v + 1], t1)
+                t2 = fma(e, qkv[r, v + 2], t2)
+                t3 = fma(e, qkv[r, v + 3], t3)
+                t4 = fma(e, qkv[r, v + 4], t4)
+                t5 = fma(e, qkv[r, v + 5], t5)
+                t6 = fma(e, qkv[r, v + 6], t6)
+                t7 = fma(e, qkv[r, v + 7], t7)
+            factor = splat(1) / norm
+            put_rows(columns, 0, 0, t0 * factor, t1 * factor, t2 * factor, t3 * factor, False)
+            put_rows(columns, 4, 0, t4 * factor, t5 * factor, t6 * factor, t7 * factor, False)
+            for lane in range(max(-start, 0), LANES):
+                for d in range(HEAD_SIZE):
+                    out[start + lane, q + d] = columns[d, lane]
+            store(columns, 0, 0, most)
+            store(columns, 1, 0, factor)
+            for lane in range(max(-start, 0), LANES):
+                highest[head, FRONT + start + lane] = columns[0, lane]
+                inverse[head, FRONT + start + lane] = columns[1, lane]
+
+
+@kernel
+def attend_backward(qkv, highest, inverse, out, grad, dqkv, deltas, columns, dscores, pairs, length):
+    """d loss / d out, in `grad` (FRONT + rows, C), -> d loss / d query, key and value, without what mixing adds."""
+    channels = out.shape[1]
+    for q in range(0, channels, HEAD_SIZE):
+        head, k, v = q // HEAD_SIZE, channels + q, 2 * channels + q
+        for i in range(length):
+            delta = float32(0)
+            for d in range(HEAD_SIZE):
+                delta += grad[FRONT + i, q + d] * out[i, q + d]
+            deltas[0, FRONT + i] = delta
+
+        for start in range(0, length, LANES):  # lane: key start + lane
+            take_columns(qkv, FRONT + start, k, columns)
+            k0, k1, k2, k3 = load(columns, 0, 0), load(columns, 1, 0), load(columns, 2, 0), load(columns, 3, 0)
+            k4, k5, k6, k7 = load(columns, 4, 0), load(columns, 5, 0), load(columns, 6, 0), load(columns, 7, 0)
+            take_columns(qkv, FRONT + start, v, columns)
+            v0, v1, v2, v3 = load(columns, 0, 0), load(columns, 1, 0), load(columns, 2, 0), load(columns, 3, 0)
+            v4, v5, v6, v7 = load(columns, 4, 0), load(columns, 5, 0), load(columns, 6, 0), load(columns, 7, 0)
+            t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = splat(0)
+            u0 = u1 = u2 = u3 = u4 = u5 = u6 = u7 = splat(0)
+            for i in range(start, length):
+                r = FRONT + i
+                s = dot(k0, k1, k2, k3, k4, k5, k6, k7, qkv, r, q) - splat(highest[head, r])
+                if i < start + LANES - 1:
+                    s = up_to_lane(i - start, s, -np.inf)  # keys after the query
+                p = exp2(s) * splat(inverse[head, r])
+                ds = p * (dot(v0, v1, v2, v3, v4, v5, v6, v7, grad, r, q) - splat(deltas[0, r]))
+                store(dscores, i, start, ds)
+                t0 = fma(ds, qkv[r, q], t0)
+                t1 = fma(ds, qkv[r, q + 1], t1)
+                t2 = fma(ds, qkv[r, q + 2], t2)
+                t3 = fma(ds, qkv[r, q + 3], t3)
+                t4 = fma(ds, qkv[r, q + 4], t4)
+                t5 = fma(ds, qkv[r, q + 5], t5)
+                t6 = fma(ds, qkv[r, q + 6], t6)
+                t7 = fma(ds, qkv[r, q + 7], t7)
+                u0 = fma(p, grad[r, q], u0)
+                u1 = fma(p, grad[r, q + 1], u1)
+                u2 = fma(p, grad[r, q + 2], u2)
+                u3 = fma(p, grad[r, q + 3], u3)
+                u4 = fma(p, grad[r, q + 4], u4)
+                u5 = fma(p, grad[r, q + 5], u5)
+                u6 = fma(p, grad[r, q + 6], u6)
+                u7 = fma(p, grad[r, q + 7], u7)
+            factor = splat(LN_2)
+            put_rows(columns, 0, 0, t0 * factor, t1 * factor, t2 * factor, t3 * factor, False)
+            put_rows(columns, 4, 0, t4 * factor, t5 * factor, t6 * factor, t7 * factor, False)
+            for lane in range(min(LANES, length - start)):
+                for d in range(HEAD_SIZE):
+                    dqkv[FRONT + start + lane, k + d] = columns[d, lane]
+            put_rows(columns, 0, 0, u0, u1, u2, u3, False)
+            put_rows(columns, 4, 0, u4, u5, u6, u7, False)
+            for lane in range(min(LANES, length - start)):
+                for d in range(HEAD_SIZE):
+                    dqkv[FRONT + start + lane, v + d] = columns[d, lane]
+
+        # dquery = dscores times keys. A vector holds two keys, channel by channel: lane 2 d + e is channel d of key e.
+        for j in range(0, len(out), 2):
+            for d in range(HEAD_SIZE):
+                pairs[j // 2, 2 * d] = qkv[FRONT + j, k + d]
+                pairs[j // 2, 2 * d + 1] = qkv[FRONT + j + 1, k + d]
+        for i in range(0, length, 4):
+            t0 = t1 = t2 = t3 = splat(0)
+            for j in range(0, i // LANES * LANES + LANES, 2):
+                two = load(pairs, j // 2, 0)
+                t0 = fma(load_pair(dscores, i, j), two, t0)
+                t1 = fma(load_pair(dscores, i + 1, j), two, t1)
+                t2 = fma(load_pair(dscores, i + 2, j), two, t2)
+                t3 = fma(load_pair(dscores, i + 3, j), two, t3)
+            put_rows(columns, 0, 0, t0, t1, t2, t3, False)
+            for n in range(min(4, length - i)):
+                for d in range(HEAD_SIZE):
+                    dqkv[FRONT + i + n, q + d] = (columns[n, 2 * d] + columns[n, 2 * d + 1]) * LN_2
+
+
+@kernel
+def mix(qkv, weight, places, out):
+    """out[t] += sum_k weight[k] value[k-th neighbour of t]"""
+    neighbors, channels = weight.shape
+    for c in range(0, channels, LANES):
+        v = 2 * channels + c
+        for t in range(len(places)):
+            s0, s1, s2, s3 = load(out, t, c), splat(0), splat(0), splat(0)  # in one sum, each would wait for the other
+            for k in range(0, neighbors, 4):
+                s0 = fma(load(weight, k, c), load(qkv, places[t, k], v), s0)
+                s1 = fma(load(weight, k + 1, c), load(qkv, places[t, k + 1], v), s1)
+                s2 = fma(load(weight, k + 2, c), load(qkv, places[t, k + 2], v), s2)
+                s3 = fma(load(weight, k + 3, c), load(qkv, places[t, k + 3], v), s3)
+            store(out, t, c, (s0 + s1) + (s2 + s3))
+
+
+@kernel
+def mix_backward(qkv, weight, places, grad, dqkv, dweight):
+    """Adds to d loss / d value, in dqkv, and to dweight."""
+    neighbors, channels = weight.shape
+    for c in range(0, channels, LANES):
+        v = 2 * channels + c
+        for k in range(0, neighbors, 4):
+            s0 = s1 = s2 = s3 = splat(0)
+            for t in range(len(places)):
+                g = load(grad, FRONT + t, c)
+                s0 = fma(g, load(qkv, places[t, k], v), s0)
+                s1 = fma(g, load(qkv, places[t, k + 1], v), s1)
+                s2 = fma(g, load(qkv, places[t, k + 2], v), s2)
+                s3 = fma(g, load(qkv, places[t, k + 3], v), s3)
+            put_rows(dweight, k, c, s0, s1, s2, s3, True)
+        for t in range(len(places)):
+            g = load(grad, FRONT + t, c)
+            for k in range(neighbors):
+                r = places[t, k]
+                store(dqkv, r, v, fma(load(weight, k, c), g, load(dqkv, r, v)))
+        store(dqkv, 0, v, splat(0))  # what was added for neighbours outside the image
+
+
+# --- embeddings ------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def embed(ids, table, position, context, out):
+    """Sum of the embeddings of a position, of the prompt ids[0] and of the known neighbours -> out (rows, C).
+
+    context (T, K + 1, 2) has for each neighbour, the prompt last, its place in `ids` and the first row of its part of
+    the table; a place of -1 is outside the image, and the row that stands for that.
+    """
+    for c in range(0, out.shape[1], LANES):
+        for t in range(len(context)):
+            s = load(position, t, c)
+            for k in range(context.shape[1]):
+                place, row = context[t, k, 0], context[t, k, 1]
+                s += load(table, row + (ids[place] if place >= 0 else 0), c)
+            store(out, t, c, s)
+
+
+@kernel
+def embed_backward(ids, context, grad, dtable, dposition):
+    """Adds to the gradients of the tables."""
+    for c in range(0, grad.shape[1], LANES):
+        for t in range(len(context)):
+            g = load(grad, t, c)
+            store(dposition, t, c, load(dposition, t, c) + g)
+            for k in range(context.shape[1]):
+                place, row = context[t, k, 0], context[t, k, 1]
+                row += ids[place] if place >= 0 else 0
+                store(dtable, row, c, load(dtable, row, c) + g)
+
+
+# --- blocks ----------------------------------------------------------------------------------------------------------
+
+
+def blocks_forward(
+    ids, gain_rows, states, attendeds, statistics, out, weights, places, context, turns, eps, slope, keeps, first, last
+):
+    """Images `first` to `last` - 1 through all blocks and the last norm: ids -> `out` (B, T, C).
+
+    Args:
+        ids: Prompt and tokens (B, T).
+        gain_rows: Which row of the gains is each image's (B,).
+        states, attendeds, statistics: What backward needs, if `keeps`: inputs of the blocks and output of the last
+            (B, L + 1, rows, C), where rows is T rounded up to a multiple of LANES; results of attention (B, L, rows,
+            C), and of its softmax (B, L, 2 H, FRONT + rows). Otherwise empty.
+        weights: Tables of the context and of the positions (1, rows, C), then matrices (L, inputs, outputs), vectors
+            (L, 1, outputs) and the mixing's (L, K, C); then the gains of the attention's and of the MLP's norms (L, R,
+            C) and of the last (1, R, C), where R is 1, or the number of prompts.
+        places: Rows of the neighbours (T, K); 0 is outside.
+        context: For `embed`.
+        turns: For `turn`.
+    """
+    table, position, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, down_w, down_b, gain1, gain2, last_gain = weights
+    (length, channels), inner = out.shape[1:], up_w.shape[2]
+    rows = (length + LANES - 1) // LANES * LANES
+    heads = channels // HEAD_SIZE
+    x, normed = np.empty((rows, channels), float32), np.empty((rows, channels), float32)
+    attended, mixed = np.zeros((rows, channels), float32), np.empty((rows, channels), float32)
+    qkv, hidden = np.zeros((FRONT + rows, 3 * channels), float32), np.empty((rows, inner), float32)
+    statistic, scales = np.zeros((2 * heads, FRONT + rows), float32), np.empty(rows, float32)
+    scores, columns = np.empty((rows + LANES, LANES), float32), np.empty((HEAD_SIZE, LANES), float32)
+    for image in range(first, last):
+        gain_row = gain_rows[image]
+        x[length:] = float32(0)
+        embed(ids[image], table[0], position[0], context, x)
+        if keeps:
+            states[image, 0] = x
+        for layer in range(len(qkv_w)):
+            normalize(x, eps, gain1[layer], gain_row, normed, scales)
+            linear(normed, qkv_w[layer], qkv_b[layer], qkv, FRONT, False)
+            turn(qkv, turns, length, 1)
+            attend(qkv, statistic[:heads], statistic[heads:], attended, scores, columns, length)
+            mixed[:] = attended
+            mix(qkv, mixing[layer], places, mixed)
+            if keeps:
+                attendeds[image, layer], statistics[image, layer] = attended, statistic
+            linear(mixed, out_w[layer], out_b[layer], x, 0, True)
+            normalize(x, eps, gain2[layer], gain_row, normed, scales)
+            linear(normed, up_w[layer], up_b[layer], hidden, 0, False)
+            activate(hidden, slope, hidden, False)
+            linear(hidden, down_w[layer], down_b[layer], x, 0, True)
+            if keeps:
+                states[image, layer + 1] = x
+        normalize(x, eps, last_gain[0], gain_row, normed, scales)
+        out[image] = normed[:length]
+
+
+def blocks_backward(
+    ids,
+    gain_rows,
+    states,
+    attendeds,
+    statistics,
+    weights,
+    transposed,
+    places,
+    context,
+    turns,
+    eps,
+    slope,
+    grad,
+    grads,
+    first,
+    last,
+):
+    """Groups `first` to `last` - 1: d loss / d out (B, T, C), `grad`, -> `grads`.
+
+    Args:
+        states, attendeds, statistics: As `blocks_forward` kept them. What else it computed is computed again.
+        transposed: The matrices of query, key and value, of the attention's output, up and down: (L, outputs, inputs).
+        grads: A gradient for each of the weights and each group of images (groups, L, ...), zero at first.
+    """
+    _, _, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, _, _, gain1, gain2, last_gain = weights
+    qkv_wt, out_wt, up_wt, down_wt = transposed
+    dtable, dposition, dqkv_w, dqkv_b, dmixing, dout_w, dout_b, dup_w, dup_b, ddown_w, ddown_b = grads[:11]
+    dgain1, dgain2, dlast_gain = grads[11:]
+    (rows, channels), inner, images = states.shape[2:], up_w.shape[2], len(states)
+    heads = channels // HEAD_SIZE
+    normed, scales = np.empty((rows, channels), float32), np.empty(rows, float32)  # of the attention's input
+    normed2, scales2 = np.empty((rows, channels), float32), np.empty(rows, float32)  # of the MLP's input
+    dnormed, after = np.empty((rows, channels), float32), np.empty((rows, channels), float32)
+    hidden, slopes = np.empty((rows, inner), float32), np.empty((rows, inner), float32)
+    dhidden, no_bias = np.empty((rows, inner), float32), np.zeros((1, max(channels, inner)), float32)
+    qkv, dqkv = np.zeros((FRONT + rows, 3 * channels), float32), np.zeros((FRONT + rows, 3 * channels), float32)
+    mixed, dmixed = np.empty((rows, channels), float32), np.zeros((FRONT + rows, channels), float32)
+    deltas, columns = np.zeros((1, FRONT + rows), float32), np.empty((HEAD_SIZE, LANES), float32)
+    dscores, pairs = np.empty((rows, rows), float32), np.empty((rows // 2, LANES), float32)
+    dx, length = np.empty((rows, channels), float32), grad.shape[1]
+    for group in range(first, last):
+        for image in range(group * images // len(dqkv_w), (group + 1) * images // len(dqkv_w)):
+            x, gain_row = states[image, len(qkv_w)], gain_rows[image]
+            dx[:] = float32(0)
+            normalize(x, eps, last_gain[0], gain_row, normed, scales)
+            add_normalize_gradient(x, scales, last_gain[0], gain_row, grad[image], dx, dlast_gain[group, 0])
+            for layer in range(len(qkv_w) - 1, -1, -1):
+                x, attended, statistic = states[image, layer], attendeds[image, layer], statistics[image, layer]
+                normalize(x, eps, gain1[layer], gain_row, normed, scales)
+                linear(normed, qkv_w[layer], qkv_b[layer], qkv, FRONT, False)
+                turn(qkv, turns, length, 1)
+                mixed[:], after[:] = attended, x
+                mix(qkv, mixing[layer], places, mixed)
+                linear(mixed, out_w[layer], out_b[layer], after, 0, True)
+                normalize(after, eps, gain2[layer], gain_row, normed2, scales2)
+                linear(normed2, up_w[layer], up_b[layer], hidden, 0, False)
+                activate(hidden, slope, slopes, True)
+
+                add_outer(hidden, dx, 0, ddown_w[group, layer], ddown_b[group, layer])
+                linear(dx, down_wt[layer], no_bias, dhidden, 0, False)
+                multiply(dhidden, slopes)
+                add_outer(normed2, dhidden, 0, dup_w[group, layer], dup_b[group, layer])
+                linear(dhidden, up_wt[layer], no_bias, dnormed, 0, False)
+                add_normalize_gradient(after, scales2, gain2[layer], gain_row, dnormed, dx, dgain2[group, layer])
+
+                add_outer(mixed, dx, 0, dout_w[group, layer], dout_b[group, layer])
+                linear(dx, out_wt[layer], no_bias, dmixed, FRONT, False)
+                softmax = statistic[:heads], statistic[heads:]
+                attend_backward(qkv, *softmax, attended, dmixed, dqkv, deltas, columns, dscores, pairs, length)
+                turn(dqkv, turns, length, -1)
+                mix_backward(qkv, mixing[layer], places, dmixed, dqkv, dmixing[group, layer])
+                add_outer(normed, dqkv, FRONT, dqkv_w[group, layer], dqkv_b[group, layer])
+                linear(dqkv[FRONT:], qkv_wt[layer], no_bias, dnormed, 0, False)
+                add_normalize_gradient(x, scales, gain1[layer], gain_row, dnormed, dx, dgain1[group, layer])
+            embed_backward(ids[image], context, dx, dtable[group, 0], dposition[group, 0])
+
+
+@functools.cache
+def make_kernels():
+    """Compile (forward, backward)."""
+    three, four, number = numba.float32[:, :, ::1], numba.float32[:, :, :, ::1], numba.int64
+    ids, places, context, real = number[:, ::1], number[:, ::1], number[:, :, ::1], numba.float32
+    kept, tables = (ids, number[::1], four, four, four), (places, context, three, real, real)
+    weights, transposed, grads = (numba.types.UniTuple(*x) for x in ((three, 14), (three, 4), (four, 14)))
+    return (
+        compile_kernel(blocks_forward, (*kept, three, weights, *tables, numba.boolean, number, number)),
+        compile_kernel(blocks_backward, (*kept, weights, transposed, *tables, three, grads, number, number)),
+    )
+
+
+def pairwise_sum(x: torch.Tensor) -> torch.Tensor:
+    """Sum over the first dimension, of pairs, then of pairs of pairs, ...: (n, ...) -> (...); overwrites x.
+
+    The sums of two halves, 2**k long each, add up to the sum of the whole to the last bit: where batches are split
+    over processes, a step is the same.
+    """
+    distance = 1
+    while distance < len(x):
+        x[: len(x) - distance : 2 * distance] += x[distance :: 2 * distance]
+        distance *= 2
+    return x[0]
+
+
+class Blocks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, model, input_ids, gain_rows, places, context, turns, eps, slope, *weights):
+        (batch, length), channels = input_ids.shape, weights[0].shape[2]
+        keeps, layers, rows = any(ctx.needs_input_grad), len(weights[2]), -(-length // LANES) * LANES
+        kept = (batch, layers) if keeps else (0, 0)
+        states = weights[0].new_empty(kept[0], layers + 1, rows, channels)
+        attendeds = states.new_empty(*kept, rows, channels)
+        statistics = states.new_empty(*kept, 2 * channels // HEAD_SIZE, FRONT + rows)
+        out = states.new_empty(batch, length, channels)
+        ctx.save_for_backward(*weights)
+        ctx.model, ctx.input_ids = model, input_ids
+        ctx.arrays = [tensor.numpy() for tensor in (input_ids, gain_rows, states, attendeds, statistics)]
+        ctx.scaled = tuple(weight.detach().numpy() for weight in scale_queries(weights, HEAD_SIZE))
+        ctx.settings = (places.numpy(), context.numpy(), turns.numpy(), float32(eps), float32(slope))
+        arrays = (*ctx.arrays, out.numpy(), ctx.scaled, *ctx.settings, keeps)
+        run_tasks(functools.partial(make_kernels()[0], *arrays), batch)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        if torch.is_grad_enabled():  # create_graph: the gradient shall have a gradient, which the kernel's has not
+            wanted = ctx.needs_input_grad[-len(ctx.saved_tensors) :]
+            return *[None] * 8, *module_gradients(ctx.model, ctx.input_ids, ctx.saved_tensors, wanted, grad)
+        grads = [grad.new_zeros(min(len(grad), TASKS), *weight.shape) for weight in ctx.scaled]
+        transposed = tuple(np.ascontiguousarray(ctx.scaled[i].transpose(0, 2, 1)) for i in MATRICES)
+        arrays = (*ctx.arrays, ctx.scaled, transposed, *ctx.settings, grad.contiguous().numpy())
+        run_tasks(functools.partial(make_kernels()[1], *arrays, tuple(x.numpy() for x in grads)), len(grads[0]))
+        return *[None] * 8, *map(pairwise_sum, scale_queries(grads, HEAD_SIZE))
+
+
+def module_gradients(model, input_ids, weights, wanted: list[bool], grad) -> list[torch.Tensor | None]:
+    """What `Blocks.backward` returns for its weights, but computed by the model's modules, and with a graph.
+
+    Args:
+        weights: What `stacked_weights` returned.
+        wanted: For which of them.
+        grad: d loss / d `last_hidden_state`, (B, T, C).
+    """
+    positions = torch.arange(input_ids.shape[1])
+    context = context_ids(input_ids, positions, model.config)  # a call with it is left to the modules
+    with sdpa_kernel(SDPBackend.MATH):  # the only attention of torch that has a second derivative
+        parameters = named_weights(model, weights)
+        out = functional_call(model, parameters, (input_ids,), {"context": context, "use_cache": False})
+    inputs = [weight for weight, is_wanted in zip(weights, wanted, strict=True) if is_wanted]
+    grads = iter(torch.autograd.grad(out.last_hidden_state, inputs, grad, create_graph=True))
+    return [next(grads) if is_wanted else None for is_wanted in wanted]
+
+
+class LinearOfImages(torch.autograd.Function):
+    """A linear layer without bias, (B, T, inputs) -> (B, T, outputs); see `pairwise_sum` for its weight's gradient."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return nn.functional.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        return grad @ weight, pairwise_sum(grad.mT @ x)
+
+
+# The parameters of a block, in the order of `stacked_weights`.
+BLOCK_WEIGHTS = (
+    *("attention.qkv_proj.weight", "attention.qkv_proj.bias", "attention.local_mixing.weight"),
+    *("attention.out_proj.weight", "attention.out_proj.bias"),
+    *("mlp.up_proj.weight", "mlp.up_proj.bias", "mlp.down_proj.weight", "mlp.down_proj.bias"),
+    *("attention_norm.weight", "mlp_norm.weight"),
+)
+
+
+def stacked_weights(model) -> tuple[torch.Tensor, ...]:
+    """The weights of an IGPTModel, each kind as one tensor, as `blocks_forward` takes them but for `scale_queries`.
+
+    Autograd leads back to the parameters.
+    """
+    layers, embeddings = model.layers, model.embeddings
+
+    def matrices(modules):
+        return torch.stack([module.weight.mT for module in modules])
+
+    def vectors(modules):
+        return torch.stack([module.bias for module in modules])[:, None]
+
+    def gains(norms):
+        return torch.stack([norm.weight.view(-1, norm.weight.shape[-1]) for norm in norms])
+
+    attentions, mlps = [layer.attention for layer in layers], [layer.mlp for layer in layers]
+    qkv, out = [x.qkv_proj for x in attentions], [x.out_proj for x in attentions]
+    up, down = [x.up_proj for x in mlps], [x.down_proj for x in mlps]
+    if attentions[0].local_mixing is None:
+        mixing = torch.zeros(len(layers), 0, out[0].in_features)
+    else:
+        mixing = matrices([x.local_mixing for x in attentions])
+    return (
+        *(embeddings.context.weight[None], embeddings.position.weight[None]),
+        *(matrices(qkv), vectors(qkv), mixing, matrices(out), vectors(out)),
+        *(matrices(up), vectors(up), matrices(down), vectors(down)),
+        *(gains([x.attention_norm for x in layers]), gains([x.mlp_norm for x in layers]), gains([model.norm])),
+    )
+
+
+def named_weights(model, weights: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+    """Undo `stacked_weights`: an IGPTModel's parameters, by name."""
+    table, position, *stacked, last_gain = weights
+    named = {"norm.weight": last_gain, "embeddings.context.weight": table, "embeddings.position.weight": position}
+    for name, layers in zip(BLOCK_WEIGHTS, stacked, strict=True):
+        is_matrix = "norm" not in name  # of which the stack holds the transpose
+        named |= {f"layers.{index}.{name}": weight.mT if is_matrix else weight for index, weight in enumerate(layers)}
+    return {name: named[name].reshape(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def query_scale(channels: int, head_size: int) -> torch.Tensor:
+    """Factors of query, key and value (3 C,): log2(e) / sqrt(head size) for the queries, and 1."""
+    scale = torch.ones(3 * channels)
+    scale[:channels] = head_size**-0.5 * LOG2_E
+    return scale
+
+
+def scale_queries(weights, head_size: int) -> tuple[torch.Tensor, ...]:
+    """Multiply the scale of the scores into the queries' matrix and bias: of `stacked_weights`, or of gradients.
+
+    d loss / d weight is the same multiple of d loss / d (scaled weight): one function serves both.
+    """
+    table, position, qkv_w, qkv_b, *rest = weights
+    scale = query_scale(qkv_w.shape[-2], head_size)
+    return table, position, qkv_w * scale, qkv_b * scale, *rest
+
+
+def gain_rows(input_ids: torch.Tensor, config) -> torch.Tensor:
+    """Which row of a norm's gains each prompt takes: (B, T) ids -> (B,)."""
+    return (input_ids[:, 0] - config.vocab_size) * config.class_conditional_norm
+
+
+def neighbor_rows(length: int, config) -> torch.Tensor:
+    """Rows of the neighbours in query, key and value, (T, K); row 0, of zeros, stands for those outside."""
+    if config.neighborhood_radius == 0:
+        return torch.zeros(length, 0, dtype=torch.long)
+    places, is_inside = neighbor_index(torch.arange(length), config)
+    return torch.where(is_inside, FRONT + places, 0)
+
+
+def context_rows(length: int, first_rows: list[int], config) -> torch.Tensor:
+    """The table that `embed` reads, (T, K + 1, 2)."""
+    places, is_inside = neighbor_index(torch.arange(length), config, wraps=True)
+    rows = torch.tensor(first_rows[:-1]) + torch.where(is_inside, 0, config.vocab_size)
+    neighbors = torch.stack([torch.where(is_inside, places, -1), rows], dim=2)
+    prompt = torch.tensor([0, first_rows[-1]]).expand(length, 1, 2)
+    return torch.cat([neighbors, prompt], dim=1)
+
+
+def turn_rows(length: int, config) -> torch.Tensor:
+    """The table that `turn` reads, (2, T, LANES)."""
+    cos, sin = rotations(torch.arange(length), config)  # (T, HEAD_SIZE / 2) each
+    signed = torch.stack([torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)])
+    return signed.repeat(1, 1, LANES // HEAD_SIZE)
+
+
+def are_blocks_usable(model, input_ids: torch.Tensor) -> bool:
+    """Whether `run_blocks` computes what an IGPTModel's modules would: small, and nothing but themselves."""
+    config = model.config
+    return (
+        is_numba_usable()
+        and not is_transformed()
+        and input_ids.device.type == "cpu"
+        and are_in_range(input_ids, config)
+        and config._attn_implementation == "sdpa"
+        and config.hidden_size == HEAD_SIZE * config.num_attention_heads <= MAX_CHANNELS
+        and config.hidden_size % LANES == config.intermediate_size % LANES == 0
+        and config.hidden_act in SLOPES
+        and (config.vocab_size <= MAX_VOCAB_SIZE or not torch.is_grad_enabled())  # a gradient for each group of images
+        and not (model.training and (config.attention_dropout or model.layers[0].gradient_checkpointing))
+        and is_plain(model, config)
+    )
+
+
+def is_transformed() -> bool:
+    """Whether a transformation of torch.func (grad, vmap, ...) is at work; it can follow torch's operations only."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def are_in_range(input_ids: torch.Tensor, config) -> bool:
+    """Whether ids (B, T) are those of prompts and tokens; the kernels do not check what they look up."""
+    if input_ids.dtype != torch.long or not 0 < input_ids.shape[1] <= config.max_position_embeddings:
+        return False
+    prompts, tokens = input_ids[:, 0], input_ids[:, 1:]
+    are_prompts = (prompts >= config.vocab_size) & (prompts <= config.start_token_id)
+    return bool(are_prompts.all() and ((tokens >= 0) & (tokens < config.vocab_size)).all())
+
+
+def run_blocks(model, input_ids: torch.LongTensor) -> torch.Tensor:
+    """All of an IGPTModel, from the first position on: ids (B, T) -> `last_hidden_state`, float32 (B, T, C)."""
+    config, length = model.config, input_ids.shape[1]
+    tables = neighbor_rows(length, config), context_rows(length, model.embeddings.first_rows, config)
+    constants = (*tables, turn_rows(length, config), config.rms_norm_eps, SLOPES[config.hidden_act])
+    weights = stacked_weights(model)
+    rows = gain_rows(input_ids, config)
+    return Blocks.apply(model, input_ids.contiguous(), rows, *constants, *weights)
+
+
+def is_plain(model: nn.Module, config) -> bool:
+    """Whether all modules are the model's own, float32 on the CPU, and no hook or wrapper changes what they do.
+
+    Hooks that the library leaves behind once it was asked for hidden states or attentions do nothing by themselves.
+    """
+    kinds = (nn.Linear, nn.Embedding, nn.ModuleList, type(ACT2FN[config.hidden_act]))
+
+    def is_changed(module) -> bool:
+        left_behind = "transformers.utils.output_capturing"
+        hooks = [hook for hook in module._forward_hooks.values() if getattr(hook, "__module__", None) != left_behind]
+        others = (module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        return bool(hooks) or any(others) or "forward" in vars(module)
+
+    def is_table_whole() -> bool:  # what lies beyond it would be read too
+        embeddings = model.base_model.embeddings
+        return embeddings.context.weight.shape[0] == embeddings.first_rows[-1] + config.start_token_id + 1
+
+    return (
+        all(
+            (type(module) in kinds or type(module).__module__.rpartition(".")[2] == "modeling_igpt")
+            and not is_changed(module)
+            and all(
+                x is None or (x.dtype == torch.float32 and x.device.type == "cpu") for x in module._parameters.values()
+            )
+            for module in model.modules()
+        )
+        and is_table_whole()
+    )
+
+
+__all__ = ["MAX_VOCAB_SIZE", "LinearOfImages", "are_blocks_usable", "is_plain", "is_transformed", "run_blocks"]

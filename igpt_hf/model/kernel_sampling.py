@@ -1,0 +1,396 @@
+"""Sampling of whole images on the CPU, compiled by numba: all steps of the model with no Python between them.
+
+`sample_images(model, prompts)` draws from the distribution that `model.generate` draws from, thousands of times faster
+where a model is so small that the library's loop is nearly all overhead.
+
+Position t knows the tokens before token t. It goes through the layers and yields the probabilities of token t:
+
+    x = embeddings of the neighbours, the prompt and the position; then, in each layer,
+    query, key, value = W (rms(x) gain) + b    key and value are kept for the positions to come, query and key turned
+    x = x + W (attention + mixing) + b         attention reads positions j <= t, mixing the neighbours
+    x = x + W act(W (rms(x) gain) + b) + b
+
+How it becomes fast: SLOTS sequences go through all their steps together, before the next ones begin: so few that their
+keys and values stay in a core's own cache, and enough that one need not wait for another's result. A vector register
+holds LANES numbers side by side: channels of the result in `times`, positions in `attend_row`, for which keys and
+values are stored as (channel, position). Sizes are padded with zeros to multiples of LANES.
+
+An image's tokens follow from its prompt and its own row of random numbers by a fixed order of operations: they depend
+neither on the number of threads nor on the other images.
+"""
+
+import functools
+
+import numpy as np
+import torch
+from torch import nn
+
+from .kernel_blocks import (
+    MAX_VOCAB_SIZE,
+    SLOPES,
+    activate,
+    context_rows,
+    gain_rows,
+    is_plain,
+    scale_queries,
+    stacked_weights,
+)
+from .kernel_simd import (
+    LANES,
+    compile_kernel,
+    exp2,
+    fma,
+    highest,
+    is_numba_usable,
+    kernel,
+    load,
+    maximum,
+    numba,
+    run_tasks,
+    splat,
+    store,
+    total,
+    up_to_lane,
+)
+from .neighborhood import neighbor_index, rotations
+
+
+MAX_HIDDEN_SIZE = 128  # beyond, torch's matrix products win; a vocabulary may have MAX_VOCAB_SIZE, `pick` sorts slowly
+SLOTS = 4  # even: with guidance an image takes two
+DEFAULTS = (1.0, 0, 1.0, 0.0, 1.0)  # temperature, top_k, top_p, min_p, guidance_scale
+float32 = np.float32
+
+
+@kernel
+def times(x, row, weight, bias, out, adds):
+    """out[row] = x[row] weight + bias, plus what it was if `adds`."""
+    inputs, outputs = weight.shape
+    for o in range(0, outputs, LANES):
+        a = load(bias, 0, o) + load(out, row, o) if adds else load(bias, 0, o)
+        b = c = d = splat(0)
+        for i in range(0, inputs, 4):  # four sums: in one, each multiply-add would wait for the one before
+            a = fma(x[row, i], load(weight, i, o), a)
+            b = fma(x[row, i + 1], load(weight, i + 1, o), b)
+            c = fma(x[row, i + 2], load(weight, i + 2, o), c)
+            d = fma(x[row, i + 3], load(weight, i + 3, o), d)
+        store(out, row, o, (a + b) + (c + d))
+
+
+@kernel
+def normalize_row(x, row, size, eps, gains, gain_row, normed):
+    """normed[row] = rms(x[row]) gains[gain_row], where the first `size` channels are real and the others zero."""
+    squares = splat(0)
+    for c in range(0, x.shape[1], LANES):
+        squares = fma(load(x, row, c), load(x, row, c), squares)
+    scale = splat(float32(1) / np.sqrt(total(squares) / float32(size) + eps))
+    for c in range(0, x.shape[1], LANES):
+        store(normed, row, c, load(x, row, c) * scale * load(gains, gain_row, c))
+
+
+@kernel
+def turn_row(qkv, row, cosines, sines, heads, size, channels):
+    """Rotary positions: turn query and key of qkv[row], from columns 0 and `channels` on, by a position's angles."""
+    pairs = len(cosines)
+    for part in range(2):
+        for head in range(heads):
+            c = part * channels + head * size
+            for p in range(pairs):
+                first, second = qkv[row, c + p], qkv[row, c + pairs + p]
+                qkv[row, c + p] = first * cosines[p] - second * sines[p]
+                qkv[row, c + pairs + p] = first * sines[p] + second * cosines[p]
+
+
+@kernel
+def attend_row(query, row, keys, values, first, t, heads, size, scores, mixed):
+    """Attention of query[row] to positions up to t -> mixed[row]; keys and values begin in row `first`."""
+    last = t // LANES
+    for head in range(heads):
+        channel = head * size
+        most = splat(-np.inf)
+        for block in range(last + 1):
+            s = splat(0)
+            for d in range(size):
+                s = fma(query[row, channel + d], load(keys, first + channel + d, block * LANES), s)
+            if block == last:
+                s = up_to_lane(t % LANES, s, -np.inf)
+            most = maximum(most, s)
+            store(scores, block, 0, s)
+        most, norm = splat(highest(most)), splat(0)
+        for block in range(last + 1):
+            e = exp2(load(scores, block, 0) - most)
+            norm += e
+            store(scores, block, 0, e)
+        factor = float32(1) / total(norm)
+        for d in range(size):
+            s = splat(0)
+            for block in range(last + 1):
+                s = fma(load(scores, block, 0), load(values, first + channel + d, block * LANES), s)
+            mixed[row, channel + d] = total(s) * factor
+
+
+@kernel
+def log_sum_exp(scores):
+    """log of the sum of exp(scores)"""
+    most, result = scores.max(), 0.0
+    for score in scores:
+        result += np.exp(score - most)
+    return most + np.log(result)
+
+
+@kernel
+def pick(scores, uniform, settings, order, weights):
+    """Choose a token by its score, as the library's logits processors and a draw do; overwrites the scores (V,).
+
+    Args:
+        uniform: In [0, 1); chosen is the first token at which the sum of the probabilities is larger.
+        settings: temperature (0: no draw, the first of the highest scores), top_k (0: all), top_p, min_p, and more.
+        order, weights: Room for V numbers each.
+    """
+    temperature, top_k, top_p, min_p, _ = settings
+    vocab = len(scores)
+    if temperature == 0:
+        return np.argmax(scores)
+    for v in range(vocab):
+        scores[v] /= temperature
+    most = scores.max()
+    for v in range(vocab):
+        weights[v] = np.exp(scores[v] - most)
+    if 0 < top_k < vocab or top_p < 1:
+        for v in range(vocab):  # insertion sort: order[0] is the token of the lowest score
+            i = v
+            while i > 0 and scores[order[i - 1]] > scores[v]:
+                order[i] = order[i - 1]
+                i -= 1
+            order[i] = v
+        lowest = scores[order[vocab - int(top_k)]] if 0 < top_k < vocab else -np.inf
+        mass, cumulative = 0.0, 0.0
+        for v in range(vocab):
+            if scores[v] < lowest:  # all that equal the k-th stay
+                weights[v] = 0
+            mass += weights[v]
+        for v in order[:-1]:  # the likeliest stays in any case
+            cumulative += weights[v]
+            if cumulative <= (1 - top_p) * mass:
+                weights[v] = 0
+    mass = 0.0
+    for v in range(vocab):
+        if weights[v] < min_p:  # the highest weight is 1
+            weights[v] = 0
+        mass += weights[v]
+    token, cumulative = 0, 0.0
+    for v in range(vocab):
+        if weights[v] > 0 and cumulative <= uniform * mass:
+            token = v
+            cumulative += weights[v]
+    return token
+
+
+def complete_images(
+    weights, tables, shape, constants, start_token, ids, rows, given, noise, settings, log_probs, first, last
+):
+    """Complete images `first` to `last` - 1.
+
+    Args:
+        weights: From `padded_weights`.
+        tables: Places of the neighbours that mixing reads, 0 outside (N, K), `context_rows`, and cosines and sines of
+            the angles (2, N, P).
+        shape: Heads, hidden size and vocabulary, without padding.
+        constants: eps of the norms, slope of the activation.
+        ids: Prompts and tokens (B, 1 + N); all tokens after the first `given` are filled in.
+        rows: Rows of the gains for each image's prompt and for the start token (B, 2).
+        noise: (B, N - given), for `pick`.
+        settings: temperature, top_k, top_p, min_p, guidance_scale.
+        log_probs: Filled in with what the model, without any of the settings, gives each token (B, N).
+    """
+    table, position, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, down_w, down_b = weights[:11]
+    gain1, gain2, last_gain, head_w, no_bias = weights[11:]
+    (places, context, turns), (heads, hidden_size, vocab) = tables, shape
+    (eps, slope), guidance = constants, settings[4]
+    branches = 1 if guidance == 1 else 2  # with guidance: an image with its prompt, and with the start token
+    slots = min(SLOTS, branches * (last - first))
+    length, (layers, channels, _), inner = len(places), qkv_w.shape, up_w.shape[2]
+    longest, size = (length + LANES - 1) // LANES * LANES, hidden_size // heads
+    keys = np.zeros((slots * layers * channels, longest), float32)  # a row for each channel
+    values = np.zeros((slots * layers * channels, longest), float32)
+    value_rows = np.zeros((slots * layers * longest, channels), float32)  # the values again, a row for each position
+    x, normed = np.zeros((slots, channels), float32), np.zeros((slots, channels), float32)
+    qkv, mixed = np.zeros((slots, 3 * channels), float32), np.zeros((slots, channels), float32)
+    hidden, scores = np.zeros((slots, inner), float32), np.zeros((longest // LANES, LANES), float32)
+    logits, chances = np.zeros((slots, head_w.shape[2]), float32), np.zeros((slots, vocab))
+    picked, room, order = np.zeros(vocab), np.zeros(vocab), np.zeros(vocab, np.int64)
+    for start in range(first, last, slots // branches):
+        active = min(slots, branches * (last - start))
+        for t in range(length):
+            for slot in range(active):
+                image = start + slot // branches
+                for c in range(0, channels, LANES):
+                    s = load(position[0], t, c)
+                    for k in range(context.shape[1]):
+                        place, row = context[t, k, 0], context[t, k, 1]
+                        if place > 0:
+                            row += ids[image, place]
+                        elif place == 0:
+                            row += ids[image, 0] if slot % branches == 0 else start_token
+                        s += load(table[0], row, c)
+                    store(x, slot, c, s)
+
+            for layer in range(layers):
+                for slot in range(active):
+                    gain_row = rows[start + slot // branches, slot % branches]
+                    normalize_row(x, slot, hidden_size, eps, gain1[layer], gain_row, normed)
+                    times(normed, slot, qkv_w[layer], qkv_b[layer], qkv, False)
+                    turn_row(qkv, slot, turns[0, t], turns[1, t], heads, size, channels)
+                for slot in range(active):
+                    cache = slot * layers + layer
+                    for c in range(channels):
+                        keys[cache * channels + c, t] = qkv[slot, channels + c]
+                        values[cache * channels + c, t] = qkv[slot, 2 * channels + c]
+                    for c in range(0, channels, LANES):
+                        store(value_rows, cache * longest + t, c, load(qkv, slot, 2 * channels + c))
+                    attend_row(qkv, slot, keys, values, cache * channels, t, heads, size, scores, mixed)
+                    for c in range(0, channels, LANES):
+                        s = load(mixed, slot, c)
+                        for k in range(mixing.shape[1]):
+                            if places[t, k] > 0:
+                                row = cache * longest + places[t, k]
+                                s = fma(load(mixing[layer], k, c), load(value_rows, row, c), s)
+                        store(mixed, slot, c, s)
+                for slot in range(active):
+                    times(mixed, slot, out_w[layer], out_b[layer], x, True)
+                    gain_row = rows[start + slot // branches, slot % branches]
+                    normalize_row(x, slot, hidden_size, eps, gain2[layer], gain_row, normed)
+                    times(normed, slot, up_w[layer], up_b[layer], hidden, False)
+                activate(hidden, slope, hidden, False)
+                for slot in range(active):
+                    times(hidden, slot, down_w[layer], down_b[layer], x, True)
+
+            for slot in range(active):
+                gain_row = rows[start + slot // branches, slot % branches]
+                normalize_row(x, slot, hidden_size, eps, last_gain[0], gain_row, normed)
+                times(normed, slot, head_w[0], no_bias[0], logits, False)
+                norm = log_sum_exp(logits[slot, :vocab])
+                for v in range(vocab):
+                    chances[slot, v] = logits[slot, v] - norm
+            for slot in range(0, active, branches):
+                image = start + slot // branches
+                for v in range(vocab):
+                    picked[v] = chances[slot, v]
+                    if branches == 2:
+                        picked[v] = chances[slot + 1, v] + guidance * (picked[v] - chances[slot + 1, v])
+                if t >= given:
+                    ids[image, t + 1] = pick(picked, noise[image, t - given], settings, order, room)
+                log_probs[image, t] = chances[slot, ids[image, t + 1]]
+
+
+@functools.cache
+def make_kernel():
+    """Compile `complete_images`."""
+    number, real, types = numba.int64, numba.float32, numba.types
+    weights = types.UniTuple(real[:, :, ::1], 16)
+    tables = types.Tuple((number[:, ::1], number[:, :, ::1], real[:, :, ::1]))
+    matrix, numbers = number[:, ::1], numba.float64[:, ::1]
+    sizes = (weights, tables, types.UniTuple(number, 3), types.UniTuple(real, 2), number)
+    signature = (*sizes, matrix, matrix, number, numbers, types.UniTuple(numba.float64, 5), numbers, number, number)
+    return compile_kernel(complete_images, signature)
+
+
+def padded(size: int) -> int:
+    """The next multiple of LANES."""
+    return -(-size // LANES) * LANES
+
+
+@torch.no_grad()
+def padded_weights(model) -> tuple[np.ndarray, ...]:
+    """The weights as `complete_images` takes them: those of `scale_queries` and of the head, padded with zeros."""
+
+    def pad(weight, inputs, outputs, parts=1):
+        """(L, i, parts * o) -> (L, inputs, parts * outputs)"""
+        weight = weight.unflatten(2, (parts, -1))
+        missing = (0, outputs - weight.shape[3], 0, 0, 0, inputs - weight.shape[1])
+        return nn.functional.pad(weight, missing).flatten(2).contiguous().numpy()
+
+    config = model.config
+    scaled = scale_queries(stacked_weights(model.model), config.hidden_size // config.num_attention_heads)
+    table, position, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, down_w, down_b, *gains = scaled
+    width, inner, outputs = (padded(n) for n in (config.hidden_size, config.intermediate_size, config.vocab_size))
+    return (
+        *(pad(table, table.shape[1], width), pad(position, position.shape[1], width)),
+        *(pad(qkv_w, width, width, 3), pad(qkv_b, 1, width, 3), pad(mixing, mixing.shape[1], width)),
+        *(pad(out_w, width, width), pad(out_b, 1, width), pad(up_w, width, inner), pad(up_b, 1, inner)),
+        *(pad(down_w, inner, width), pad(down_b, 1, width), *(pad(gain, gain.shape[1], width) for gain in gains)),
+        pad(model.lm_head.weight.T[None], width, outputs),
+        np.zeros((1, 1, outputs), float32),
+    )
+
+
+def is_sampler_usable(model) -> bool:
+    """Whether `sample_images` can take this model: numba is here, and the model small and nothing but itself."""
+    config = model.config
+    return (
+        is_numba_usable()
+        and config.hidden_size <= MAX_HIDDEN_SIZE
+        and config.vocab_size <= MAX_VOCAB_SIZE
+        and config.hidden_act in SLOPES
+        and not (model.training and config.attention_dropout)
+        and is_plain(model, config)
+        and model.lm_head.bias is None
+    )
+
+
+def sample_images(
+    model,
+    input_ids: torch.Tensor,
+    *,
+    do_sample: bool = True,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    guidance_scale: float = 1.0,
+    noise: torch.Tensor | None = None,
+    return_log_probs: bool = False,
+):
+    """Sample images: prompts and given tokens (B, 1 + given) -> (B, 1 + N), int64.
+
+    The settings have the meaning that they have for the library's `generate`. All randomness is one draw from torch's
+    generator of the CPU: `torch.manual_seed` makes samples repeatable, and the first of a larger batch are the same.
+
+    Args:
+        noise: Uniform numbers in [0, 1) instead of that draw, float64 (B, N - given).
+        return_log_probs: Return also the log-probability of each token by the model as it is, float64 (B, N).
+
+    Raises:
+        ValueError: Ids out of range, a prompt that is a whole image, or a temperature that is not positive.
+        RuntimeError: Probabilities that are not numbers, because some weights are not.
+    """
+    model._check_prompt(input_ids)
+    if do_sample and temperature is not None and not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}; do_sample=False takes the likeliest.")
+    config, batch, given = model.config, len(input_ids), input_ids.shape[1] - 1
+    steps = config.num_image_tokens - given
+    if noise is None:
+        noise = (torch.rand if do_sample else torch.zeros)(batch, steps, dtype=torch.float64)
+    settings = (temperature if do_sample else 0.0, top_k, top_p, min_p, guidance_scale)
+    settings = tuple(float(default if x is None else x) for x, default in zip(settings, DEFAULTS, strict=True))
+    ids = nn.functional.pad(input_ids.long(), (0, steps)).contiguous()
+    log_probs = torch.empty(batch, config.num_image_tokens, dtype=torch.float64)
+
+    positions = torch.arange(config.num_image_tokens)
+    places, is_inside = neighbor_index(positions, config)
+    context = context_rows(len(positions), model.model.embeddings.first_rows, config)
+    turns = rotations(positions, config).numpy()
+    starts = torch.full_like(ids[:, :1], config.start_token_id)
+    rows = torch.stack([gain_rows(ids, config), gain_rows(starts, config)], dim=1)
+    arguments = (
+        *(padded_weights(model), (torch.where(is_inside, places, 0).numpy(), context.numpy(), turns)),
+        (config.num_attention_heads, config.hidden_size, config.vocab_size),
+        (float32(config.rms_norm_eps), float32(SLOPES[config.hidden_act])),
+        *(config.start_token_id, ids.numpy(), rows.numpy(), given, noise.numpy(), settings, log_probs.numpy()),
+    )
+    run_tasks(functools.partial(make_kernel(), *arguments), batch)
+    if log_probs.isnan().any():
+        raise RuntimeError("The probabilities of the next token are not numbers: some weights are not.")
+    return (ids, log_probs) if return_log_probs else ids
+
+
+__all__ = ["is_sampler_usable", "sample_images"]

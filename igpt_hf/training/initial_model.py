@@ -1,0 +1,90 @@
+"""The model that a training run begins with, and its image processor: new, of a checkpoint, or the library's own."""
+
+import logging
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+from ..errors import DataError
+from ..hub.loading import load_pretrained
+from ..model.configuration_igpt import IGPTConfig
+from ..model.image_processing_igpt import IGPTImageProcessor
+from ..model.modeling_igpt import IGPTForCausalImageModeling, IGPTForImageClassification
+from .imagegpt_baseline import STOCK_PRESET, stock_layout, stock_model, stock_processor
+from .trainer import DataArguments
+
+
+logger = logging.getLogger(__name__)
+MODELS = {"generation": IGPTForCausalImageModeling, "classification": IGPTForImageClassification}
+
+
+@dataclass
+class Start:
+    """What a run begins with.
+
+    Args:
+        model: To be trained.
+        processor: Makes the tokens.
+        saved_processor: What is saved with the model: the same, but for the library's own model.
+        layout: How images are laid out in tokens.
+    """
+
+    model: PreTrainedModel
+    processor: IGPTImageProcessor
+    saved_processor: BaseImageProcessor
+    layout: IGPTConfig
+
+
+def build(class_names: list[str], data_args: DataArguments, config_args) -> Start:
+    """Make or load the model that the flags ask for.
+
+    Raises:
+        DataError: A checkpoint cannot be loaded, or flags contradict each other.
+        ValueError: A setting out of its range.
+    """
+    if data_args.model_name_or_path is not None:
+        return _from_checkpoint(class_names, data_args, config_args)
+    settings = {name: value for name, value in vars(config_args).items() if name != "preset" and value is not None}
+    labels = {"id2label": dict(enumerate(class_names)), "label2id": {n: i for i, n in enumerate(class_names)}}
+    is_stock = config_args.preset == STOCK_PRESET
+    if is_stock and data_args.task != "generation":
+        raise DataError(f"--preset {STOCK_PRESET} draws images only: leave out --task {data_args.task}.")
+    layout = (
+        stock_layout(len(class_names), **settings)
+        if is_stock
+        else IGPTConfig.from_preset(config_args.preset, **settings, **labels)
+    )
+    processor = IGPTImageProcessor(
+        image_size=layout.image_size,
+        patch_size=layout.patch_size,
+        num_labels=layout.num_labels,
+        threshold=data_args.threshold,
+        invert=data_args.invert,
+        margin=layout.image_size // 14 if data_args.margin is None else data_args.margin,
+        binarize=data_args.binarize,
+    )
+    if is_stock:
+        return Start(stock_model(layout, **labels), processor, stock_processor(layout.image_size), layout)
+    return Start(MODELS[data_args.task](layout), processor, processor, layout)
+
+
+def _from_checkpoint(class_names: list[str], data_args: DataArguments, config_args) -> Start:
+    path = data_args.model_name_or_path
+    for name in (*vars(config_args), "threshold", "invert", "margin", "binarize"):
+        arguments = config_args if name in vars(config_args) else data_args
+        if getattr(arguments, name) != getattr(type(arguments), name):
+            raise DataError(f"--{name} cannot be changed: it comes with --model_name_or_path {path}.")
+    model, processor = load_pretrained(path, MODELS[data_args.task])
+    known = [str(model.config.id2label[label]) for label in range(model.config.num_labels)]
+    if known != class_names:
+        new = model.set_classes(class_names)
+        processor.num_labels = len(class_names)
+        logger.warning(
+            "warning: %s knows the classes %s, and the data has %s. The prompts of these are new: %s.",
+            *(path, ", ".join(known), ", ".join(class_names), ", ".join(new) or "none"),
+        )
+    return Start(model, processor, processor, model.config)
+
+
+__all__ = ["MODELS", "Start", "build"]

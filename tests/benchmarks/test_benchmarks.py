@@ -1,0 +1,90 @@
+"""The benchmarks run, at a size that says nothing about speed."""
+
+import argparse
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+import ablations  # noqa: E402
+import baselines  # noqa: E402
+
+
+TINY = ["--max_images", "60", "--num_hidden_layers", "1", "--num_threads", "1", "--disable_tqdm", "true"]
+
+
+def run(*command, check: bool = True) -> subprocess.CompletedProcess:
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=400)
+    assert not check or done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def test_ablations_make_a_table_and_do_not_run_twice(tmp_path):
+    variants = tmp_path / "variants.yaml"
+    variants.write_text("default:\nsmall radius: {neighborhood_radius: 1}\nturning: {model: unrotated}\nnever: {}\n")
+    command = [BENCHMARKS / "ablations.py", "--variants", variants, "--output", tmp_path / "runs", "--epochs", 1]
+    command += ["--only", "default", "small radius", "turning", "--flags", *TINY]
+    first = run(*command)
+    table = (tmp_path / "runs" / "table.md").read_text()
+    assert table in first.stdout
+    assert table.count("\n") == 5
+    results = tmp_path / "runs" / "runs.jsonl"
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [row["variant"] for row in rows] == ["default", "small radius", "turning"]
+    assert rows[1]["parameters"] < rows[0]["parameters"]
+    assert [row["command"].split()[1] for row in rows] == [*["scripts/train.py"] * 2, "benchmarks/variants.py"]
+    assert rows[2]["validation"] != rows[0]["validation"]
+    shutil.rmtree(tmp_path / "runs" / "default-1-seed42")  # the results file knows of it
+    assert table in run(*command).stdout
+    assert not (tmp_path / "runs" / "default-1-seed42").exists()
+
+
+def test_the_table_of_ablations_compares_with_the_default_at_the_same_seeds():
+    shared = {"parameters": 1, "epochs": 2.0, "minutes": 1.0, "train": 50.0}
+    nats = [("default", 1, 55.0), ("default", 2, 57.0), ("better", 2, 56.0)]
+    records = [{"variant": name, "seed": seed, "validation": value, **shared} for name, seed, value in nats]
+    default, better = ablations.summarize(records)
+    assert (default["validation"], default["spread"], default["seeds"]) == ("56.00", "2.00", "1, 2")
+    assert (better["validation"], better["against default"]) == ("56.00", "-1.00")
+
+
+def test_a_baseline_is_chosen_on_validation_and_trained_for_the_whole_time(tmp_path):
+    folder = tmp_path / "runs"
+    command = [BENCHMARKS / "baselines.py", "--only", "gated PixelCNN", "--minutes", "0.02", "--output", folder]
+    command += ["--num_images", "60", "--num_threads", "1", "--flags", "--max_images", "60"]
+    run(*command)
+    (row,) = json.loads((folder / "baselines.json").read_text())
+    assert len(row["tried"]) == 3
+    best = min(row["tried"], key=lambda candidate: candidate["validation"])
+    assert (row["batch"], row["learning rate"]) == (best["batch"], best["learning_rate"])
+    assert row["validation"] < 784 * math.log(2)
+    assert row["parameters"] == 34_241
+    assert f"--batch_size {best['batch']}" in row["command"]
+
+
+def test_the_stock_model_and_ours_get_commands_of_one_budget():
+    args = argparse.Namespace(data="digits.cdb", seed=1, num_threads=2, flags=[])
+    stock = " ".join(baselines.command(args, baselines.STOCK, 4, 8e-3, 60, 1.4))
+    ours = " ".join(baselines.command(args, baselines.OURS, 32, 1e-2, 60, 70))
+    shared = "--max_minutes 60 --disable_tqdm true --num_train_epochs {} --data digits.cdb --seed 1 --learning_rate {}"
+    assert "--preset stock-xxs --per_device_train_batch_size 4 " + shared.format(1.4, 0.008) in stock
+    assert "--preset xxs --per_device_train_batch_size 32 " + shared.format(70, 0.01) in ours
+
+
+def test_an_unknown_variant_is_answered_with_those_there_are(tmp_path):
+    done = run(BENCHMARKS / "ablations.py", "--only", "nothing", "--output", tmp_path, check=False)
+    assert done.returncode == 1
+    assert "has no variant 'nothing'; it has: default, radius 0" in done.stderr
+
+
+def test_the_parts_are_compared(tmp_path):
+    run(BENCHMARKS / "parts.py", "--quick", "--output", tmp_path / "parts.json")
+    rows = json.loads((tmp_path / "parts.json").read_text())
+    assert rows.pop("threads") >= 1
+    assert len(rows) == 6
+    assert all(abs(row["ratio"] * row["ours_ms"] - row["library_ms"]) < 1e-6 for row in rows.values())

@@ -1,0 +1,116 @@
+"""A model is found on the disk first; the Hub is asked once, and an error says what the name may have meant."""
+
+import os
+import subprocess
+import sys
+
+import huggingface_hub
+import pytest
+from hub_stand_in import HubStandIn
+from test_push_to_hub import connect
+
+from igpt_hf import DataError
+from igpt_hf.hub.loading import load_pretrained
+
+
+LOAD = """
+import time
+import huggingface_hub
+import transformers
+from igpt_hf.hub.loading import load_pretrained
+
+def load():
+    return load_pretrained("user/digits")[0].num_parameters()
+
+def wait(seconds):
+    raise AssertionError("it waits to try again")
+
+counts = [load()]
+time.sleep = wait
+huggingface_hub.constants.ENDPOINT = "http://127.0.0.1:1"  # where nobody answers
+transformers.utils.hub._hf_api = None
+counts.append(load())
+huggingface_hub.constants.HF_HUB_OFFLINE = True
+counts.append(load())
+assert len(set(counts)) == 1
+"""
+
+
+@pytest.fixture
+def work(tiny_model, tiny_processor, tmp_path, monkeypatch):
+    """A working directory with runs/digits, a model, and runs/half, where none is yet."""
+    monkeypatch.chdir(tmp_path)
+    tiny_model().save_pretrained(tmp_path / "runs" / "digits")
+    tiny_processor.save_pretrained(tmp_path / "runs" / "digits")
+    (tmp_path / "runs" / "half" / "checkpoint-5").mkdir(parents=True)
+    (tmp_path / "runs" / "half" / "checkpoint-5" / "config.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Any connection fails the test, and so does any wait for another try."""
+
+    def fail(*args, **kwargs):
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.socket.connect", fail)
+    monkeypatch.setattr("time.sleep", fail)
+
+
+def test_a_folder_is_loaded_whatever_its_name_looks_like(work, no_network):
+    for name in ("runs/digits", "./runs/digits", "runs/digits/", str(work / "runs/digits")):
+        assert load_pretrained(name)[1].image_size == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("runs/hoda", r"no folder runs/hoda\. There are models in runs/digits\..*on the Hub.*no folder runs\.$"),
+        ("runs/hoda/", r"no folder runs/hoda/\. There are models in runs/digits\. Train one"),
+        ("./runs/hoda", "no folder ./runs/hoda.*runs/digits"),
+        ("../hoda", "no folder ../hoda"),
+        ("~/hoda", "no folder ~/hoda"),
+        ("nowhere", "no folder nowhere.*user/name"),
+        ("a/b/c", "no folder a/b/c"),
+        ("C:\\runs\\hoda", "no folder C:"),
+        ("user/model.safetensors", "no folder user/model.safetensors"),
+        ("runs/digits/config.json", "is a file: name the folder"),
+        ("runs/half", r"no config\.json\. There are models in runs/half/checkpoint-5\."),
+    ],
+)
+def test_what_looks_like_a_path_is_never_looked_for_on_the_hub(work, no_network, name, words):
+    with pytest.raises(DataError, match=words):
+        load_pretrained(name)
+
+
+def test_a_hub_that_does_not_know_the_model_is_asked_once(work, monkeypatch):
+    with HubStandIn() as hub, monkeypatch.context() as patch:
+        connect(patch, hub)
+        with pytest.raises(
+            DataError, match="user/nowhere is no folder here, and no model on the Hub that you can read"
+        ):
+            load_pretrained("user/nowhere")
+    assert [request for request in hub.requests if "nowhere" in request] == ["GET /api/models/user/nowhere"]
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(work, monkeypatch):
+    with HubStandIn() as hub, monkeypatch.context() as patch:
+        connect(patch, hub)
+        hub.server.shutdown()
+        hub.server.server_close()
+        waits = []
+        patch.setattr("time.sleep", waits.append)
+        with pytest.raises(DataError, match="user/nowhere is no folder here, and the Hub, .*, does not answer"):
+            load_pretrained("user/nowhere")
+    assert waits == []
+
+
+def test_a_model_in_the_cache_is_loaded_without_the_hub(work):
+    with HubStandIn() as hub:
+        hub.files["user/digits"] = {path.name: path.read_bytes() for path in (work / "runs/digits").iterdir()}
+        settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(work / "home"), "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-c", LOAD]
+        done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -1,0 +1,927 @@
+"""The scripts, run as a user runs them: what they write, and what they say to bad input."""
+
+import json
+import math
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageClassification
+
+import igpt_hf  # noqa: F401  registers the model
+from igpt_hf.data.splits import load_splits
+from igpt_hf.hub.loading import seen_images_warning
+
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", str(SCRIPTS / "train.py")]
+TINY = ["--num_hidden_layers", "1", "--num_train_epochs", "2", "--num_threads", "1"]
+RESULTS = {  # design.md, section 5
+    "train_nats_per_image": float,
+    "validation_nats_per_image": float,
+    "test_nats_per_image": float,
+    "test_bits_per_pixel": float,
+    "num_parameters": int,
+    "epochs": float,
+    "stopped": str,
+    "train_runtime": float,
+    "train_images_per_second": float,
+    "data": str,
+    "seed": int,
+    "monotonic_train_loss": bool,
+    "monotonic_validation_loss": bool,
+}
+FILES = {"model.safetensors", "config.json", "generation_config.json", "preprocessor_config.json", "README.md"}
+FILES |= {"all_results.json", "loss_curve.png", "samples.png", "completions.png"}
+
+
+def run(*command, check: bool = True) -> subprocess.CompletedProcess:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=280)
+    assert not check or done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Run a script in this process, which spares the imports; it ends as the command would.
+
+    In one thread, since other tests may run beside it.
+    """
+    monkeypatch.setattr("igpt_hf.training.trainer.use_all_cores", lambda num_threads=None: 1)
+
+    def main(name: str, *argv):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
+        runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+
+    return main
+
+
+def refusal(script, name: str, *argv) -> str:
+    """What a script says when it refuses: Python prints it on stderr, and the exit status is 1."""
+    with pytest.raises(SystemExit) as end:
+        script(name, *argv)
+    message = str(end.value.code)
+    assert message.startswith("error: ")
+    return message
+
+
+def draw(kind: str, rng: np.random.Generator) -> Image.Image:
+    """A cat is a disc, a dog a box, an eel a line; of any size and mode."""
+    width, height = rng.integers(10, 40, 2).tolist()
+    picture = Image.new("L", (width, height), 0)
+    draw = ImageDraw.Draw(picture)
+    box = (width // 4, height // 4, 3 * width // 4, 3 * height // 4)
+    {"cat": draw.ellipse, "dog": draw.rectangle, "eel": draw.line}[kind](box, fill=255)
+    return picture.convert(["L", "RGB", "1", "RGBA"][rng.integers(4)])
+
+
+@pytest.fixture(scope="session")
+def animals(tmp_path_factory) -> Path:
+    """A folder of one folder per class, with one file that is no image and one that does not belong."""
+    folder, rng = tmp_path_factory.mktemp("data") / "animals", np.random.default_rng(0)
+    for kind in ("cat", "dog", "eel"):
+        (folder / kind).mkdir(parents=True)
+        for i in range(20):
+            draw(kind, rng).save(folder / kind / f"{i}.png")
+    (folder / "dog" / "broken.png").write_bytes(b"\x89PNG, cut off")
+    (folder / "notes.txt").write_text("mine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def synthetic_run(tmp_path_factory) -> Path:
+    """The main job on the embedded digits, small, with reports to TensorBoard."""
+    folder = tmp_path_factory.mktemp("runs") / "synthetic"
+    small = ["--image_size", "28", "--max_images", "300", "--per_device_train_batch_size", "32"]
+    run(*LAUNCH, "--data", "synthetic", "--output_dir", folder, *TINY, *small, "--report_to", "tensorboard")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def animals_flags(animals) -> list:
+    return ["--data", animals, "--skip_bad_images", *TINY, "--image_size", "12", "--per_device_train_batch_size", "8"]
+
+
+@pytest.fixture(scope="session")
+def animals_run(animals_flags, tmp_path_factory) -> Path:
+    """A model of somebody's own images: 12x12 pixels, three classes; 7 steps in each of two epochs."""
+    folder = tmp_path_factory.mktemp("runs") / "animals"
+    run(*LAUNCH, *animals_flags, "--output_dir", folder)
+    return folder
+
+
+def results_of(folder: Path) -> dict:
+    return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_same_results(first: Path, second: Path):
+    """The results of two runs, but for their times."""
+    times = {"train_runtime", "train_images_per_second"}
+    first, second = ({k: v for k, v in results_of(folder).items() if k not in times} for folder in (first, second))
+    assert first == second
+
+
+# --- train.py: what it writes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["synthetic_run", "animals_run"])
+def test_a_run_leaves_every_file_of_the_contract(request, name):
+    folder = request.getfixturevalue(name)
+    assert {path.name for path in folder.iterdir()} >= FILES
+    assert all((folder / file).stat().st_size for file in FILES)
+    assert [path for path in folder.iterdir() if path.name.startswith("checkpoint-")]
+
+
+@pytest.mark.parametrize("name", ["synthetic_run", "animals_run"])
+def test_the_results_have_every_key_and_agree_with_each_other(request, name):
+    folder = request.getfixturevalue(name)
+    results = results_of(folder)
+    assert {key: type(results.get(key)) for key in RESULTS} == RESULTS
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert results["num_parameters"] == model.num_parameters()
+    bits = results["test_nats_per_image"] / (model.config.num_pixels * math.log(2))
+    assert results["test_bits_per_pixel"] == pytest.approx(bits)
+    assert 0 < bits < 1  # better than tossing a coin for each pixel
+    assert results["validation_nats_per_image"] < model.config.num_pixels * math.log(2)
+    assert (results["epochs"], results["stopped"], results["seed"]) == (2, "epochs", 42)
+    assert results["train_runtime"] > 0
+    assert results["train_images_per_second"] > 0
+
+
+def test_the_test_loss_is_the_likelihood_of_the_saved_model_on_the_test_split(animals, animals_run):
+    model = AutoModelForCausalLM.from_pretrained(animals_run)
+    processor = AutoImageProcessor.from_pretrained(animals_run)
+    splits = load_splits(animals, seed=42, skip_bad_images=True)
+    for name in ("validation", "test"):
+        batch = processor(splits[name]["image"][:], class_labels=splits[name]["label"][:])
+        nats = -model.log_likelihood(batch["input_ids"]).mean().item()
+        assert results_of(animals_run)[f"{name}_nats_per_image"] == pytest.approx(nats, rel=1e-5)
+
+
+def test_the_pictures_open_and_have_a_row_per_class(synthetic_run, animals_run):
+    for folder, rows, side in ((synthetic_run, 10, 56), (animals_run, 3, 24)):
+        sizes = {}
+        for name in ("loss_curve", "samples", "completions"):
+            with Image.open(folder / f"{name}.png") as picture:
+                picture.load()
+                assert len(picture.convert("L").getcolors()) > 1
+                sizes[name] = picture.size
+        assert sizes["samples"][1] == rows * (side + 4) + 4
+        assert sizes["completions"][1] == rows * (side + 4) + 4
+        assert sizes["loss_curve"] > (300, 200)
+
+
+def test_there_is_a_sheet_of_samples_for_each_evaluation(animals_run):
+    assert sorted(path.name for path in (animals_run / "samples").iterdir()) == ["step-000007.png", "step-000014.png"]
+
+
+@pytest.mark.parametrize("name", ["synthetic_run", "animals_run"])
+def test_the_card_is_filled_with_the_facts_of_the_run(request, name):
+    folder = request.getfixturevalue(name)
+    results, card = results_of(folder), ModelCard.load(folder / "README.md")
+    assert card.data.to_dict()["library_name"] == "transformers"
+    assert re.findall(r"\{\{|\}\}|\{%|%\}|None|nan", card.text) == []
+    assert f"{results['test_nats_per_image']:.2f}" in card.text
+    assert f"{results['num_parameters']} parameters" in card.text
+    assert re.findall(r"!\[[^\]]*\]\(([^)]+)\)", card.text) == ["samples.png", "loss_curve.png", "completions.png"]
+
+
+def test_the_python_in_the_card_runs(synthetic_run, monkeypatch):
+    shown = []
+    monkeypatch.setattr(Image.Image, "show", lambda picture: shown.append(picture.size))
+    code = re.search(r"```python\n(.*?)```", (synthetic_run / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    names = {}
+    exec(code.group(1), names)
+    assert shown == [(28, 28)]
+    assert names["nats"].shape == (3,)
+
+
+def test_class_names_of_the_folders_are_those_of_the_model(animals_run):
+    model = AutoModelForCausalLM.from_pretrained(animals_run)
+    assert model.config.id2label == {0: "cat", 1: "dog", 2: "eel"}
+    assert model.config.label2id == {"cat": 0, "dog": 1, "eel": 2}
+    assert "cat, dog, eel" in (animals_run / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["synthetic_run", "animals_run"])
+def test_the_saved_model_and_processor_load_and_generate(request, name):
+    folder = request.getfixturevalue(name)
+    model, processor = AutoModelForCausalLM.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+    assert processor.num_labels == model.config.num_labels
+    assert model.config.use_cache
+    ids = model.generate(**processor.prompt(class_labels=[0, 2]))
+    assert ids.shape == (2, 1 + model.config.num_image_tokens)
+    assert len(processor.decode(ids)) == 2
+
+
+def test_tensorboard_gets_scalars_and_a_sheet_of_samples_at_each_evaluation(synthetic_run):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    scalars, sheets = {}, []
+    for path in synthetic_run.rglob("events.out.tfevents.*"):
+        events = accumulator.EventAccumulator(str(path)).Reload()
+        scalars |= {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+        sheets += [event.step for tag in events.Tags()["images"] for event in events.Images(tag)]
+    assert sheets == [8, 16]
+    for split in ("train", "validation"):
+        assert [event.step for event in scalars[f"eval/{split}_nats_per_image"]] == [8, 16]
+    validation = min(event.value for event in scalars["eval/validation_nats_per_image"])
+    assert validation == pytest.approx(results_of(synthetic_run)["validation_nats_per_image"], rel=1e-5)
+
+
+# --- train.py: going on, starting anew, refusing --------------------------------------------------------------------
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights_and_results(animals_flags, animals_run, tmp_path):
+    folder = tmp_path / "animals"
+    shutil.copytree(animals_run / "checkpoint-7", folder / "checkpoint-7")
+    shutil.copytree(animals_run / "checkpoint-14", folder / "checkpoint-14")
+    (folder / "checkpoint-14" / "trainer_state.json").unlink()  # written last: the run broke off here
+    run(*LAUNCH, *animals_flags, "--output_dir", folder, "--resume_from_checkpoint", "true")
+    for name in ("model.safetensors", "checkpoint-14/model.safetensors"):
+        first, second = load_file(animals_run / name), load_file(folder / name)
+        assert [key for key in first if not torch.equal(first[key], second[key])] == []
+    assert_same_results(animals_run, folder)
+    assert {path.name for path in folder.iterdir()} >= FILES
+
+
+@pytest.mark.parametrize("flags", [[], ["--num_train_epochs", "1"], ["--max_steps", "14"]], ids=str)
+def test_a_finished_run_that_is_resumed_is_left_as_it_is_with_a_message(
+    script, animals_flags, animals_run, tmp_path, caplog, flags
+):
+    folder = tmp_path / "animals"
+    shutil.copytree(animals_run, folder)
+    for resume in ("true", "true", folder / "checkpoint-14"):
+        script("train.py", *animals_flags, "--output_dir", folder, "--resume_from_checkpoint", resume, *flags)
+    assert contents(folder) == contents(animals_run)
+    assert caplog.text.count("holds a finished run") == 3
+    assert f"give a larger {(flags or ['--num_train_epochs'])[0]}" in caplog.text
+
+
+def test_a_finished_run_goes_on_where_more_is_asked_for_and_from_an_earlier_checkpoint(
+    script, animals_flags, animals_run, tmp_path
+):
+    folder = tmp_path / "animals"
+    shutil.copytree(animals_run, folder)
+    resume = ["--output_dir", folder, "--resume_from_checkpoint"]
+    script("train.py", *animals_flags, *resume, "true", "--max_steps", "16")
+    results = results_of(folder)
+    assert (results["stopped"], json.loads((folder / "trainer_state.json").read_text())["global_step"]) == (
+        "max_steps",
+        16,
+    )
+    before = contents(folder)
+    script("train.py", *animals_flags, *resume, "true", "--max_steps", "16")  # in the middle of an epoch
+    assert contents(folder) == before
+    script("train.py", *animals_flags, *resume, folder / "checkpoint-14")
+    assert (results_of(folder)["stopped"], results_of(folder)["epochs"]) == ("epochs", 2)
+    assert (folder / "left-checkpoint-16").is_dir()
+
+
+def test_a_run_that_ends_before_its_results_are_complete_gets_them_without_another_step(
+    script, animals_flags, animals_run, tmp_path, monkeypatch, caplog
+):
+    folder = tmp_path / "animals"
+    shutil.copytree(animals_run, folder)
+    for path in folder.iterdir():
+        if path.is_file():
+            path.unlink()
+
+    def broken(*args):
+        raise OSError("the card could not be written")
+
+    resume = [*animals_flags, "--output_dir", folder, "--resume_from_checkpoint", "true"]
+    with monkeypatch.context() as patch:
+        patch.setattr("igpt_hf.training.results.make_model_card", broken)
+        assert "the card" in refusal(script, "train.py", *resume)
+    assert not (folder / "all_results.json").exists()  # it would say that the run is finished
+    script("train.py", *resume)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in animals_run.iterdir()}
+    assert_same_results(folder, animals_run)
+    assert (folder / "model.safetensors").read_bytes() == (animals_run / "model.safetensors").read_bytes()
+    assert results_of(folder)["train_runtime"] > 0.5 * results_of(animals_run)["train_runtime"]  # not the resume's
+    assert "finished run" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("first", "end", "more"),
+    [
+        # Patience: no evaluation is better where nothing is learned.
+        (["--early_stopping_patience", "1"], "early_stopping", ["--early_stopping_patience", "2"]),
+        (["--max_minutes", "1e-9"], "max_minutes", ["--max_minutes", "9"]),
+    ],
+    ids=["patience", "minutes"],
+)
+def test_a_run_that_stopped_early_is_finished_until_it_gets_more(
+    script, animals_flags, tmp_path, caplog, first, end, more
+):
+    rates = ["--learning_rate", "0", "--muon_learning_rate", "0", "--num_train_epochs", "4"]
+    command = ["train.py", *animals_flags, *rates, "--output_dir", tmp_path]
+    script(*command, *first)
+    assert results_of(tmp_path)["stopped"] == end
+    epochs, before = results_of(tmp_path)["epochs"], contents(tmp_path)
+    script(*command, *first, "--resume_from_checkpoint", "true")
+    assert contents(tmp_path) == before
+    assert f"give a larger {first[0]}" in caplog.text
+    script(*command, *more, "--resume_from_checkpoint", "true")
+    assert results_of(tmp_path)["epochs"] > epochs
+
+
+def test_a_finished_run_is_pushed_if_that_is_asked_for(script, animals_flags, animals_run, monkeypatch, caplog):
+    monkeypatch.setattr(
+        "igpt_hf.training.trainer.push_folder", lambda folder, repo, **about: f"{folder.name} to {repo}"
+    )
+    before = contents(animals_run)
+    flags = ["--output_dir", animals_run, "--resume_from_checkpoint", "true", "--push_to_hub", "true"]
+    script("train.py", *animals_flags, *flags, "--hub_model_id", "user/name")
+    assert "pushed: animals to user/name" in caplog.text
+    assert contents(animals_run) == before
+
+
+def test_flags_that_change_nothing_are_named_at_the_start(script, animals_flags, animals_run, caplog):
+    refusal(script, "train.py", *animals_flags, "--output_dir", animals_run, "--eval_steps", "20")
+    assert caplog.text == ""  # a refusal comes first, and alone
+    flags = ["--output_dir", animals_run.parent / "none", "--data", "nowhere.cdb", "--eval_steps", "20"]
+    refusal(script, "train.py", *animals_flags, *flags)
+    assert "warning: --eval_steps has no effect without --eval_strategy steps." in caplog.text
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(script, animals_flags, animals_run):
+    before = contents(animals_run)
+    message = refusal(script, "train.py", *animals_flags, "--output_dir", animals_run)
+    assert "holds a run already" in message
+    assert "--overwrite_output_dir true" in message
+    assert contents(animals_run) == before
+
+
+def test_bad_data_ends_the_command_with_one_line_and_no_traceback(tmp_path):
+    command = [sys.executable, SCRIPTS / "train.py", "--data", "nowhere.cdb", "--output_dir", tmp_path / "run"]
+    done = run(*command, check=False)  # not by `accelerate launch`, which adds a traceback of its own
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "error: nowhere.cdb: no such file."
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--data", "nowhere/at/all"], ["nowhere/at/all", "does not exist"]),
+        (["--data", "{animals}"], ["broken.png", "skip_bad_images"]),
+        (["--data", "{animals}/cat"], ["no class folders"]),
+        (["--data", "{animals}", "--skip_bad_images", "--max_images", "5"], ["max_images=5 is too small"]),
+        (["--data", "{animals}", "--skip_bad_images", "--preset", "xxl"], ["unknown preset 'xxl'", "xxs, xs, s"]),
+        (["--data", "{animals}", "--skip_bad_images", "--image_size", "29"], ["multiple of patch_size=2", "29"]),
+        (["--data", "{animals}", "--skip_bad_images", "--threshold", "128"], ["threshold", "128"]),
+        (["--config", "nowhere.yaml"], ["nowhere.yaml: no such file"]),
+        (["--resume_from_checkpoint", "true"], ["no complete checkpoint to resume from"]),
+        (["--colour", "red"], ["--colour"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_bad_input_is_answered_with_an_error(script, animals, tmp_path, flags, words):
+    flags = [flag.replace("{animals}", str(animals)) for flag in flags]
+    message = refusal(script, "train.py", *flags, "--output_dir", tmp_path / "run")
+    assert [word for word in words if word not in message] == []
+    assert not (tmp_path / "run").exists()
+
+
+# --- sample.py ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sample(script, animals_run, tmp_path):
+    """Run scripts/sample.py on the animals; returns the arrays."""
+
+    def main(*argv) -> dict[str, np.ndarray]:
+        script("sample.py", animals_run, "--output", tmp_path / "samples.png", "--npz", tmp_path / "a.npz", *argv)
+        return dict(np.load(tmp_path / "a.npz"))
+
+    return main
+
+
+def test_samples_are_drawn_where_the_user_is(animals_run, tmp_path):
+    command = [sys.executable, SCRIPTS / "sample.py", animals_run, "--labels", "eel", "0"]
+    done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(tmp_path) == ["samples.png"]
+    assert "Traceback" not in done.stderr
+    with Image.open(tmp_path / "samples.png") as picture:
+        assert picture.size == (2 * (36 + 6) + 6, 36 + 2 * 6)  # two images of 12x12, three times as large
+
+
+def test_the_arrays_are_the_images_their_classes_ids_and_exact_nats(sample, animals_run):
+    arrays = sample("--labels", "cat", "2", "cat", "--num", "5")
+    model = AutoModelForCausalLM.from_pretrained(animals_run)
+    processor = AutoImageProcessor.from_pretrained(animals_run)
+    assert {name: array.shape for name, array in arrays.items()} == {
+        "images": (5, 12, 12),
+        "labels": (5,),
+        "ids": (5, 37),
+        "nats": (5,),
+    }
+    assert arrays["labels"].tolist() == [0, 2, 0, 0, 2]  # in turn
+    assert arrays["ids"][:, 0].tolist() == [16, 18, 16, 16, 18]
+    assert set(np.unique(arrays["images"])) == {0, 1}
+    assert np.array_equal(processor.decode_pixels(arrays["ids"]), arrays["images"])
+    nats = -model.log_likelihood(torch.from_numpy(arrays["ids"])).numpy()
+    assert np.allclose(arrays["nats"], nats)
+
+
+def test_ten_images_of_any_class_are_the_default(sample):
+    arrays = sample()
+    assert arrays["labels"].tolist() == [-1] * 10
+    assert arrays["ids"][:, 0].tolist() == [19] * 10
+
+
+@pytest.mark.parametrize("flags", [[], ["--guidance_scale", "2", "--temperature", "0.8", "--top_p", "0.9"]], ids=str)
+def test_the_seed_decides_the_samples(sample, flags):
+    first, again, other = (sample("--labels", "cat", "--num", "6", *flags, "--seed", s)["ids"] for s in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_no_temperature_to_speak_of_gives_the_likeliest_image_each_time(sample):
+    images = sample("--labels", "dog", "--num", "4", "--temperature", "0.0001")["images"]
+    assert (images == images[0]).all()
+
+
+@pytest.mark.parametrize(("flags", "kept"), [(["--keep_rows", "8"], 8), ([], 6)], ids=["8 rows", "half by default"])
+@pytest.mark.parametrize("labels", [["--labels", "cat", "dog"], []], ids=["of classes", "of any class"])
+def test_a_completion_keeps_the_upper_rows_of_the_picture(sample, animals, animals_run, flags, kept, labels):
+    path = animals / "cat" / "0.png"
+    arrays = sample("--complete", path, *flags, *labels, "--num", "3", "--batch_size", "2")
+    processor = AutoImageProcessor.from_pretrained(animals_run)
+    picture = processor.decode_pixels(processor.tokenize(path))
+    assert arrays["images"].shape == (3, 12, 12)
+    assert (arrays["images"][:, :kept] == picture[:, :kept]).all()
+    assert not (arrays["images"][:, kept:] == picture[:, kept:]).all()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--labels", "cow"], ["--labels cow", "cat, dog, eel"]),
+        (["--labels", "cat", "3"], ["--labels 3", "cat, dog, eel"]),
+        (["--labels", "-1"], ["-1"]),
+        (["--num", "0"], ["--num must be at least 1, got 0"]),
+        (["--batch_size", "0"], ["--batch_size must be at least 1, got 0"]),
+        (["--output", "nowhere/samples.png"], ["nowhere"]),
+        (["--npz", "nowhere/samples.npz"], ["nowhere"]),
+        (["--complete", "nowhere.png"], ["nowhere.png"]),
+        (["--complete", "{animals}/dog/broken.png"], ["broken.png"]),
+        (["--keep_rows", "6"], ["--keep_rows", "--complete"]),
+        (["--complete", "{animals}/cat/0.png", "--keep_rows", "0"], ["keep_rows", "between 2 and 10", "0"]),
+        (["--complete", "{animals}/cat/0.png", "--keep_rows", "5"], ["keep_rows", "multiple of patch_size=2", "5"]),
+        (["--complete", "{animals}/cat/0.png", "--keep_rows", "12"], ["keep_rows", "between 2 and 10", "12"]),
+        (["--temperature", "0"], ["temperature"]),
+        (["--top_p", "-1"], ["top_p"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_bad_wish_is_answered_with_an_error(script, animals, animals_run, tmp_path, monkeypatch, flags, words):
+    monkeypatch.chdir(tmp_path)
+    flags = [flag.replace("{animals}", str(animals)) for flag in flags]
+    message = refusal(script, "sample.py", animals_run, *flags)
+    assert [word for word in words if word not in message] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("model", ["nowhere", "/nowhere", "user/nowhere", "{animals}"])
+def test_a_model_that_is_not_there_is_named(script, animals, tmp_path, monkeypatch, model):
+    monkeypatch.chdir(tmp_path)
+    model = model.replace("{animals}", str(animals))
+    assert model in refusal(script, "sample.py", model)
+
+
+# --- evaluate.py ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def evaluate(script, animals_run, animals_flags, tmp_path):
+    """Run scripts/evaluate.py on the animals; returns the report."""
+    data = animals_flags[animals_flags.index("--data") + 1]
+
+    def main(*argv) -> dict:
+        script("evaluate.py", animals_run, "--data", data, "--output", tmp_path / "report.json", *argv)
+        return json.loads((tmp_path / "report.json").read_text())
+
+    return main
+
+
+def test_the_test_split_of_the_run_has_the_nats_that_the_run_reported(evaluate, animals_run):
+    report, results = evaluate("--skip_bad_images"), results_of(animals_run)
+    assert math.isclose(report["nats_per_image"], results["test_nats_per_image"], rel_tol=1e-5)
+    assert report["nats_per_image_marginal"] <= report["nats_per_image"] + math.log(3) + 1e-6
+    assert report.keys() >= {"num_images", "nats_per_image_unconditional", "bits_per_pixel", "bayes_accuracy"}
+
+
+def test_a_test_split_that_the_model_may_have_seen_is_warned_of(evaluate, capsys):
+    evaluate("--skip_bad_images", "--seed", "42")
+    evaluate("--skip_bad_images", "--seed", "7", "--split", "all")  # which nobody takes for new images
+    assert "warning" not in capsys.readouterr().err
+    evaluate("--skip_bad_images", "--seed", "7")
+    assert "It may have seen images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("facts", "arguments", "words"),
+    [
+        ({}, ("synthetic", 42), None),
+        ({}, ("other", 1), None),
+        ({}, ("synthetic", 1), None),  # which are other digits
+        ({"data": "digits"}, ("digits", 1), "give --seed 42"),
+        ({"max_images": 9}, ("synthetic", 42), "--max_images 9"),
+        ({"max_images": 9}, ("synthetic", 42, 9), None),
+        ({"streaming": True}, ("synthetic", 42), "streamed"),
+    ],
+)
+def test_it_is_known_whether_a_run_has_seen_a_test_split(tmp_path, facts, arguments, words):
+    results = {"data": "synthetic", "split_seed": 42, "max_images": None, "streaming": False} | facts
+    (tmp_path / "all_results.json").write_text(json.dumps(results))
+    for folder in (tmp_path, tmp_path / "checkpoint-30"):
+        warning = seen_images_warning(str(folder), *arguments)
+        assert warning is None if words is None else words in warning
+
+
+def test_all_images_are_those_of_the_three_splits(evaluate):
+    counts = [
+        evaluate("--skip_bad_images", "--split", split)["num_images"]
+        for split in ("train", "validation", "test", "all")
+    ]
+    assert counts[3] == sum(counts[:3])
+    assert evaluate("--skip_bad_images", "--split", "all", "--max_images", "4")["num_images"] == 4
+
+
+def test_classes_that_the_model_does_not_know_are_named(script, animals_run, tmp_path):
+    message = refusal(script, "evaluate.py", animals_run, "--output", tmp_path / "report.json")  # synthetic digits
+    assert "classes that the model does not know (0, 1, 2" in message
+    assert "cat, dog, eel" in message
+
+
+@pytest.fixture(scope="session")
+def many_animals(tmp_path_factory) -> Path:
+    """More of the same animals: 204 images for training, 24 for validation, 12 for the test."""
+    folder, rng = tmp_path_factory.mktemp("data") / "many", np.random.default_rng(1)
+    for kind in ("cat", "dog", "eel"):
+        (folder / kind).mkdir(parents=True)
+        for i in range(80):
+            draw(kind, rng).save(folder / kind / f"{i}.png")
+    return folder
+
+
+def test_an_evaluation_with_samples_has_every_key_a_picture_and_a_table(
+    script, animals_run, many_animals, tmp_path, capsys
+):
+    output = tmp_path / "report.json"
+    script("evaluate.py", animals_run, "--data", many_animals, "--samples", "15", "--output", output)
+    report = json.loads(output.read_text())
+    numbers = {"num_images", "nats_per_image", "nats_per_image_marginal", "nats_per_image_unconditional"}
+    numbers |= {"bits_per_pixel", "bits_per_image_marginal", "bayes_accuracy", "classifier_test_accuracy"}
+    numbers |= {"sample_accuracy", "fid", "fid_real_floor", "precision", "recall", "density", "coverage", "novelty"}
+    numbers |= {"train_on_samples_accuracy", "two_sample_accuracy", "exact_copies", "exact_copies_test"}
+    assert {name for name in numbers if not isinstance(report.get(name), (int, float))} == set()
+    assert (report["num_images"], report["num_samples"], report["num_compared"]) == (12, 15, 12)
+    assert report["codecs"].keys() == {"png", "webp", "group4_tiff"}
+    assert np.sum(report["confusion_matrix"]) == 12
+    assert sum(report["calibration"]["count"]) == 12 * 12 * 12
+    with Image.open(tmp_path / "report.png") as picture:
+        assert picture.width > 1000
+    table = capsys.readouterr().out
+    for number in (f"{report['nats_per_image']:.3f}", f"{report['fid']:.3f}", f"{report['sample_accuracy']:.2%}"):
+        assert number in table
+
+
+def test_the_report_is_the_same_each_time(script, animals_run, many_animals, tmp_path):
+    reports = []
+    for _ in range(2):
+        flags = ["--samples", "12", "--seed", "1", "--output", tmp_path / "report.json"]
+        script("evaluate.py", animals_run, "--data", many_animals, *flags)
+        reports.append(json.loads((tmp_path / "report.json").read_text()))
+    assert reports[0] == reports[1]
+
+
+@pytest.fixture
+def one_size(tmp_path) -> Path:
+    """Pictures of 16x16 pixels, of classes that the model knows."""
+    for kind in ("cat", "dog"):
+        (tmp_path / "squares" / kind).mkdir(parents=True)
+        for i in range(4):
+            Image.new("L", (16, 16), 40 * i).save(tmp_path / "squares" / kind / f"{i}.png")
+    return tmp_path / "squares"
+
+
+@pytest.mark.parametrize("name", ["evaluate.py", "probe.py"])
+def test_data_that_does_not_fit_the_model_is_refused_before_any_work(script, name, animals_run, one_size, tmp_path):
+    output = tmp_path / "report.json"
+    message = refusal(script, name, animals_run, "--data", one_size, "--output", output)
+    assert "the pictures are 16x16, the model's are 12x12" in message
+    assert not output.exists()
+
+
+def test_pictures_of_another_size_are_fitted_where_that_is_asked_for(script, animals_run, one_size, tmp_path):
+    flags = ["--data", one_size, "--split", "all", "--resize", "--output", tmp_path / "report.json"]
+    script("evaluate.py", animals_run, *flags)
+    assert json.loads((tmp_path / "report.json").read_text())["num_images"] == 8
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--samples", "0"], ["--samples must be at least 1, got 0"]),
+        (["--samples", "9"], ["--samples 9", "12 test", "24 validation", "at least 10"]),
+        (["--max_images", "0"], ["--max_images must be at least 1, got 0"]),
+        (["--output", "nowhere/report.json"], ["nowhere"]),
+        (["--output", "report.png"], ["report.png", "JSON"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_an_evaluation_that_cannot_be_done_is_refused(
+    script, animals_run, many_animals, tmp_path, monkeypatch, flags, words
+):
+    monkeypatch.chdir(tmp_path)
+    message = refusal(script, "evaluate.py", animals_run, "--data", many_animals, *flags)
+    assert [word for word in words if word not in message] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_no_numbers_are_refused(script, animals_run, many_animals, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(animals_run, broken, ignore=shutil.ignore_patterns("checkpoint-*"))
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    message = refusal(script, "evaluate.py", broken, "--data", many_animals, "--output", tmp_path / "report.json")
+    assert "model.norm.weight are not all numbers" in message
+
+
+def without_a_layer(folder):
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if "layers.0.mlp" not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def cut_off(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def of_another_size(folder):
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"hidden_size": 32, "intermediate_size": 128}))
+
+
+def with_an_impossible_patch(folder):
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"patch_size": 7}))
+
+
+def with_a_size_in_words(folder):
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings | {"image_size": "twelve"}))
+
+
+DAMAGES = {without_a_layer: "no weights for model.layers.0.mlp.", cut_off: "cannot be loaded as an Image GPT"}
+DAMAGES |= dict.fromkeys((of_another_size, with_an_impossible_patch, with_a_size_in_words), "cannot be loaded as")
+
+
+@pytest.mark.parametrize(("damage", "words"), DAMAGES.items(), ids=[damage.__name__ for damage in DAMAGES])
+def test_a_damaged_checkpoint_is_refused_in_one_line(script, animals_run, tmp_path, damage, words):
+    broken = tmp_path / "broken"
+    shutil.copytree(animals_run, broken, ignore=shutil.ignore_patterns("checkpoint-*"))
+    damage(broken)
+    message = refusal(script, "sample.py", broken, "--output", tmp_path / "samples.png")
+    assert words in message
+    assert not (tmp_path / "samples.png").exists()
+
+
+def test_a_processor_of_another_model_is_refused(script, animals_run, many_animals, tmp_path):
+    mixed = tmp_path / "mixed"
+    shutil.copytree(animals_run, mixed, ignore=shutil.ignore_patterns("checkpoint-*"))
+    settings = json.loads((mixed / "preprocessor_config.json").read_text())
+    (mixed / "preprocessor_config.json").write_text(json.dumps(settings | {"image_size": 28}))
+    message = refusal(script, "evaluate.py", mixed, "--data", many_animals, "--output", tmp_path / "report.json")
+    assert "image_size=12" in message
+    assert "image_size=28" in message
+
+
+@pytest.fixture(scope="session")
+def cats(tmp_path_factory) -> Path:
+    """A folder with one class folder: 240 pictures, of which 24 are for validation and 12 for the test."""
+    folder, rng = tmp_path_factory.mktemp("data") / "cats", np.random.default_rng(1)
+    (folder / "cat").mkdir(parents=True)
+    for i in range(240):
+        draw("cat", rng).save(folder / "cat" / f"{i}.png")
+    return folder
+
+
+NEED_CLASSES = {"bayes_accuracy", "confusion_matrix"}
+NEED_CLASSES |= {"sample_accuracy", "sample_accuracy_stderr", "classifier_test_accuracy"}
+NEED_CLASSES |= {"train_on_samples_accuracy", "train_on_real_accuracy"}
+
+
+def test_one_class_is_trained_sampled_and_evaluated_and_what_needs_classes_is_null(script, cats, tmp_path, capsys):
+    model, output = tmp_path / "run", tmp_path / "report.json"
+    flags = [*TINY, "--image_size", "12", "--per_device_train_batch_size", "32"]
+    script("train.py", "--data", cats, "--output_dir", model, *flags)
+    assert {path.name for path in model.iterdir()} >= FILES
+    results = results_of(model)
+    assert [name for name, value in results.items() if isinstance(value, float) and not math.isfinite(value)] == []
+    script("sample.py", model, "--labels", "cat", "--num", "3", "--output", tmp_path / "samples.png")
+    script("evaluate.py", model, "--data", cats, "--samples", "10", "--output", output)
+    report = json.loads(output.read_text())
+    assert {name for name, value in report.items() if value is None} == NEED_CLASSES
+    assert math.isclose(report["nats_per_image"], results["test_nats_per_image"], rel_tol=1e-5)
+    assert report["nats_per_image_marginal"] == pytest.approx(report["nats_per_image"], rel=1e-12)
+    assert list(report["nats_per_class"]) == ["cat"]
+    assert report.keys() >= {"fid", "fid_real_floor", "precision", "recall", "density", "coverage", "novelty"}
+    table = capsys.readouterr().out
+    assert "Bayes" not in table
+    assert "told from real images" in table
+    with Image.open(tmp_path / "report.png") as picture:
+        assert picture.width > 1000
+
+
+def test_one_class_of_several_that_the_model_knows_is_evaluated(script, animals_run, cats, tmp_path):
+    output = tmp_path / "report.json"
+    script("evaluate.py", animals_run, "--data", cats, "--split", "all", "--output", output)
+    report = json.loads(output.read_text())
+    assert (report["num_images"], report["bayes_accuracy"], report["confusion_matrix"]) == (240, None, None)
+    assert report["nats_per_image_marginal"] == pytest.approx(report["nats_per_image"], rel=1e-12)
+    script("evaluate.py", animals_run, "--data", cats, "--split", "all", "--prior", "uniform", "--output", output)
+    report = json.loads(output.read_text())  # now other classes could be told, too
+    assert report["confusion_matrix"][0][0] / 240 == report["bayes_accuracy"]
+
+
+# --- probe.py -------------------------------------------------------------------------------------------------------
+
+
+def test_a_probe_is_fitted_for_each_layer_and_validation_chooses(script, animals_run, many_animals, tmp_path, capsys):
+    output = tmp_path / "probe.json"
+    script("probe.py", animals_run, "--data", many_animals, "--output", output)
+    report = json.loads(output.read_text())
+    assert [layer["layer"] for layer in report["layers"]] == [0, 1]  # the embeddings and one block
+    best = report["layers"][report["best_layer"]]
+    assert best["validation_accuracy"] == max(layer["validation_accuracy"] for layer in report["layers"])
+    assert report["test_accuracy"] == best["test_accuracy"] > 0.5  # of three classes
+    assert (report["num_train"], report["num_validation"], report["num_test"]) == (204, 24, 12)
+    with Image.open(tmp_path / "probe.png") as picture:
+        assert picture.width > 300
+    assert "best by validation" in capsys.readouterr().out
+
+
+def test_a_probe_of_one_class_is_refused(script, animals_run, cats, tmp_path):
+    message = refusal(script, "probe.py", animals_run, "--data", cats, "--output", tmp_path / "probe.json")
+    assert "one class only (cat): there is nothing to tell apart. Give two or more" in message
+    assert not (tmp_path / "probe.json").exists()
+
+
+# --- train.py --task classification ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def classifier_run(animals_run, many_animals, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "classifier"
+    flags = ["--task", "classification", "--model_name_or_path", animals_run, "--data", many_animals]
+    run(*LAUNCH, *flags, "--output_dir", folder, "--num_train_epochs", "8", "--num_threads", "1")
+    return folder
+
+
+def test_a_classifier_learns_from_a_generators_weights_and_the_best_by_validation_is_kept(
+    classifier_run, animals_run, many_animals
+):
+    results = results_of(classifier_run)
+    assert (results["task"], results["stopped"]) == ("classification", "epochs")
+    assert results["model_name_or_path"] == str(animals_run)
+    assert results["validation_accuracy"] > 0.8
+    state = json.loads((classifier_run / "trainer_state.json").read_text())
+    accuracies = [entry["eval_validation_accuracy"] for entry in state["log_history"]
+                  if "eval_validation_accuracy" in entry]  # fmt: skip
+    assert len(accuracies) >= 2
+    assert results["validation_accuracy"] == max(accuracies)
+    model = AutoModelForImageClassification.from_pretrained(classifier_run)
+    processor = AutoImageProcessor.from_pretrained(classifier_run)
+    splits = load_splits(many_animals, seed=42)
+    for name in ("validation", "test"):
+        with torch.no_grad():
+            outputs = model(input_ids=processor(splits[name]["image"][:])["input_ids"])
+        labels = torch.tensor(splits[name]["label"][:])
+        assert results[f"{name}_accuracy"] == pytest.approx(
+            (outputs.logits.argmax(-1) == labels).float().mean().item()
+        )
+        nats = outputs.nats.double().mean().item()
+        assert results[f"{name}_nats_per_image_unconditional"] == pytest.approx(nats, rel=1e-5)
+
+
+def test_a_classifiers_folder_has_its_card_whose_python_runs_and_its_curve(classifier_run, many_animals):
+    results = results_of(classifier_run)
+    card = ModelCard.load(classifier_run / "README.md")
+    names = {"images": load_splits(many_animals)["test"]["image"][:5]}
+    exec(re.search(r"```python\n(.*?)```", card.text, re.DOTALL)[1], names)
+    assert set(names["names"]) <= {"cat", "dog", "eel"}
+    assert len(names["names"]) == 5
+    assert card.data.to_dict()["pipeline_tag"] == "image-classification"
+    assert f"{100 * results['test_accuracy']:.2f}%" in card.text
+    assert re.findall(r"\{\{|\}\}|\{%|%\}|None|nan", card.text) == []
+    with Image.open(classifier_run / "accuracy_curve.png") as picture:
+        assert picture.width > 300
+
+
+def test_a_finished_classifier_that_is_resumed_is_left_as_it_is(
+    script, classifier_run, animals_run, many_animals, caplog
+):
+    before = contents(classifier_run)
+    flags = ["--task", "classification", "--model_name_or_path", animals_run, "--data", many_animals]
+    flags += ["--output_dir", classifier_run, "--num_train_epochs", "8", "--resume_from_checkpoint", "true"]
+    script("train.py", *flags)
+    assert "holds a finished run (8 epochs" in caplog.text
+    assert contents(classifier_run) == before
+
+
+def test_a_classifier_is_no_generator(script, classifier_run, many_animals, tmp_path):
+    message = refusal(script, "evaluate.py", classifier_run, "--data", many_animals, "--output", tmp_path / "r.json")
+    assert "is a classifier" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model_name_or_path", "nowhere"], ["nowhere is no folder"]),
+        (["--model_name_or_path", "{model}", "--hidden_size", "32"], ["--hidden_size cannot be changed"]),
+        (["--model_name_or_path", "{model}", "--threshold", "0.3"], ["--threshold cannot be changed"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_start_that_does_not_fit_is_refused(script, animals_run, many_animals, tmp_path, flags, words):
+    flags = [flag.replace("{model}", str(animals_run)) for flag in flags]
+    fixed = ["--task", "classification", "--data", many_animals, "--output_dir", tmp_path / "run"]
+    message = refusal(script, "train.py", *fixed, *flags)
+    assert [word for word in words if word not in message] == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_goes_on_with_other_classes_and_says_which_prompts_are_new(animals, animals_run, tmp_path):
+    for kind, source in (("cow", "cat"), ("dog", "dog"), ("eel", "eel"), ("fox", "eel")):
+        shutil.copytree(animals / source, tmp_path / "data" / kind)
+    flags = ["--model_name_or_path", animals_run, "--data", tmp_path / "data", "--skip_bad_images"]
+    done = run(*LAUNCH, *flags, "--output_dir", tmp_path / "run", "--max_steps", "1", "--learning_rate", "0",
+               "--num_threads", "1")  # fmt: skip
+    assert "knows the classes cat, dog, eel, and the data has cow, dog, eel, fox" in done.stderr
+    assert "The prompts of these are new: cow, fox." in done.stderr
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    before = AutoModelForCausalLM.from_pretrained(animals_run)
+    assert list(model.config.id2label.values()) == ["cow", "dog", "eel", "fox"]
+    assert model.generation_config.bos_token_id == 20
+    assert AutoImageProcessor.from_pretrained(tmp_path / "run").num_labels == 4
+    table, old = (x.model.embeddings.context.weight for x in (model, before))
+    first = len(old) - 4
+    assert torch.equal(table[:first], old[:first])
+    assert torch.equal(table[first:], old[first:][[3, 1, 2, 3, 3]])  # of "any class", dog, eel, any, any
+
+
+# --- examples -------------------------------------------------------------------------------------------------------
+
+
+def test_foreign_images_are_found_by_their_likelihood(animals_run, many_animals, tmp_path):
+    rng = np.random.default_rng(0)
+    for kind in ("a", "b"):
+        (tmp_path / "noise" / kind).mkdir(parents=True)
+        for i in range(30):
+            noise = (rng.random((12, 12)) < 0.5).astype(np.uint8) * 255
+            Image.fromarray(noise).save(tmp_path / "noise" / kind / f"{i}.png")
+    command = [sys.executable, SCRIPTS.parent / "examples" / "anomaly.py", animals_run, "--data", many_animals]
+    done = run(*command, "--other", tmp_path / "noise", "--output", tmp_path / "anomaly.png")
+    assert "-log2 p(image)  AUC 1.000" in done.stdout
+    with Image.open(tmp_path / "anomaly.png") as picture:
+        assert picture.width > 500
+
+
+# --- explain.py -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("position", [0, 4, 8])
+def test_the_explanation_agrees_with_the_model_and_adds_up(script, capsys, position):
+    script("explain.py", "--position", position)  # compares each of its steps with the model's
+    text = capsys.readouterr().out
+    total = float(re.search(r"Sum: ([\d.]+) nats", text)[1])
+    nats = [float(number) for number in re.findall(r"token \d: .* nats ([\d.]+)", text)]
+    assert len(nats) == 9
+    assert abs(sum(nats) - total) < 1e-3
+    assert f"Position {position} predicts token {position}" in text
+
+
+def test_a_position_outside_the_picture_is_refused(script):
+    assert "--position must lie between 0 and 8, got 9" in refusal(script, "explain.py", "--position", "9")

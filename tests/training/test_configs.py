@@ -1,0 +1,38 @@
+"""The settings in configs/ are ones that train.py knows, and those for MNIST run on MNIST."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from igpt_hf.training.trainer import parse_arguments
+
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+MNIST = ROOT.parent / "shared" / "data" / "mnist"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_line_of_a_config_is_a_flag_with_its_value(path):
+    data, config, args = parse_arguments(["--config", str(path), "--bf16", "false"])
+    known = vars(data) | vars(config) | vars(args)
+    settings = yaml.safe_load(path.read_text())
+    assert {name: known[name] for name in settings.keys() - {"bf16"}} == {
+        name: value for name, value in settings.items() if name != "bf16"
+    }
+
+
+@pytest.mark.skipif(not MNIST.is_dir(), reason=f"MNIST is not here: {MNIST}")
+@pytest.mark.parametrize("preset", ["xs", "s"])
+def test_the_configs_for_mnist_train(preset, tmp_path):
+    command = [ROOT / "scripts" / "train.py", "--config", ROOT / "configs" / f"mnist-{preset}.yaml", "--data", MNIST]
+    command += ["--output_dir", tmp_path / "run", "--bf16", "false", "--max_steps", 1, "--max_images", 60]
+    command += ["--per_device_train_batch_size", 8, "--num_hidden_layers", 1, "--disable_tqdm", "true"]
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((tmp_path / "run" / "all_results.json").read_text())
+    assert results["validation_nats_per_image"] < 600
