@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from igpt_hf.training.checkpoints import INCOMPLETE, checkpoints, find_problem, last_complete_checkpoint
+from igpt_hf.training.checkpoints import INCOMPLETE, last_complete_checkpoint, list_checkpoints, verify_checkpoint
 
 
 TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
@@ -60,7 +60,7 @@ def kill_once(command: list[str], folder: Path, moment: str, rng: random.Random)
         return None
     process.kill()
     log = process.communicate()[1]
-    problems = {path.name: find_problem(path) for path in checkpoints(folder)}
+    problems = {path.name: verify_checkpoint(path) for path in list_checkpoints(folder)}
     return {
         "moment": moment,
         "complete": [name for name, problem in problems.items() if problem is None],
@@ -129,7 +129,7 @@ def main():
             print(len(kills), json.dumps(kill), flush=True)
         log = subprocess.run(go_on(killed, args), check=True, capture_output=True, text=True).stderr
         passed_over = sum(len(kill["passed_over"]) for kill in kills) + log.count("is passed over")
-        ends = checkpoints(whole)[-1], checkpoints(killed)[-1]
+        ends = list_checkpoints(whole)[-1], list_checkpoints(killed)[-1]
         results = {
             "kills": len(kills),
             "incomplete_checkpoints": count_incomplete(kills),

@@ -3,7 +3,7 @@
     python benchmarks/fuzz.py --minutes 10 --output fuzz.json
 
 Mutates small valid files: flipped bits, odd numbers, parts removed, doubled, joined with other files; checksums of PNG
-are mended half of the time, so that the damage comes through to the decoder. Inputs that reach new lines of the
+are fixed half of the time, so that the damage comes through to the decoder. Inputs that reach new lines of the
 package's readers are mutated further (coverage-guided, by `sys.settrace`). Every input goes through what training does
 with it. A crash of the interpreter or an input that takes longer than ten seconds ends the script with a traceback and
 leaves the input in `--work`; memory is limited, so that a blow-up is a MemoryError.
@@ -28,12 +28,12 @@ import numpy as np
 import PIL.Image
 
 from igpt_hf import DataError, IGPTImageProcessor
-from igpt_hf.data import splits as data
+from igpt_hf.data import decoding, tokenized
 from igpt_hf.data.sources import hoda
-from igpt_hf.model import image_processing_igpt
+from igpt_hf.model import image_processing_igpt, image_reading
 
 
-READERS = {Path(module.__file__).name for module in (data, hoda, image_processing_igpt)}
+READERS = {Path(module.__file__).name for module in (decoding, hoda, image_processing_igpt, image_reading)}
 SECONDS_PER_INPUT, EXTRA_MEMORY = 10, 3 * 2**30
 ODD_NUMBERS = (0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 2**31 - 1, 2**31, 2**32 - 1)
 PROCESSORS = [IGPTImageProcessor(margin=2), IGPTImageProcessor(invert="always", patch_size=4)]
@@ -43,10 +43,10 @@ PROCESSORS = [IGPTImageProcessor(margin=2), IGPTImageProcessor(invert="always", 
 
 
 def cdb_seeds() -> list[bytes]:
-    """Binary and grey, with sizes of their own and shared."""
+    """Binary and gray, with sizes of their own and shared."""
     record = struct.pack("<BBBBH", 0xFF, 7, 4, 2, 7) + bytes([1, 2, 1, 0, 1, 2, 1])
     shared = struct.pack("<BBH", 0xFF, 3, 7) + bytes([1, 2, 1, 0, 1, 2, 1])
-    grey = struct.pack("<BBBBH", 0xFF, 1, 3, 2, 6) + bytes([0, 50, 100, 150, 200, 250])
+    gray = struct.pack("<BBBBH", 0xFF, 1, 3, 2, 6) + bytes([0, 50, 100, 150, 200, 250])
 
     def file(records: list[bytes], size=(0, 0), kind=0) -> bytes:
         header = bytearray(hoda.HEADER_SIZE)
@@ -54,12 +54,12 @@ def cdb_seeds() -> list[bytes]:
         header[522] = kind
         return bytes(header) + b"".join(records)
 
-    return [file([record] * 3), file([shared] * 2, (2, 4)), file([grey] * 2, kind=1), file([])]
+    return [file([record] * 3), file([shared] * 2, (2, 4)), file([gray] * 2, kind=1), file([])]
 
 
 def image_seeds() -> list[bytes]:
     """A small picture in many formats and modes."""
-    grey = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12), dtype=np.uint8))
+    gray = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12), dtype=np.uint8))
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # taken sideways
     kinds = [("PNG", mode, {}) for mode in ("1", "L", "P", "RGB", "RGBA", "LA", "I;16")]
@@ -70,7 +70,7 @@ def image_seeds() -> list[bytes]:
     kinds += [("WEBP", "RGB", {}), ("WEBP", "RGBA", {"lossless": True})]
     seeds = []
     for format_, mode, options in kinds:
-        picture = grey.convert("RGB") if mode == "LAB" else grey
+        picture = gray.convert("RGB") if mode == "LAB" else gray
         picture = picture.convert("I").convert("I;16") if mode == "I;16" else picture
         buffer = io.BytesIO()
         (picture if picture.mode == mode or mode == "LAB" else picture.convert(mode)).save(buffer, format_, **options)
@@ -91,9 +91,9 @@ def read_cdb(content: bytes, work: Path):
 
 def read_image(content: bytes, work: Path):
     (work / "input.image").write_bytes(content)
-    picture = data.decode_image({"bytes": content, "path": None})
+    picture = decoding.decode_image({"bytes": content, "path": None})
     for processor in PROCESSORS:
-        tokens = data._tokenize_batch({"image": [picture]}, [0], "train", processor, "tokens")["tokens"]
+        tokens = tokenized._tokenize_batch({"image": [picture]}, [0], "train", processor, "tokens")["tokens"]
         assert tokens.shape == (1, processor.num_image_tokens)
         assert tokens.max() < processor.vocab_size
 
@@ -106,15 +106,15 @@ TARGETS = {"cdb": (cdb_seeds, read_cdb), "image": (image_seeds, read_image)}
 
 def mend_png(content: bytes) -> bytes:
     """Right checksums for the chunks of a PNG."""
-    mended, offset = bytearray(content), 8
-    while offset + 12 <= len(mended):
-        length = int.from_bytes(mended[offset : offset + 4], "big")
+    fixed, offset = bytearray(content), 8
+    while offset + 12 <= len(fixed):
+        length = int.from_bytes(fixed[offset : offset + 4], "big")
         end = offset + 8 + length
-        if end + 4 > len(mended):
+        if end + 4 > len(fixed):
             break
-        mended[end : end + 4] = zlib.crc32(mended[offset + 4 : end]).to_bytes(4, "big")
+        fixed[end : end + 4] = zlib.crc32(fixed[offset + 4 : end]).to_bytes(4, "big")
         offset = end + 4
-    return bytes(mended)
+    return bytes(fixed)
 
 
 def mutate(content: bytes, corpus: list[bytes], rng: random.Random) -> bytes:

@@ -19,7 +19,7 @@ import torch
 from speed import generation, images_per_second, likelihood, train_step
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling
-from igpt_hf.training.trainer import use_all_cores
+from igpt_hf.distributed import use_all_cores
 
 
 TASKS = {"training": train_step, "generate": generation, "log-likelihood": likelihood}

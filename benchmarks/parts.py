@@ -20,9 +20,9 @@ import torch
 from speed import batch_for, train_step
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling
+from igpt_hf.distributed import use_all_cores
 from igpt_hf.model import modeling_igpt
 from igpt_hf.training.optimizer import Muon
-from igpt_hf.training.trainer import use_all_cores
 
 
 def milliseconds(run, seconds: float) -> float:

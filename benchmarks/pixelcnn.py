@@ -5,7 +5,7 @@
 After van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders" (sections 2.2 to 2.4): a vertical
 stack of convolutions sees the rows above, a horizontal one the pixels on the left and, through a 1x1 convolution, the
 vertical stack; each layer multiplies a tanh by a sigmoid, both shifted by a bias of the class. The data, their split
-and their binarisation are those of scripts/train.py. Trained by AdamW with a linear decay over the minutes that it is
+and their binarization are those of scripts/train.py. Trained by AdamW with a linear decay over the minutes that it is
 given and a moving average of the weights, as ours is; the best evaluation on validation is kept, and test read once.
 """
 
@@ -25,9 +25,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from igpt_hf import IGPTImageProcessor, load_splits
-from igpt_hf.data.splits import tokenize
+from igpt_hf.data.tokenized import tokenize
+from igpt_hf.distributed import use_all_cores
 from igpt_hf.training.optimizer import average_weights, swap_average
-from igpt_hf.training.trainer import use_all_cores
 
 
 WARMUP = 0.02  # share of the time

@@ -24,8 +24,8 @@ from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling
+from igpt_hf.distributed import use_all_cores
 from igpt_hf.training.optimizer import MuonAdamW, average_weights
-from igpt_hf.training.trainer import use_all_cores
 
 
 STOCK_LENGTH = 785  # the start token and 784 pixels
@@ -134,7 +134,7 @@ def machine_limits() -> dict[str, float]:
 def flops_per_image(config: IGPTConfig) -> float:
     """Multiply-adds of one forward pass, counted twice: matrices, causal attention, local mixing, head."""
     c, t = config.hidden_size, config.num_image_tokens
-    k = 2 * config.neighborhood_radius * (config.neighborhood_radius + 1)  # neighbours
+    k = 2 * config.neighborhood_radius * (config.neighborhood_radius + 1)  # neighbors
     layer = 4 * c * c + 2 * c * config.intermediate_size + 2 * c * (t + 1) / 2 + c * k
     return 2 * t * (config.num_hidden_layers * layer + c * config.vocab_size)
 

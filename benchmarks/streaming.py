@@ -105,7 +105,8 @@ def train(tokens, processor, steps: int, output_dir: Path):
     from transformers import set_seed
 
     from igpt_hf import IGPTConfig, IGPTForCausalImageModeling
-    from igpt_hf.training.trainer import IGPTTrainingArguments, make_trainer
+    from igpt_hf.training.arguments import IGPTTrainingArguments
+    from igpt_hf.training.trainer import make_trainer
 
     args = IGPTTrainingArguments(
         output_dir=str(output_dir),
@@ -127,7 +128,7 @@ def main():
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--shards", type=int, default=100)
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--workers", type=int, default=1, help="processes that tokenise")
+    parser.add_argument("--workers", type=int, default=1, help="processes that tokenize")
     parser.add_argument("--work", type=Path, help="where shards, cache and run go; default: a temporary folder")
     parser.add_argument("--output", type=Path, default=Path("streaming.json"))
     args = parser.parse_args()
@@ -141,7 +142,7 @@ def main():
 def measure(args, work: Path):
     from igpt_hf import IGPTImageProcessor
     from igpt_hf.data.streaming import open_shards, stream_splits
-    from igpt_hf.training.trainer import LossHistory
+    from igpt_hf.training.metrics import LossHistory
 
     phases, shards = Phases(), work / f"shards-{args.images}-{args.shards}"
     if not shards.exists():

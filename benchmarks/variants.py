@@ -24,8 +24,8 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from igpt_hf.model.image_processing_igpt import pixels_to_tokens, tokens_to_pixels
-from igpt_hf.model.kernel_blocks import FRONT, HEAD_SIZE, attend, attend_backward, query_scale
+from igpt_hf.model.kernel_blocks import FRONT, HEAD_SIZE, attend, attend_backward
+from igpt_hf.model.kernel_dispatch import query_scale
 from igpt_hf.model.kernel_simd import LANES, compile_kernel, is_numba_usable, numba, run_tasks
 from igpt_hf.model.modeling_igpt import (
     IGPTMLP,
@@ -37,6 +37,7 @@ from igpt_hf.model.modeling_igpt import (
     rotate,
 )
 from igpt_hf.model.neighborhood import context_ids, neighborhood_offsets, rotations
+from igpt_hf.model.tokens import pixels_to_tokens, tokens_to_pixels
 from igpt_hf.training import initial_model as building
 from igpt_hf.training import trainer as training
 
@@ -48,9 +49,9 @@ CHANGES = {
     "pixels": "one embedding for the seven pixels that touch the block together",
     "pairs": "one embedding for the tokens on the left and above together",
     "pixel-logits": "logits from a table, by the seven pixels that touch the block",
-    "depthwise-neighbors": "one table of tokens for all neighbours, each channel weighted by the neighbour",
-    "pixel-neighbors": "the input is linear in the neighbours' pixels",
-    "tied": "the left neighbour's embeddings are the head",
+    "depthwise-neighbors": "one table of tokens for all neighbors, each channel weighted by the neighbor",
+    "pixel-neighbors": "the input is linear in the neighbors' pixels",
+    "tied": "the left neighbor's embeddings are the head",
     "unrotated": "no rotary positions",
     "relative-bias": "scores have a bias learned for each head, by the distance in rows and in columns",
     "window": "every other layer sees four rows",
@@ -62,7 +63,7 @@ CHANGES = {
     "dense": "each layer reads a weighted sum of all before it",
     "dense-channels": "the same with weights for each channel",
     "loop": "the middle four layers are passed twice",
-    "mlp-mixing": "the MLP, too, reads a weighted sum of the neighbours",
+    "mlp-mixing": "the MLP, too, reads a weighted sum of the neighbors",
     "shift": "half of the training images are shifted by a pixel",
     "shear": "half of the training images are sheared by a pixel",
 }
@@ -97,10 +98,10 @@ class VariantEmbeddings(nn.Module):
             self.plain.position = nn.Embedding(1, size)
         if changes & {"depthwise-neighbors", "pixel-neighbors"}:
             self.plain.context = nn.Embedding(config.num_labels + 1, size)  # the prompt's rows only
-        if "depthwise-neighbors" in changes:  # one table for all neighbours, each channel weighted by the neighbour
+        if "depthwise-neighbors" in changes:  # one table for all neighbors, each channel weighted by the neighbor
             self.token = nn.Embedding(config.vocab_size + 1, size)
             self.weight = nn.Embedding(neighbors, size)
-        if "pixel-neighbors" in changes:  # linear in the neighbours' pixels
+        if "pixel-neighbors" in changes:  # linear in the neighbors' pixels
             self.pixel = nn.Embedding(neighbors * (config.patch_size**2 + 1), size)
         if "pixels" in changes:
             self.pixels = nn.Embedding(128, size)
@@ -357,7 +358,7 @@ class VariantForCausalImageModeling(IGPTForCausalImageModeling):
     def forward(self, input_ids, labels=None, use_cache=None, **kwargs) -> CausalLMOutputWithPast:
         """(B, T) ids -> `logits` (B, T, V) and, with labels, `loss`."""
         hidden, config = self.model(input_ids).last_hidden_state, self.config
-        if self.lm_head is None:  # the left neighbour's embeddings are the head
+        if self.lm_head is None:  # the left neighbor's embeddings are the head
             embeddings = self.model.embeddings.plain
             head = embeddings.context.weight[embeddings.first_rows[-2] :][: config.vocab_size]
             logits = (hidden * self.scale) @ head.T
@@ -399,7 +400,7 @@ class AugmentedTokens(training.TokenDataset):
 
     def set_epoch(self, epoch: int):
         super().set_epoch(epoch)
-        if self.class_dropout_prob == 0 or self.grey is not None:  # validation and test stay what they are
+        if self.class_dropout_prob == 0 or self.gray is not None:  # validation and test stay what they are
             return
         self.plain = getattr(self, "plain", self.tokens)
         generator = np.random.default_rng([self.seed, epoch, 1])

@@ -12,7 +12,7 @@ Know what you measure before you rely on it:
   generative models know what they don't know?"). Here a black image beats every digit. So compare with a score that
   knows nothing, such as the amount of ink: what it can tell apart needs no model.
 * Subtracting the size of the image in a lossless codec, which is complex where the image is (Serra et al. 2020, "Input
-  complexity and out-of-distribution detection with likelihood-based generative models"), is meant to mend that. It
+  complexity and out-of-distribution detection with likelihood-based generative models"), is meant to fix that. It
   needs a codec that is good at such images: PNG's files of 28x28 pixels are mostly headers.
 * Measured with a model of HODA of four epochs, 1,119 digits a side: area 0.79 by likelihood, 0.75 corrected; 0.36 by
   ink and 0.37 by PNG alone, that is, MNIST's digits are the simpler ones, and yet less likely.
@@ -33,9 +33,9 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf import DataError, load_splits
-from igpt_hf.evaluation.likelihood import codec_sizes
+from igpt_hf.distributed import use_all_cores
+from igpt_hf.evaluation.codecs import codec_sizes
 from igpt_hf.hub.loading import load_pretrained
-from igpt_hf.training.trainer import use_all_cores
 
 
 SCORES = {
@@ -71,7 +71,7 @@ def draw(path: Path, normal: dict, foreign: dict, is_foreign: np.ndarray, pixels
         false_alarms, found, _ = roc_curve(is_foreign, np.concatenate([normal[name], foreign[name]]))
         style = "--" if "no model" in meaning else "-"
         roc_axes.plot(false_alarms, found, style, label=f"{meaning}: {auc(normal[name], foreign[name]):.3f}")
-    roc_axes.plot([0, 1], [0, 1], ":", color="grey")
+    roc_axes.plot([0, 1], [0, 1], ":", color="gray")
     roc_axes.set(xlabel="normal images reported", ylabel="foreign images found", title="ROC, and the area under it")
     roc_axes.legend(loc="lower right")
     bins = np.linspace(0, np.quantile(np.concatenate([normal["likelihood"], foreign["likelihood"]]), 0.995), 60)

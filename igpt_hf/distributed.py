@@ -88,7 +88,7 @@ def on_first_process(function: Callable[[], Result]) -> Result:
     return outcome[0]
 
 
-def end_processes():
+def destroy_process_group():
     """End the process group, and gloo's threads with it: the last that a script does.
 
     Call it where no variable holds the Trainer any more. Its cycles, and with them the group, would otherwise live
@@ -98,7 +98,26 @@ def end_processes():
     PartialState().destroy_process_group()
 
 
+def use_all_cores(num_threads: int | None = None) -> int:
+    """Share the CPU cores among the processes of this machine; returns the threads that each one uses.
+
+    `accelerate launch` sets OMP_NUM_THREADS=1 unless told otherwise, which leaves a CPU run on one core.
+    """
+    if num_threads is None:
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        can_ask = hasattr(os, "sched_getaffinity")  # Linux: the cores that this process may use
+        num_cores = len(os.sched_getaffinity(0)) if can_ask else os.cpu_count()
+        num_threads = max(1, num_cores // local_processes)
+    torch.set_num_threads(num_threads)
+    return num_threads
+
+
 __all__ = [
-    *("describe_launch", "end_processes", "end_with_launcher", "end_with_parent", "launch_warnings"),
-    *("on_first_process", "precision"),
+    "describe_launch",
+    "destroy_process_group",
+    "end_with_launcher",
+    "end_with_parent",
+    "launch_warnings",
+    "on_first_process",
+    "precision",
 ]

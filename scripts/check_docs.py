@@ -28,7 +28,7 @@ from functools import cache
 from pathlib import Path
 
 from igpt_hf.cli import COMMANDS
-from igpt_hf.training.trainer import ConfigArguments, DataArguments, IGPTTrainingArguments
+from igpt_hf.training.arguments import IGPTTrainingArguments, ModelArguments, ScriptArguments
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -169,7 +169,7 @@ def flags_of(script: str) -> frozenset[str]:
     source = (ROOT / script).read_text(encoding="utf-8")
     own = set(re.findall(r'add_argument\(\s*"--(\w+)"', source))
     if script == "scripts/train.py" or "flags" in own:  # `--flags ...` hands the rest to train.py
-        kinds = (DataArguments, ConfigArguments, IGPTTrainingArguments)
+        kinds = (ScriptArguments, ModelArguments, IGPTTrainingArguments)
         own |= {"config", *(field.name for kind in kinds for field in dataclasses.fields(kind))}
     return frozenset(own | {"help"})
 

@@ -29,17 +29,14 @@ from datasets import DatasetDict
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf import DataError, load_splits, tokenize
-from igpt_hf.evaluation.figures import SHOWN, evaluation_picture
-from igpt_hf.evaluation.likelihood import (
-    calibration,
-    check_data,
-    codec_bits,
-    likelihood_report,
-    likelihoods,
-    surprise_maps,
-)
-from igpt_hf.hub.loading import load_pretrained, seen_images_warning, was_trained_on
-from igpt_hf.training.trainer import TokenDataset, use_all_cores
+from igpt_hf.data.tokenized import TokenDataset
+from igpt_hf.distributed import use_all_cores
+from igpt_hf.evaluation.codecs import codec_bits
+from igpt_hf.evaluation.compatibility import check_data, seen_images_warning, was_trained_on
+from igpt_hf.evaluation.likelihood import likelihood_report, log_likelihoods
+from igpt_hf.evaluation.surprise import calibration, surprise_maps
+from igpt_hf.hub.loading import load_pretrained
+from igpt_hf.plots import SHOWN, evaluation_picture
 
 
 def parse_arguments():
@@ -100,8 +97,8 @@ def load_checked(args):
     warning = seen_images_warning(args.model, args.data, args.seed)
     if warning is not None and args.split in ("validation", "test"):
         print(f"warning: {warning}", file=sys.stderr)
-    is_size_free = args.resize or was_trained_on(args.model, args.data)
-    index = torch.tensor(check_data(splits["train"], model.config, is_size_free))
+    allow_resize = args.resize or was_trained_on(args.model, args.data)
+    index = torch.tensor(check_data(splits["train"], model.config, allow_resize))
     if args.samples is not None:
         from igpt_hf.evaluation.sample_quality import check_sizes
 
@@ -131,7 +128,7 @@ def main():
     # 2. Likelihood, codes, surprise.
     report = {"model": args.model, "data": args.data, "split": args.split, "seed": args.seed, "prior": args.prior}
     report["class_names"] = [config.id2label[label] for label in range(config.num_labels)]
-    scores = likelihoods(model, images, args.batch_size)
+    scores = log_likelihoods(model, images, args.batch_size)
     report |= likelihood_report(scores, labels, prior, config.num_pixels)
     report["nats_per_class"] = {config.id2label[label]: nats for label, nats in report["nats_per_class"].items()}
     for name in ("", "_marginal"):
@@ -158,7 +155,7 @@ def main():
 
 def measure_samples(args, model, processor, prior: torch.Tensor, ids: dict[str, torch.Tensor]):
     """Draw samples and compare them with the three splits -> numbers, and samples beside training images."""
-    from igpt_hf.evaluation.sample_quality import Images, draw_samples, nearest_neighbours, sample_report
+    from igpt_hf.evaluation.sample_quality import Images, draw_samples, nearest_neighbors, sample_report
 
     config = model.config
     real = {
@@ -168,7 +165,7 @@ def measure_samples(args, model, processor, prior: torch.Tensor, ids: dict[str, 
     settings = {"temperature": args.temperature, "guidance_scale": args.guidance_scale}
     samples = draw_samples(model, processor, prior, args.samples, args.seed, **settings)
     quality = settings | sample_report(samples, real, config.num_labels, args.seed)
-    neighbour, distance = nearest_neighbours(samples.pixels, real["train"].pixels)
+    neighbor, distance = nearest_neighbors(samples.pixels, real["train"].pixels)
     strips = {
         "Samples as they came": slice(SHOWN),
         "Samples most like copies": distance.argsort(kind="stable")[:SHOWN],
@@ -176,7 +173,7 @@ def measure_samples(args, model, processor, prior: torch.Tensor, ids: dict[str, 
     nearest = {
         name: {
             "samples": samples.pixels[rows],
-            "neighbours": real["train"].pixels[neighbour[rows]],
+            "neighbors": real["train"].pixels[neighbor[rows]],
             "distance": distance[rows],
         }
         for name, rows in strips.items()

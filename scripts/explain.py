@@ -113,7 +113,7 @@ def explain_attention(model, hidden: torch.Tensor, t: int) -> torch.Tensor:
     places, is_inside = neighbor_index(torch.tensor([t]), model.config)
     near = value[places[0]] * is_inside[0, :, None]  # (K, C)
     mixed = (near * layer.attention.local_mixing.weight.T).sum(0)
-    show("local mixing of the neighbours", mixed)
+    show("local mixing of the neighbors", mixed)
     hidden = hidden[t] + layer.attention.out_proj(attended + mixed)
     show("h = h + W_o (both) + b_o", hidden)
     return hidden

@@ -3,7 +3,7 @@
     igpt probe runs/hoda --data digits.cdb --output probe.json
 
 The probe (Chen et al. 2020, section 3.3) is a logistic regression on the hidden states of a layer, averaged over the
-sequence and standardised. The model reads the images after the start token, so that no class can leak in. The probes
+sequence and standardized. The model reads the images after the start token, so that no class can leak in. The probes
 are fitted on the training split; validation says which layer is best; the test split is only reported. Writes a JSON
 file and, beside it, a plot of the same name.
 """
@@ -24,10 +24,11 @@ import numpy as np
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf import DataError, load_splits, tokenize
-from igpt_hf.evaluation.figures import probe_curve
-from igpt_hf.evaluation.likelihood import check_data, check_two_classes
-from igpt_hf.hub.loading import load_pretrained, seen_images_warning, was_trained_on
-from igpt_hf.training.trainer import TokenDataset, use_all_cores
+from igpt_hf.data.tokenized import TokenDataset
+from igpt_hf.distributed import use_all_cores
+from igpt_hf.evaluation.compatibility import check_data, check_two_classes, seen_images_warning, was_trained_on
+from igpt_hf.hub.loading import load_pretrained
+from igpt_hf.plots import probe_curve
 
 
 def parse_arguments():
@@ -79,7 +80,7 @@ def main():
     if warning is not None:
         print(f"warning: {warning}", file=sys.stderr)
     check_two_classes(splits["train"])
-    check_data(splits["train"], model.config, is_size_free=args.resize or was_trained_on(args.model, args.data))
+    check_data(splits["train"], model.config, allow_resize=args.resize or was_trained_on(args.model, args.data))
 
     features, labels = {}, {}
     for name, split in tokenize(splits, processor).items():

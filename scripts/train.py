@@ -29,46 +29,40 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from igpt_hf.data.splits import load_splits, tokenize
+from igpt_hf.data.splits import load_splits
 from igpt_hf.data.streaming import open_shards, stream_splits
-from igpt_hf.distributed import describe_launch, end_processes, end_with_launcher, launch_warnings, on_first_process
-from igpt_hf.hub.loading import seen_images_warning
-from igpt_hf.plots import sample_sheet
-from igpt_hf.training.checkpoints import (
-    RESULTS,
-    Preempted,
-    SaveOnSigterm,
-    delete_overwritten,
-    naming_the_last_checkpoint,
-    only_run_in,
-    prepare_output_dir,
+from igpt_hf.data.tokenized import LabelDataset, TokenDataset, tokenize
+from igpt_hf.distributed import (
+    describe_launch,
+    destroy_process_group,
+    end_with_launcher,
+    launch_warnings,
+    on_first_process,
+    use_all_cores,
 )
-from igpt_hf.training.initial_model import build
+from igpt_hf.evaluation.compatibility import seen_images_warning
+from igpt_hf.plots import sample_sheet
+from igpt_hf.training.arguments import parse_arguments, unused_flags
+from igpt_hf.training.callbacks import SampleSheetCallback
+from igpt_hf.training.checkpoints import RESULTS, report_last_checkpoint
+from igpt_hf.training.initial_model import make_initial_model
+from igpt_hf.training.output_dir import delete_overwritten, only_run_in, prepare_output_dir
+from igpt_hf.training.preemption import Preempted, SaveOnSigterm
 from igpt_hf.training.results import (
     collect_classification_results,
     collect_results,
     write_classification_run,
     write_run,
 )
-from igpt_hf.training.trainer import (
-    LabelDataset,
-    SampleSheetCallback,
-    TokenDataset,
-    few_steps_hint,
-    finished_message,
-    make_trainer,
-    parse_arguments,
-    push_run,
-    unused_flags,
-    use_all_cores,
-)
+from igpt_hf.training.stopping import finished_message
+from igpt_hf.training.trainer import few_steps_hint, make_trainer, push_run
 
 
 logger = logging.getLogger("train")
 
 
 def main():
-    data_args, config_args, args = parse_arguments()
+    script_args, model_args, args = parse_arguments()
     logging.basicConfig(format="%(message)s")
     for name in ("igpt_hf", "train"):
         logging.getLogger(name).setLevel(logging.INFO if args.should_log else logging.ERROR)
@@ -76,51 +70,53 @@ def main():
     end_with_launcher()
     with only_run_in(args.output_dir):
         if (message := on_first_process(lambda: finished_message(args))) is None:
-            train(data_args, config_args, args)
+            train(script_args, model_args, args)
         else:
             logger.info(message)
             if args.push_to_hub:
                 logger.info("pushed: %s", on_first_process(lambda: push_run(args)))
 
 
-def train(data_args, config_args, args):
-    is_classifier = data_args.task == "classification"
+def train(script_args, model_args, args):
+    is_classifier = script_args.task == "classification"
     checkpoint = on_first_process(lambda: prepare_output_dir(args))
-    num_threads = use_all_cores(data_args.num_threads)
+    num_threads = use_all_cores(script_args.num_threads)
     logger.info(describe_launch(args, num_threads))
-    for warning in launch_warnings(args) + unused_flags(data_args, config_args, args):
+    for warning in launch_warnings(args) + unused_flags(script_args, model_args, args):
         logger.warning("warning: %s", warning)
 
     # 1. Data.
-    split_seed = data_args.get_split_seed(args.seed)
-    if data_args.streaming:
-        source = open_shards(data_args.data, data_args.image_column, data_args.label_column, data_args.max_images)
+    split_seed = script_args.get_split_seed(args.seed)
+    if script_args.streaming:
+        source = open_shards(
+            script_args.data, script_args.image_column, script_args.label_column, script_args.max_images
+        )
         class_names = source.names
     else:
         splits = load_splits(
-            data_args.data,
+            script_args.data,
             seed=split_seed,
-            image_column=data_args.image_column,
-            label_column=data_args.label_column,
-            max_images=data_args.max_images,
-            skip_bad_images=data_args.skip_bad_images,
+            image_column=script_args.image_column,
+            label_column=script_args.label_column,
+            max_images=script_args.max_images,
+            skip_bad_images=script_args.skip_bad_images,
         )
         class_names = splits["train"].features["label"].names
 
     # 2. Model and processor; pictures -> tokens, once.
     set_seed(args.seed)
-    start = build(class_names, data_args, config_args)
+    start = make_initial_model(class_names, script_args, model_args)
     model, processor = start.model, start.processor
-    if data_args.model_name_or_path is not None:
-        about = (data_args.model_name_or_path, data_args.data, split_seed, data_args.max_images)
+    if script_args.model_name_or_path is not None:
+        about = (script_args.model_name_or_path, script_args.data, split_seed, script_args.max_images)
         if (warning := seen_images_warning(*about)) is not None:
             logger.warning("warning: %s", warning)
-    if data_args.streaming:
+    if script_args.streaming:
         splits, tokens = stream_splits(
-            *(source, processor, split_seed, data_args.max_eval_images),
+            *(source, processor, split_seed, script_args.max_eval_images),
             num_workers=num_threads,
             first_shard=len(source.shards) * args.process_index // args.world_size,
-            skip_bad_images=data_args.skip_bad_images,
+            skip_bad_images=script_args.skip_bad_images,
         )
     else:
         tokens = tokenize(splits, processor)
@@ -129,10 +125,10 @@ def train(data_args, config_args, args):
     on_first_process(lambda: delete_overwritten(args, checkpoint))
     sheet = SampleSheetCallback(lambda model: sample_sheet(model, processor, per_class=4))
     callbacks = [SaveOnSigterm()] if is_classifier else [sheet, SaveOnSigterm()]
-    options = {"layout": start.layout, "shuffle_buffer": data_args.shuffle_buffer}
+    options = {"layout": start.layout, "shuffle_buffer": script_args.shuffle_buffer}
     trainer = make_trainer(model, args, tokens, start.saved_processor, callbacks, **options)
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
-    about = (data_args.data, sizes, len(class_names), model.num_parameters())
+    about = (script_args.data, sizes, len(class_names), model.num_parameters())
     logger.info("%s: %s images of %d classes; %d parameters", *about)
     if (hint := few_steps_hint(args, len(splits["train"]))) is not None:
         logger.warning("hint: %s", hint)
@@ -144,7 +140,7 @@ def train(data_args, config_args, args):
         return logger.info(message)
     test_split = (LabelDataset if is_classifier else TokenDataset)(tokens["test"], start.layout, seed=args.seed)
     test = trainer.evaluate(test_split, metric_key_prefix="test")
-    with naming_the_last_checkpoint("the model", args.output_dir):
+    with report_last_checkpoint("the model", args.output_dir):
         if trainer.is_world_process_zero():  # of a shorter run that was resumed: they are not this model's
             (Path(args.output_dir) / RESULTS).unlink(missing_ok=True)
         trainer.save_model(_internal_call=True)  # which does not push: the card is not there yet
@@ -153,11 +149,11 @@ def train(data_args, config_args, args):
     # 5. Results, pictures, card; then the Hub, with --push_to_hub.
     if trainer.is_world_process_zero():
         if is_classifier:
-            results = collect_classification_results(trainer, test, data_args)
+            results = collect_classification_results(trainer, test, script_args)
             write_classification_run(trainer, results)
         else:
-            results = collect_results(trainer, test, data_args)
-            write_run(trainer, processor, splits, results, data_args)
+            results = collect_results(trainer, test, script_args)
+            write_run(trainer, processor, splits, results, script_args)
         logger.info("%s: %s", args.output_dir, json.dumps(results, indent=2))
         if args.push_to_hub:
             logger.info("pushed: %s", trainer.push_to_hub())
@@ -169,4 +165,4 @@ if __name__ == "__main__":
         main()
     except (ValueError, StrictDataclassError, FloatingPointError, OSError) as error:  # DataError is a ValueError
         sys.exit(f"error: {error}")
-    end_processes()
+    destroy_process_group()

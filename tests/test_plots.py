@@ -85,7 +85,7 @@ def test_a_sheet_has_one_row_of_samples_per_class(tiny_model, tiny_processor):
 
 def test_what_is_given_is_the_same_in_the_picture_and_in_the_answers_where_pixels_are_drawn(tiny_model):
     processor = IGPTImageProcessor(image_size=8, num_labels=3, binarize="stochastic", invert="never")
-    grey = Image.fromarray(np.full((8, 8), 128, np.uint8))
+    gray = Image.fromarray(np.full((8, 8), 128, np.uint8))
     pictures = []
 
     def grid(rows, names):
@@ -93,7 +93,7 @@ def test_what_is_given_is_the_same_in_the_picture_and_in_the_answers_where_pixel
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "image_grid", grid)
-        completion_sheet(tiny_model(), processor, [grey], [0], per_image=2)
+        completion_sheet(tiny_model(), processor, [gray], [0], per_image=2)
     whole, given, *answers = (np.asarray(picture)[:4] for picture in pictures)
     assert 0 < whole.mean() < 255
     assert all(np.array_equal(upper, whole) for upper in (given, *answers))

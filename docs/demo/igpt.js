@@ -1,6 +1,6 @@
 // The Image GPT of igpt_hf/model/modeling_igpt.py in plain JavaScript: the logits of one token after the other.
 //
-// Names follow the Python code. Shapes: C hidden size, H heads, D = C / H, K neighbours, V vocabulary, T positions.
+// Names follow the Python code. Shapes: C hidden size, H heads, D = C / H, K neighbors, V vocabulary, T positions.
 "use strict";
 
 class ImageGPT {
@@ -74,7 +74,7 @@ class ImageGPT {
     return linear(norm(x, this.norm), this.head);
   }
 
-  // Sum of the embeddings of the neighbours, of the prompt and of the position: (C).
+  // Sum of the embeddings of the neighbors, of the prompt and of the position: (C).
   embed(ids, t) {
     const { vocab_size, hidden_size } = this.config;
     const x = this.position.slice(t * hidden_size, (t + 1) * hidden_size);
@@ -134,8 +134,8 @@ function neighborhoodOffsets(radius) {
   return radius === 0 ? [[0, -1]] : offsets;
 }
 
-// Where in the sequence the neighbours of token t stand, -1 if outside the image. With `wraps` the last token of the
-// row above takes the place of the left neighbour at the start of a row: the embeddings do so, the mixing does not.
+// Where in the sequence the neighbors of token t stand, -1 if outside the image. With `wraps` the last token of the
+// row above takes the place of the left neighbor at the start of a row: the embeddings do so, the mixing does not.
 function neighborPlaces(t, gridSize, offsets, wraps) {
   return offsets.map(([down, right], k) => {
     const row = Math.floor(t / gridSize) + down, column = (t % gridSize) + right;
@@ -198,7 +198,7 @@ function attend(qkv, keys, values, t, heads, size) {
   return out;
 }
 
-// Adds the weighted sum of the values at the neighbours, each channel for itself; the weight is stored (C, K).
+// Adds the weighted sum of the values at the neighbors, each channel for itself; the weight is stored (C, K).
 function mixNeighbors(out, weight, values, places) {
   places.forEach((place, k) => {
     if (place < 0) return;

@@ -60,7 +60,7 @@ for (const end of ["pointerup", "pointercancel"]) {
   });
 }
 
-// The whole picture, as large as fits, on a ground of the colour of its corner; the pen contrasts with that.
+// The whole picture, as large as fits, on a ground of the color of its corner; the pen contrasts with that.
 async function upload(file) {
   message.textContent = "";
   if (file.size > MAX_BYTES) {

@@ -16,7 +16,7 @@ import torch
 from matplotlib import colormaps
 from PIL import Image, ImageChops
 
-from ..evaluation.likelihood import surprise_maps
+from ..evaluation.surprise import surprise_maps
 
 
 MAX_PICTURES, MAX_SEED, MAX_TEMPERATURE, MAX_GUIDANCE = 16, 2**32 - 1, 2.0, 5.0
@@ -113,7 +113,7 @@ def check_settings(config, label, count, temperature, guidance, seed):
 
 
 def read_canvas(drawing: str | None) -> Image.Image:
-    """What the drawing area sends, a PNG as a data: address -> a grey picture.
+    """What the drawing area sends, a PNG as a data: address -> a gray picture.
 
     Raises:
         ValueError: There is nothing on it, or it is no such picture.
@@ -127,28 +127,28 @@ def read_canvas(drawing: str | None) -> Image.Image:
         picture = Image.open(io.BytesIO(base64.b64decode(drawing[len(prefix) :])), formats=["PNG"])
         if max(picture.size) > MAX_CANVAS_SIDE:
             raise ValueError(f"A drawing has at most {MAX_CANVAS_SIDE} pixels a side.")
-        grey = picture.convert("L")
+        gray = picture.convert("L")
     except (OSError, SyntaxError) as error:  # PIL raises the second on broken PNG files
         raise ValueError("The drawing is no PNG that can be read.") from error
-    low, high = grey.getextrema()
+    low, high = gray.getextrema()
     if high - low < 64 or high <= 128:
         raise ValueError("There is nothing here yet: draw something first.")
-    return grey
+    return gray
 
 
-def centre_ink(grey: Image.Image) -> Image.Image:
+def center_ink(gray: Image.Image) -> Image.Image:
     """Move what is drawn, white on dark, to the middle of the canvas, as the digits of the training data stand."""
-    left, top, right, bottom = grey.point(lambda level: 255 * (level > 128)).getbbox()
-    shift = (grey.width - left - right) // 2, (grey.height - top - bottom) // 2
-    return ImageChops.offset(grey, *shift)  # what leaves on one side is blank, and comes back on the other
+    left, top, right, bottom = gray.point(lambda level: 255 * (level > 128)).getbbox()
+    shift = (gray.width - left - right) // 2, (gray.height - top - bottom) // 2
+    return ImageChops.offset(gray, *shift)  # what leaves on one side is blank, and comes back on the other
 
 
-def to_pixels(processor, grey: Image.Image) -> np.ndarray:
-    """A grey picture of any size -> binary pixels, white on black, (image_size, image_size).
+def to_pixels(processor, gray: Image.Image) -> np.ndarray:
+    """A gray picture of any size -> binary pixels, white on black, (image_size, image_size).
 
     It is shrunk as it stands: a margin is for crops, and a canvas has its own.
     """
-    small = grey.resize((processor.image_size,) * 2, Image.Resampling.BOX)
+    small = gray.resize((processor.image_size,) * 2, Image.Resampling.BOX)
     return processor.decode_pixels(processor.tokenize(small))[0]
 
 
@@ -228,7 +228,7 @@ def complete(model, processor, drawing, keep_rows, label, count, temperature, gu
 
 def read(model, processor, drawing) -> str:
     """The class of what is drawn, by Bayes' rule, and how surprising each of its pixels is."""
-    ids = processor(to_pixels(processor, centre_ink(read_canvas(drawing))))["input_ids"]
+    ids = processor(to_pixels(processor, center_ink(read_canvas(drawing))))["input_ids"]
     posterior = model.class_posterior(ids)[0]
     best = posterior.argmax().item()
     ids[:, 0] = model.config.vocab_size + best

@@ -1,4 +1,4 @@
-"""Data that does not fit into memory: shards are tokenised once into a cache on disk, and streamed from there.
+"""Data that does not fit into memory: shards are tokenized once into a cache on disk, and streamed from there.
 
 1. `open_shards` looks at parquet files or a Hub data set without reading the pictures: shards and class names.
 2. `tokenize_shards` reads each shard once, in parallel processes, and writes its tokens, a byte each, to the cache.
@@ -41,7 +41,8 @@ from ..distributed import end_with_parent
 from ..errors import DataError
 from ..model import image_processing_igpt
 from . import splits as data
-from .splits import TEST_SHARE, VALIDATION_SHARE, decode_image
+from .decoding import decode_image
+from .splits import TEST_SHARE, VALIDATION_SHARE
 
 
 logger = logging.getLogger(__name__)
@@ -106,13 +107,13 @@ def open_shards(
         names = features[label_column].names
     else:
         values = {str(value) for shard in shards for value in _labels(shard, label_column) if value is not None}
-        names = sorted(values, key=data._natural_order)
+        names = sorted(values, key=data.natural_order)
     return ShardedSource(tuple(shards), image_column, label_column, tuple(names), are_indices)
 
 
 def _parquet_shards(source: Path) -> list[Shard]:
-    paths = data._visible_files(source, {".parquet"}) if source.is_dir() else [source]
-    paths = [path for path in paths if data._num_parquet_rows(path) > 0]
+    paths = data.visible_files(source, {".parquet"}) if source.is_dir() else [source]
+    paths = [path for path in paths if data._num_rows(path) > 0]
     if not paths:
         raise DataError(f"--streaming reads parquet files or a Hub data set, and {source} holds no rows of parquet.")
     states = [path.stat() for path in paths]
@@ -171,7 +172,7 @@ def tokenize_shards(
         source: From `open_shards`.
         processor: An `IGPTImageProcessor`.
         seed: Of the split.
-        num_workers: Processes that tokenise; 1 stays in this one.
+        num_workers: Processes that tokenize; 1 stays in this one.
         first_shard: The shard to begin with.
         skip_bad_images: Count and leave out images that cannot be read.
 
@@ -262,7 +263,7 @@ def _tokenized_rows(source: ShardedSource, processor, seed: int, skip_bad_images
                 if skip_bad_images:
                     continue
                 raise DataError(
-                    f"row {row} of {shard.name} {error}. Mend or remove it, or set --skip_bad_images to leave out "
+                    f"row {row} of {shard.name} {error}. Fix or remove it, or set --skip_bad_images to leave out "
                     "such images."
                 ) from error
             tokens.append(data._tokenize_batch({"image": [picture]}, [row], shard.name, processor, "tokens")["tokens"])

@@ -181,9 +181,9 @@ def _pen_radius(num_points: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _fit(path: np.ndarray, radius: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centre the ink in an image of side 1, shrunk if it would outgrow it; return pen path (n, 2) and radius (n,).
+    """Center the ink in an image of side 1, shrunk if it would outgrow it; return pen path (n, 2) and radius (n,).
 
-    `shift` (2,) moves the ink off the centre, no further than to the image's edge.
+    `shift` (2,) moves the ink off the center, no further than to the image's edge.
     """
     low, high = (path - radius[:, None]).min(axis=0), (path + radius[:, None]).max(axis=0)
     shrink = min(1, 1 / (high - low).max())
@@ -192,11 +192,11 @@ def _fit(path: np.ndarray, radius: np.ndarray, shift: np.ndarray) -> tuple[np.nd
 
 
 def _ink(path: np.ndarray, radius: np.ndarray, image_size: int) -> np.ndarray:
-    """Return an image (image_size, image_size), white where a pixel's centre is in a disc along the path (n, 2)."""
-    centres = (np.arange(image_size, dtype=np.float32) + 0.5) / image_size
+    """Return an image (image_size, image_size), white where a pixel's center is in a disc along the path (n, 2)."""
+    centers = (np.arange(image_size, dtype=np.float32) + 0.5) / image_size
     x, y, radius = np.column_stack([path, radius]).astype(np.float32).T[:, :, None]  # each (n, 1)
-    columns = (centres - x) ** 2  # (n, image_size)
-    rows = (centres - y) ** 2 - radius**2
+    columns = (centers - x) ** 2  # (n, image_size)
+    rows = (centers - y) ** 2 - radius**2
     outside = (rows[:, :, None] + columns[:, None, :]).min(axis=0)  # (n, rows, columns) -> (rows, columns)
     return np.where(outside < 0, np.uint8(255), np.uint8(0))
 

@@ -16,7 +16,7 @@ import evaluate
 import numpy as np
 import torch
 
-from .likelihood import likelihood_report, likelihoods
+from .likelihood import likelihood_report, log_likelihoods
 
 
 CITATION = "Chen et al. 2020, Generative Pretraining from Pixels"
@@ -24,7 +24,7 @@ CITATION = "Chen et al. 2020, Generative Pretraining from Pixels"
 
 def prompt_log_likelihoods(model, input_ids: torch.Tensor, batch_size: int = 128) -> np.ndarray:
     """ln p(image | prompt) for each class and, last, the start token: (n, 1 + N) -> (n, num_labels + 1), float64."""
-    scores = likelihoods(model, input_ids, batch_size)
+    scores = log_likelihoods(model, input_ids, batch_size)
     return torch.cat([scores["classes"], scores["start"][:, None]], dim=1).numpy()
 
 

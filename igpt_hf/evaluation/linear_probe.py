@@ -30,7 +30,7 @@ def layer_features(model, input_ids: torch.Tensor, batch_size: int = 128) -> np.
 
 
 def probe_layers(features: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> list[dict]:
-    """Fit logistic regression (L-BFGS) on the standardised features of each layer of the training split.
+    """Fit logistic regression (L-BFGS) on the standardized features of each layer of the training split.
 
     Args:
         features: By split (`train`, `validation`, `test`), (layers + 1, n, C).

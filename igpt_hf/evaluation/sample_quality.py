@@ -1,4 +1,4 @@
-"""How good samples are: recognisable, like real images, as varied as these, and no copies of the training images.
+"""How good samples are: recognizable, like real images, as varied as these, and no copies of the training images.
 
 The measures look through a small classifier's eyes (LeNet, LeCun et al. 1998), trained on the same training split,
 since the usual Inception network has never seen binary glyphs. Every figure that has no absolute meaning has the same
@@ -164,7 +164,7 @@ def two_sample_accuracy(real: np.ndarray, fake: np.ndarray, seed: int) -> tuple[
     return accuracy, math.sqrt(accuracy * (1 - accuracy) / len(labels))
 
 
-def nearest_neighbours(pixels: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def nearest_neighbors(pixels: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find the training image that differs in the fewest pixels (Hamming): (n, ...), (m, ...) -> index, distance."""
     flat = torch.from_numpy(train).flatten(1).float()  # (m, height * width)
     index, distance = [], []
@@ -183,7 +183,7 @@ def novelty(samples: np.ndarray, test: np.ndarray, train: np.ndarray) -> dict[st
         `novelty`: mean distance of the samples over that of the test images, so that 1 is as new as real images are
         (None where the test split has nothing but copies). The two means, in pixels, and the shares of exact copies.
     """
-    distances = {name: nearest_neighbours(pixels, train)[1] for name, pixels in (("", samples), ("_test", test))}
+    distances = {name: nearest_neighbors(pixels, train)[1] for name, pixels in (("", samples), ("_test", test))}
     report = {}
     for name, distance in distances.items():
         report[f"nearest_training_pixels{name}"] = float(distance.mean())
@@ -284,7 +284,7 @@ __all__ = [
     "check_sizes",
     "draw_samples",
     "fidelity",
-    "nearest_neighbours",
+    "nearest_neighbors",
     "novelty",
     "sample_report",
     "train_classifier",

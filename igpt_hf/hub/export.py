@@ -12,7 +12,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from ..errors import DataError
-from ..model.kernel_blocks import SLOPES
+from ..model.kernel_dispatch import SLOPES
 from ..model.modeling_igpt import IGPTForCausalImageModeling
 from ..model.neighborhood import context_ids
 

@@ -1,6 +1,5 @@
 """Load a trained model with its image processor, with errors that a user can act on."""
 
-import json
 import re
 from pathlib import Path
 
@@ -144,42 +143,4 @@ def _check(model: IGPTPreTrainedModel, processor: IGPTImageProcessor, name: str)
             )
 
 
-def _results(name: str) -> dict:
-    folder = Path(name)
-    if folder.name.startswith("checkpoint-") and not (folder / "all_results.json").is_file():
-        folder = folder.parent  # the run's
-    path = folder / "all_results.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def was_trained_on(name: str, data: str) -> bool:
-    """Whether the all_results.json of a run says that its model was trained on this source."""
-    source = _results(name).get("data")
-    return source is not None and (source == data or Path(source).absolute() == Path(data).absolute())
-
-
-def seen_images_warning(name: str, data: str, seed: int, max_images: int | None = None) -> str | None:
-    """Say why the test split of a source may hold images that the model was trained on; None if it does not.
-
-    Args:
-        name: Folder of a run.
-        data: The source.
-        seed, max_images: Of `load_splits`.
-    """
-    results = _results(name)
-    if not was_trained_on(name, data) or "split_seed" not in results:  # not known
-        return None
-    if data == "synthetic" and results["split_seed"] != seed:  # other digits
-        return None
-    if results["streaming"]:
-        reason = "streamed, and so split otherwise than here"
-    elif results["max_images"] != max_images:
-        reason = f"with --max_images {results['max_images']}, and the part is split otherwise than the whole"
-    elif results["split_seed"] != seed:
-        reason = f"split with another seed: give --seed {results['split_seed']}"
-    else:
-        return None
-    return f"{name} was trained on {data}, {reason}. It may have seen images of what is the test split here."
-
-
-__all__ = ["load_pretrained", "seen_images_warning", "was_trained_on"]
+__all__ = ["load_pretrained"]

@@ -27,7 +27,7 @@ class DataFacts:
     """What the card says of the data: a name without local folders, and under which terms it may be used."""
 
     name: str
-    licence: str
+    license: str
     metadata: dict[str, str | list[str]]  # `license` and, for a data set of the Hub, `datasets`
 
 
@@ -70,14 +70,14 @@ def make_model_card(facts: dict) -> ModelCard:
     """Render the template.
 
     Args:
-        facts: All that the template names, but for `data` and `data_licence`, which follow from `source`.
+        facts: All that the template names, but for `data` and `data_license`, which follow from `source`.
 
     Raises:
         ValueError: A fact is missing.
     """
     template = _strict(facts)
     data = about_data(facts["source"])
-    facts = {**facts, "data": data.name, "data_licence": data.licence}
+    facts = {**facts, "data": data.name, "data_license": data.license}
     card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag=TASK,
@@ -116,7 +116,7 @@ def _strict(facts: dict) -> str:
 
     text = template_path().read_text(encoding="utf-8")
     named = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(text))
-    missing = sorted((named - {"data", "data_licence"} | {"source"}) - facts.keys())
+    missing = sorted((named - {"data", "data_license"} | {"source"}) - facts.keys())
     if missing:
         raise ValueError(f"the model card needs facts that were not given: {', '.join(missing)}.")
     return "---\n{{ card_data }}\n---\n\n" + text

@@ -40,12 +40,12 @@ def push_folder(
         DataError: No token, no permission, a bad name, or no connection.
     """
     api = HfApi(token=token)
-    name = ask_hub(lambda: api.create_repo(repo, private=private, exist_ok=True), repo, token).repo_id
+    name = retry_hub_request(lambda: api.create_repo(repo, private=private, exist_ok=True), repo, token).repo_id
 
     def commit():
         return api.create_commit(name, _additions(folder, name), commit_message=message, revision=revision)
 
-    return ask_hub(commit, repo, token).commit_url
+    return retry_hub_request(commit, repo, token).commit_url
 
 
 def _additions(folder: Path, repo: str) -> list[CommitOperationAdd]:
@@ -62,7 +62,7 @@ def _card_for(path: Path, repo: str) -> bytes:
     return (text if local is None else text.replace(local[1], f'"{repo}"')).encode()
 
 
-def ask_hub(request, repo: str, token: str | None = None):
+def retry_hub_request(request, repo: str, token: str | None = None):
     """Return what a request to the Hub returns; do it again, after a pause, if the connection breaks in the middle.
 
     Raises:
@@ -94,4 +94,4 @@ def ask_hub(request, repo: str, token: str | None = None):
             time.sleep(2 ** (attempt - 1))
 
 
-__all__ = ["ask_hub", "push_folder"]
+__all__ = ["retry_hub_request", "push_folder"]

@@ -25,7 +25,7 @@ but computed again. With p[i, j] = inverse[i] e[i, j] and g = d loss / d out:
 The keys' lanes give dkey and dvalue; their dscores are written down, and a second, short pass sums them into dquery.
 
 Position t stands in row t of most arrays; in those of query, key and value in row FRONT + t, and the rows before it
-are zeros, so that a block of queries may begin, and a neighbour may lie, outside the image (row 0).
+are zeros, so that a block of queries may begin, and a neighbor may lie, outside the image (row 0).
 
 A group of images is one task with a fixed order of operations: results do not depend on the number of threads. The
 gradients of the groups are summed in pairs (`pairwise_sum`), so that neither do they depend on how a batch is split
@@ -36,11 +36,6 @@ import functools
 import math
 
 import numpy as np
-import torch
-from torch import nn
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers.activations import ACT2FN
 
 from .kernel_simd import (
     LANES,
@@ -48,28 +43,21 @@ from .kernel_simd import (
     exp2,
     fma,
     from_lane,
-    is_numba_usable,
     kernel,
     load,
     load_pair,
     maximum,
     numba,
-    run_tasks,
     splat,
     store,
     swap_halves,
     total,
     up_to_lane,
 )
-from .neighborhood import context_ids, neighbor_index, rotations
 
 
 FRONT = LANES
 HEAD_SIZE = 8  # so many vectors of queries, gradients and sums fit into the registers together
-MAX_CHANNELS, MAX_VOCAB_SIZE = 64, 512  # beyond, torch's matrix products are as fast, and gradients of tables large
-TASKS = 32  # at most so many groups of images, each with gradients of its own
-MATRICES = (2, 5, 7, 9)  # among the weights: of query, key and value; of the output; up; down
-SLOPES = {"quick_gelu": 1.702, "silu": 1.0, "swish": 1.0}  # act(x) = x sigmoid(slope x)
 LN_2, LOG2_E = np.float32(math.log(2)), math.log2(math.e)
 float32 = np.float32
 
@@ -350,7 +338,7 @@ def attend_backward(qkv, highest, inverse, out, grad, dqkv, deltas, columns, dsc
 
 @kernel
 def mix(qkv, weight, places, out):
-    """out[t] += sum_k weight[k] value[k-th neighbour of t]"""
+    """out[t] += sum_k weight[k] value[k-th neighbor of t]"""
     neighbors, channels = weight.shape
     for c in range(0, channels, LANES):
         v = 2 * channels + c
@@ -384,7 +372,7 @@ def mix_backward(qkv, weight, places, grad, dqkv, dweight):
             for k in range(neighbors):
                 r = places[t, k]
                 store(dqkv, r, v, fma(load(weight, k, c), g, load(dqkv, r, v)))
-        store(dqkv, 0, v, splat(0))  # what was added for neighbours outside the image
+        store(dqkv, 0, v, splat(0))  # what was added for neighbors outside the image
 
 
 # --- embeddings ------------------------------------------------------------------------------------------------------
@@ -392,9 +380,9 @@ def mix_backward(qkv, weight, places, grad, dqkv, dweight):
 
 @kernel
 def embed(ids, table, position, context, out):
-    """Sum of the embeddings of a position, of the prompt ids[0] and of the known neighbours -> out (rows, C).
+    """Sum of the embeddings of a position, of the prompt ids[0] and of the known neighbors -> out (rows, C).
 
-    context (T, K + 1, 2) has for each neighbour, the prompt last, its place in `ids` and the first row of its part of
+    context (T, K + 1, 2) has for each neighbor, the prompt last, its place in `ids` and the first row of its part of
     the table; a place of -1 is outside the image, and the row that stands for that.
     """
     for c in range(0, out.shape[1], LANES):
@@ -436,7 +424,7 @@ def blocks_forward(
         weights: Tables of the context and of the positions (1, rows, C), then matrices (L, inputs, outputs), vectors
             (L, 1, outputs) and the mixing's (L, K, C); then the gains of the attention's and of the MLP's norms (L, R,
             C) and of the last (1, R, C), where R is 1, or the number of prompts.
-        places: Rows of the neighbours (T, K); 0 is outside.
+        places: Rows of the neighbors (T, K); 0 is outside.
         context: For `embed`.
         turns: For `turn`.
     """
@@ -566,248 +554,4 @@ def make_kernels():
     )
 
 
-def pairwise_sum(x: torch.Tensor) -> torch.Tensor:
-    """Sum over the first dimension, of pairs, then of pairs of pairs, ...: (n, ...) -> (...); overwrites x.
-
-    The sums of two halves, 2**k long each, add up to the sum of the whole to the last bit: where batches are split
-    over processes, a step is the same.
-    """
-    distance = 1
-    while distance < len(x):
-        x[: len(x) - distance : 2 * distance] += x[distance :: 2 * distance]
-        distance *= 2
-    return x[0]
-
-
-class Blocks(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, model, input_ids, gain_rows, places, context, turns, eps, slope, *weights):
-        (batch, length), channels = input_ids.shape, weights[0].shape[2]
-        keeps, layers, rows = any(ctx.needs_input_grad), len(weights[2]), -(-length // LANES) * LANES
-        kept = (batch, layers) if keeps else (0, 0)
-        states = weights[0].new_empty(kept[0], layers + 1, rows, channels)
-        attendeds = states.new_empty(*kept, rows, channels)
-        statistics = states.new_empty(*kept, 2 * channels // HEAD_SIZE, FRONT + rows)
-        out = states.new_empty(batch, length, channels)
-        ctx.save_for_backward(*weights)
-        ctx.model, ctx.input_ids = model, input_ids
-        ctx.arrays = [tensor.numpy() for tensor in (input_ids, gain_rows, states, attendeds, statistics)]
-        ctx.scaled = tuple(weight.detach().numpy() for weight in scale_queries(weights, HEAD_SIZE))
-        ctx.settings = (places.numpy(), context.numpy(), turns.numpy(), float32(eps), float32(slope))
-        arrays = (*ctx.arrays, out.numpy(), ctx.scaled, *ctx.settings, keeps)
-        run_tasks(functools.partial(make_kernels()[0], *arrays), batch)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        if torch.is_grad_enabled():  # create_graph: the gradient shall have a gradient, which the kernel's has not
-            wanted = ctx.needs_input_grad[-len(ctx.saved_tensors) :]
-            return *[None] * 8, *module_gradients(ctx.model, ctx.input_ids, ctx.saved_tensors, wanted, grad)
-        grads = [grad.new_zeros(min(len(grad), TASKS), *weight.shape) for weight in ctx.scaled]
-        transposed = tuple(np.ascontiguousarray(ctx.scaled[i].transpose(0, 2, 1)) for i in MATRICES)
-        arrays = (*ctx.arrays, ctx.scaled, transposed, *ctx.settings, grad.contiguous().numpy())
-        run_tasks(functools.partial(make_kernels()[1], *arrays, tuple(x.numpy() for x in grads)), len(grads[0]))
-        return *[None] * 8, *map(pairwise_sum, scale_queries(grads, HEAD_SIZE))
-
-
-def module_gradients(model, input_ids, weights, wanted: list[bool], grad) -> list[torch.Tensor | None]:
-    """What `Blocks.backward` returns for its weights, but computed by the model's modules, and with a graph.
-
-    Args:
-        weights: What `stacked_weights` returned.
-        wanted: For which of them.
-        grad: d loss / d `last_hidden_state`, (B, T, C).
-    """
-    positions = torch.arange(input_ids.shape[1])
-    context = context_ids(input_ids, positions, model.config)  # a call with it is left to the modules
-    with sdpa_kernel(SDPBackend.MATH):  # the only attention of torch that has a second derivative
-        parameters = named_weights(model, weights)
-        out = functional_call(model, parameters, (input_ids,), {"context": context, "use_cache": False})
-    inputs = [weight for weight, is_wanted in zip(weights, wanted, strict=True) if is_wanted]
-    grads = iter(torch.autograd.grad(out.last_hidden_state, inputs, grad, create_graph=True))
-    return [next(grads) if is_wanted else None for is_wanted in wanted]
-
-
-class LinearOfImages(torch.autograd.Function):
-    """A linear layer without bias, (B, T, inputs) -> (B, T, outputs); see `pairwise_sum` for its weight's gradient."""
-
-    @staticmethod
-    def forward(ctx, x, weight):
-        ctx.save_for_backward(x, weight)
-        return nn.functional.linear(x, weight)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        return grad @ weight, pairwise_sum(grad.mT @ x)
-
-
-# The parameters of a block, in the order of `stacked_weights`.
-BLOCK_WEIGHTS = (
-    *("attention.qkv_proj.weight", "attention.qkv_proj.bias", "attention.local_mixing.weight"),
-    *("attention.out_proj.weight", "attention.out_proj.bias"),
-    *("mlp.up_proj.weight", "mlp.up_proj.bias", "mlp.down_proj.weight", "mlp.down_proj.bias"),
-    *("attention_norm.weight", "mlp_norm.weight"),
-)
-
-
-def stacked_weights(model) -> tuple[torch.Tensor, ...]:
-    """The weights of an IGPTModel, each kind as one tensor, as `blocks_forward` takes them but for `scale_queries`.
-
-    Autograd leads back to the parameters.
-    """
-    layers, embeddings = model.layers, model.embeddings
-
-    def matrices(modules):
-        return torch.stack([module.weight.mT for module in modules])
-
-    def vectors(modules):
-        return torch.stack([module.bias for module in modules])[:, None]
-
-    def gains(norms):
-        return torch.stack([norm.weight.view(-1, norm.weight.shape[-1]) for norm in norms])
-
-    attentions, mlps = [layer.attention for layer in layers], [layer.mlp for layer in layers]
-    qkv, out = [x.qkv_proj for x in attentions], [x.out_proj for x in attentions]
-    up, down = [x.up_proj for x in mlps], [x.down_proj for x in mlps]
-    if attentions[0].local_mixing is None:
-        mixing = torch.zeros(len(layers), 0, out[0].in_features)
-    else:
-        mixing = matrices([x.local_mixing for x in attentions])
-    return (
-        *(embeddings.context.weight[None], embeddings.position.weight[None]),
-        *(matrices(qkv), vectors(qkv), mixing, matrices(out), vectors(out)),
-        *(matrices(up), vectors(up), matrices(down), vectors(down)),
-        *(gains([x.attention_norm for x in layers]), gains([x.mlp_norm for x in layers]), gains([model.norm])),
-    )
-
-
-def named_weights(model, weights: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
-    """Undo `stacked_weights`: an IGPTModel's parameters, by name."""
-    table, position, *stacked, last_gain = weights
-    named = {"norm.weight": last_gain, "embeddings.context.weight": table, "embeddings.position.weight": position}
-    for name, layers in zip(BLOCK_WEIGHTS, stacked, strict=True):
-        is_matrix = "norm" not in name  # of which the stack holds the transpose
-        named |= {f"layers.{index}.{name}": weight.mT if is_matrix else weight for index, weight in enumerate(layers)}
-    return {name: named[name].reshape(parameter.shape) for name, parameter in model.named_parameters()}
-
-
-def query_scale(channels: int, head_size: int) -> torch.Tensor:
-    """Factors of query, key and value (3 C,): log2(e) / sqrt(head size) for the queries, and 1."""
-    scale = torch.ones(3 * channels)
-    scale[:channels] = head_size**-0.5 * LOG2_E
-    return scale
-
-
-def scale_queries(weights, head_size: int) -> tuple[torch.Tensor, ...]:
-    """Multiply the scale of the scores into the queries' matrix and bias: of `stacked_weights`, or of gradients.
-
-    d loss / d weight is the same multiple of d loss / d (scaled weight): one function serves both.
-    """
-    table, position, qkv_w, qkv_b, *rest = weights
-    scale = query_scale(qkv_w.shape[-2], head_size)
-    return table, position, qkv_w * scale, qkv_b * scale, *rest
-
-
-def gain_rows(input_ids: torch.Tensor, config) -> torch.Tensor:
-    """Which row of a norm's gains each prompt takes: (B, T) ids -> (B,)."""
-    return (input_ids[:, 0] - config.vocab_size) * config.class_conditional_norm
-
-
-def neighbor_rows(length: int, config) -> torch.Tensor:
-    """Rows of the neighbours in query, key and value, (T, K); row 0, of zeros, stands for those outside."""
-    if config.neighborhood_radius == 0:
-        return torch.zeros(length, 0, dtype=torch.long)
-    places, is_inside = neighbor_index(torch.arange(length), config)
-    return torch.where(is_inside, FRONT + places, 0)
-
-
-def context_rows(length: int, first_rows: list[int], config) -> torch.Tensor:
-    """The table that `embed` reads, (T, K + 1, 2)."""
-    places, is_inside = neighbor_index(torch.arange(length), config, wraps=True)
-    rows = torch.tensor(first_rows[:-1]) + torch.where(is_inside, 0, config.vocab_size)
-    neighbors = torch.stack([torch.where(is_inside, places, -1), rows], dim=2)
-    prompt = torch.tensor([0, first_rows[-1]]).expand(length, 1, 2)
-    return torch.cat([neighbors, prompt], dim=1)
-
-
-def turn_rows(length: int, config) -> torch.Tensor:
-    """The table that `turn` reads, (2, T, LANES)."""
-    cos, sin = rotations(torch.arange(length), config)  # (T, HEAD_SIZE / 2) each
-    signed = torch.stack([torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)])
-    return signed.repeat(1, 1, LANES // HEAD_SIZE)
-
-
-def are_blocks_usable(model, input_ids: torch.Tensor) -> bool:
-    """Whether `run_blocks` computes what an IGPTModel's modules would: small, and nothing but themselves."""
-    config = model.config
-    return (
-        is_numba_usable()
-        and not is_transformed()
-        and input_ids.device.type == "cpu"
-        and are_in_range(input_ids, config)
-        and config._attn_implementation == "sdpa"
-        and config.hidden_size == HEAD_SIZE * config.num_attention_heads <= MAX_CHANNELS
-        and config.hidden_size % LANES == config.intermediate_size % LANES == 0
-        and config.hidden_act in SLOPES
-        and (config.vocab_size <= MAX_VOCAB_SIZE or not torch.is_grad_enabled())  # a gradient for each group of images
-        and not (model.training and (config.attention_dropout or model.layers[0].gradient_checkpointing))
-        and is_plain(model, config)
-    )
-
-
-def is_transformed() -> bool:
-    """Whether a transformation of torch.func (grad, vmap, ...) is at work; it can follow torch's operations only."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def are_in_range(input_ids: torch.Tensor, config) -> bool:
-    """Whether ids (B, T) are those of prompts and tokens; the kernels do not check what they look up."""
-    if input_ids.dtype != torch.long or not 0 < input_ids.shape[1] <= config.max_position_embeddings:
-        return False
-    prompts, tokens = input_ids[:, 0], input_ids[:, 1:]
-    are_prompts = (prompts >= config.vocab_size) & (prompts <= config.start_token_id)
-    return bool(are_prompts.all() and ((tokens >= 0) & (tokens < config.vocab_size)).all())
-
-
-def run_blocks(model, input_ids: torch.LongTensor) -> torch.Tensor:
-    """All of an IGPTModel, from the first position on: ids (B, T) -> `last_hidden_state`, float32 (B, T, C)."""
-    config, length = model.config, input_ids.shape[1]
-    tables = neighbor_rows(length, config), context_rows(length, model.embeddings.first_rows, config)
-    constants = (*tables, turn_rows(length, config), config.rms_norm_eps, SLOPES[config.hidden_act])
-    weights = stacked_weights(model)
-    rows = gain_rows(input_ids, config)
-    return Blocks.apply(model, input_ids.contiguous(), rows, *constants, *weights)
-
-
-def is_plain(model: nn.Module, config) -> bool:
-    """Whether all modules are the model's own, float32 on the CPU, and no hook or wrapper changes what they do.
-
-    Hooks that the library leaves behind once it was asked for hidden states or attentions do nothing by themselves.
-    """
-    kinds = (nn.Linear, nn.Embedding, nn.ModuleList, type(ACT2FN[config.hidden_act]))
-
-    def is_changed(module) -> bool:
-        left_behind = "transformers.utils.output_capturing"
-        hooks = [hook for hook in module._forward_hooks.values() if getattr(hook, "__module__", None) != left_behind]
-        others = (module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-        return bool(hooks) or any(others) or "forward" in vars(module)
-
-    def is_table_whole() -> bool:  # what lies beyond it would be read too
-        embeddings = model.base_model.embeddings
-        return embeddings.context.weight.shape[0] == embeddings.first_rows[-1] + config.start_token_id + 1
-
-    return (
-        all(
-            (type(module) in kinds or type(module).__module__.rpartition(".")[2] == "modeling_igpt")
-            and not is_changed(module)
-            and all(
-                x is None or (x.dtype == torch.float32 and x.device.type == "cpu") for x in module._parameters.values()
-            )
-            for module in model.modules()
-        )
-        and is_table_whole()
-    )
-
-
-__all__ = ["MAX_VOCAB_SIZE", "LinearOfImages", "are_blocks_usable", "is_plain", "is_transformed", "run_blocks"]
+__all__ = []

@@ -5,9 +5,9 @@ where a model is so small that the library's loop is nearly all overhead.
 
 Position t knows the tokens before token t. It goes through the layers and yields the probabilities of token t:
 
-    x = embeddings of the neighbours, the prompt and the position; then, in each layer,
+    x = embeddings of the neighbors, the prompt and the position; then, in each layer,
     query, key, value = W (rms(x) gain) + b    key and value are kept for the positions to come, query and key turned
-    x = x + W (attention + mixing) + b         attention reads positions j <= t, mixing the neighbours
+    x = x + W (attention + mixing) + b         attention reads positions j <= t, mixing the neighbors
     x = x + W act(W (rms(x) gain) + b) + b
 
 How it becomes fast: SLOTS sequences go through all their steps together, before the next ones begin: so few that their
@@ -22,42 +22,26 @@ neither on the number of threads nor on the other images.
 import functools
 
 import numpy as np
-import torch
-from torch import nn
 
-from .kernel_blocks import (
-    MAX_VOCAB_SIZE,
-    SLOPES,
-    activate,
-    context_rows,
-    gain_rows,
-    is_plain,
-    scale_queries,
-    stacked_weights,
-)
+from .kernel_blocks import activate
 from .kernel_simd import (
     LANES,
     compile_kernel,
     exp2,
     fma,
     highest,
-    is_numba_usable,
     kernel,
     load,
     maximum,
     numba,
-    run_tasks,
     splat,
     store,
     total,
     up_to_lane,
 )
-from .neighborhood import neighbor_index, rotations
 
 
-MAX_HIDDEN_SIZE = 128  # beyond, torch's matrix products win; a vocabulary may have MAX_VOCAB_SIZE, `pick` sorts slowly
 SLOTS = 4  # even: with guidance an image takes two
-DEFAULTS = (1.0, 0, 1.0, 0.0, 1.0)  # temperature, top_k, top_p, min_p, guidance_scale
 float32 = np.float32
 
 
@@ -192,7 +176,7 @@ def complete_images(
 
     Args:
         weights: From `padded_weights`.
-        tables: Places of the neighbours that mixing reads, 0 outside (N, K), `context_rows`, and cosines and sines of
+        tables: Places of the neighbors that mixing reads, 0 outside (N, K), `context_rows`, and cosines and sines of
             the angles (2, N, P).
         shape: Heads, hidden size and vocabulary, without padding.
         constants: eps of the norms, slope of the activation.
@@ -294,103 +278,4 @@ def make_kernel():
     return compile_kernel(complete_images, signature)
 
 
-def padded(size: int) -> int:
-    """The next multiple of LANES."""
-    return -(-size // LANES) * LANES
-
-
-@torch.no_grad()
-def padded_weights(model) -> tuple[np.ndarray, ...]:
-    """The weights as `complete_images` takes them: those of `scale_queries` and of the head, padded with zeros."""
-
-    def pad(weight, inputs, outputs, parts=1):
-        """(L, i, parts * o) -> (L, inputs, parts * outputs)"""
-        weight = weight.unflatten(2, (parts, -1))
-        missing = (0, outputs - weight.shape[3], 0, 0, 0, inputs - weight.shape[1])
-        return nn.functional.pad(weight, missing).flatten(2).contiguous().numpy()
-
-    config = model.config
-    scaled = scale_queries(stacked_weights(model.model), config.hidden_size // config.num_attention_heads)
-    table, position, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, down_w, down_b, *gains = scaled
-    width, inner, outputs = (padded(n) for n in (config.hidden_size, config.intermediate_size, config.vocab_size))
-    return (
-        *(pad(table, table.shape[1], width), pad(position, position.shape[1], width)),
-        *(pad(qkv_w, width, width, 3), pad(qkv_b, 1, width, 3), pad(mixing, mixing.shape[1], width)),
-        *(pad(out_w, width, width), pad(out_b, 1, width), pad(up_w, width, inner), pad(up_b, 1, inner)),
-        *(pad(down_w, inner, width), pad(down_b, 1, width), *(pad(gain, gain.shape[1], width) for gain in gains)),
-        pad(model.lm_head.weight.T[None], width, outputs),
-        np.zeros((1, 1, outputs), float32),
-    )
-
-
-def is_sampler_usable(model) -> bool:
-    """Whether `sample_images` can take this model: numba is here, and the model small and nothing but itself."""
-    config = model.config
-    return (
-        is_numba_usable()
-        and config.hidden_size <= MAX_HIDDEN_SIZE
-        and config.vocab_size <= MAX_VOCAB_SIZE
-        and config.hidden_act in SLOPES
-        and not (model.training and config.attention_dropout)
-        and is_plain(model, config)
-        and model.lm_head.bias is None
-    )
-
-
-def sample_images(
-    model,
-    input_ids: torch.Tensor,
-    *,
-    do_sample: bool = True,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    guidance_scale: float = 1.0,
-    noise: torch.Tensor | None = None,
-    return_log_probs: bool = False,
-):
-    """Sample images: prompts and given tokens (B, 1 + given) -> (B, 1 + N), int64.
-
-    The settings have the meaning that they have for the library's `generate`. All randomness is one draw from torch's
-    generator of the CPU: `torch.manual_seed` makes samples repeatable, and the first of a larger batch are the same.
-
-    Args:
-        noise: Uniform numbers in [0, 1) instead of that draw, float64 (B, N - given).
-        return_log_probs: Return also the log-probability of each token by the model as it is, float64 (B, N).
-
-    Raises:
-        ValueError: Ids out of range, a prompt that is a whole image, or a temperature that is not positive.
-        RuntimeError: Probabilities that are not numbers, because some weights are not.
-    """
-    model._check_prompt(input_ids)
-    if do_sample and temperature is not None and not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}; do_sample=False takes the likeliest.")
-    config, batch, given = model.config, len(input_ids), input_ids.shape[1] - 1
-    steps = config.num_image_tokens - given
-    if noise is None:
-        noise = (torch.rand if do_sample else torch.zeros)(batch, steps, dtype=torch.float64)
-    settings = (temperature if do_sample else 0.0, top_k, top_p, min_p, guidance_scale)
-    settings = tuple(float(default if x is None else x) for x, default in zip(settings, DEFAULTS, strict=True))
-    ids = nn.functional.pad(input_ids.long(), (0, steps)).contiguous()
-    log_probs = torch.empty(batch, config.num_image_tokens, dtype=torch.float64)
-
-    positions = torch.arange(config.num_image_tokens)
-    places, is_inside = neighbor_index(positions, config)
-    context = context_rows(len(positions), model.model.embeddings.first_rows, config)
-    turns = rotations(positions, config).numpy()
-    starts = torch.full_like(ids[:, :1], config.start_token_id)
-    rows = torch.stack([gain_rows(ids, config), gain_rows(starts, config)], dim=1)
-    arguments = (
-        *(padded_weights(model), (torch.where(is_inside, places, 0).numpy(), context.numpy(), turns)),
-        (config.num_attention_heads, config.hidden_size, config.vocab_size),
-        (float32(config.rms_norm_eps), float32(SLOPES[config.hidden_act])),
-        *(config.start_token_id, ids.numpy(), rows.numpy(), given, noise.numpy(), settings, log_probs.numpy()),
-    )
-    run_tasks(functools.partial(make_kernel(), *arguments), batch)
-    if log_probs.isnan().any():
-        raise RuntimeError("The probabilities of the next token are not numbers: some weights are not.")
-    return (ids, log_probs) if return_log_probs else ids
-
-
-__all__ = ["is_sampler_usable", "sample_images"]
+__all__ = []

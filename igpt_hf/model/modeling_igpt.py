@@ -7,17 +7,16 @@ order. Position t (counted from 0, the prompt) predicts image token t. What diff
 * the prompt asks for a class or, as the start token, for any class;
 * the input at position t embeds all known tokens around token t, not only the one before it, and the prompt once more
   (`context_ids`): a causal convolution on the grid of tokens;
-* attention adds a weighted sum of the values at the same neighbours (`IGPTLocalMixing`), and its scores depend on how
+* attention adds a weighted sum of the values at the same neighbors (`IGPTLocalMixing`), and its scores depend on how
   far apart two positions are in rows and in columns (`rotate`).
 
-Shapes: B images, T positions, H heads, D head size, C = H * D hidden size, K neighbours, V vocabulary.
+Shapes: B images, T positions, H heads, D head size, C = H * D hidden size, K neighbors, V vocabulary.
 """
 
 import copy
 import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -36,13 +35,16 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_igpt import IGPTConfig
-from .kernel_blocks import LinearOfImages, are_blocks_usable, is_transformed, run_blocks
-from .kernel_sampling import is_sampler_usable, sample_images
+from .kernel_dispatch import (
+    LinearOfImages,
+    are_blocks_usable,
+    is_sampler_usable,
+    is_transformed,
+    run_blocks,
+    sample_images,
+)
 from .neighborhood import context_ids, neighbor_index, neighborhood_offsets, rotations
 
-
-if TYPE_CHECKING:  # never run; transformers before 5.10 copies from a local checkpoint only what is named in this file
-    from .kernel_simd import LANES  # noqa: F401
 
 logger = logging.get_logger(__name__)
 # Arguments of `from_pretrained` that say where a checkpoint is found.
@@ -53,13 +55,13 @@ CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ 
 
 
 class IGPTEmbeddings(nn.Module):
-    """Sum of one embedding for each neighbour, one for the prompt, and one for the position."""
+    """Sum of one embedding for each neighbor, one for the prompt, and one for the position."""
 
     def __init__(self, config: IGPTConfig):
         super().__init__()
         num_neighbors = len(neighborhood_offsets(config.neighborhood_radius))
-        rows = config.vocab_size + 1  # of a neighbour's table: the tokens and "outside"
-        # One table holds all: the K neighbours' tables, then the prompt's. `first_rows` is where each begins.
+        rows = config.vocab_size + 1  # of a neighbor's table: the tokens and "outside"
+        # One table holds all: the K neighbors' tables, then the prompt's. `first_rows` is where each begins.
         self.context = nn.Embedding(num_neighbors * rows + config.num_labels + 1, config.hidden_size)
         self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.first_rows = [k * rows for k in range(num_neighbors)] + [num_neighbors * rows - config.vocab_size]
@@ -72,10 +74,10 @@ class IGPTEmbeddings(nn.Module):
 
 
 class IGPTLocalMixing(nn.Module):
-    """Weighted sum of the values at the neighbours, each channel for itself: a causal depthwise convolution.
+    """Weighted sum of the values at the neighbors, each channel for itself: a causal depthwise convolution.
 
     It is the "locally enhanced positional encoding" of CSWin (Dong et al. 2022, section 3.3) made causal, and spares
-    the few heads of a small model the work of looking at the neighbours one by one. All that it reads is the values,
+    the few heads of a small model the work of looking at the neighbors one by one. All that it reads is the values,
     which the cache of attention holds anyway.
     """
 
@@ -102,7 +104,7 @@ class IGPTLocalMixing(nn.Module):
         # A row more than the image has, since the last position predicts the token after it.
         tokens = nn.functional.pad(tokens, (0, 0, 0, (grid + 1) * grid - tokens.shape[1]))
         image = tokens.view(batch, grid + 1, grid, -1).permute(0, 3, 1, 2)  # (B, C, rows, columns)
-        # In raster order the neighbours come first in the kernel; the token itself and what follows have no weight.
+        # In raster order the neighbors come first in the kernel; the token itself and what follows have no weight.
         kernel = nn.functional.pad(self.weight, (0, radius + 1)).view(-1, 1, radius + 1, 2 * radius + 1)
         image = nn.functional.pad(image, (radius, radius, radius, 0))
         mixed = nn.functional.conv2d(image, kernel, groups=kernel.shape[0])  # (B, C, rows, columns)
@@ -152,7 +154,7 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 
 class IGPTAttention(nn.Module):
-    """Causal multi-head self-attention with rotary positions, and with the values of the neighbours mixed in."""
+    """Causal multi-head self-attention with rotary positions, and with the values of the neighbors mixed in."""
 
     def __init__(self, config: IGPTConfig, layer_idx: int):
         super().__init__()
@@ -222,7 +224,7 @@ class IGPTBlock(GradientCheckpointingLayer):
 
 
 class IGPTPreTrainedModel(PreTrainedModel):
-    """Weight initialisation and what the library needs to know about the architecture."""
+    """Weight initialization and what the library needs to know about the architecture."""
 
     config_class = IGPTConfig
     base_model_prefix = "model"
@@ -462,7 +464,7 @@ class IGPTModel(IGPTPreTrainedModel):
             attention_mask: All ones: there is no padding. Or a prepared mask with four dimensions.
             past_key_values, cache: Keys and values of the positions before; two names for one argument.
             context: What `context_ids` finds for these positions; needed only with a cache that is not empty, since
-                then `input_ids` no longer holds the neighbours.
+                then `input_ids` no longer holds the neighbors.
 
         Raises:
             ValueError: A mask with zeros, `inputs_embeds`, a cache without `context`, a sequence longer than one
@@ -490,7 +492,7 @@ class IGPTModel(IGPTPreTrainedModel):
         position_ids_1d = position_ids[0]  # all images have the same length: there is no padding
         if context is None:
             if past_length > 0:
-                raise ValueError("With a cache, pass `context` too: the neighbours are not in input_ids any more.")
+                raise ValueError("With a cache, pass `context` too: the neighbors are not in input_ids any more.")
             if input_ids.shape[1] > self.config.max_position_embeddings:
                 raise ValueError(
                     f"A sequence has at most {self.config.max_position_embeddings} ids (the prompt and "
@@ -851,7 +853,7 @@ class IGPTImageClassifierOutput(ImageClassifierOutput):
 class IGPTForImageClassification(IGPTPreTrainedModel):
     """Image GPT with a class head on the average of the final hidden states (section 3.3, fine-tuning).
 
-    It keeps the head that predicts tokens: fine-tuning minimises the joint objective L_GEN + L_CLF, which does better
+    It keeps the head that predicts tokens: fine-tuning minimizes the joint objective L_GEN + L_CLF, which does better
     than L_CLF alone. Its weights start from those of an `IGPTForCausalImageModeling`.
 
     Example:

@@ -25,11 +25,11 @@ def neighbor_index(
 
     Args:
         position_ids: (T,); position t predicts image token t, which stands at t + 1 in the sequence.
-        wraps: At the start of a row, the last token of the row above takes the place of the left neighbour. Then
+        wraps: At the start of a row, the last token of the row above takes the place of the left neighbor. Then
             position t knows the token t - 1 in any case, and attention over positions up to t all tokens before t.
 
     Returns:
-        The neighbours' places in the sequence, (T, K), never after t: causal; and whether they are inside the image.
+        The neighbors' places in the sequence, (T, K), never after t: causal; and whether they are inside the image.
     """
     grid = config.grid_size
     offsets = torch.tensor(neighborhood_offsets(config.neighborhood_radius), device=position_ids.device)  # (K, 2)
@@ -42,14 +42,14 @@ def neighbor_index(
 
 
 def context_ids(input_ids: torch.Tensor, position_ids: torch.Tensor, config: IGPTConfig) -> torch.Tensor:
-    """Gather what each position is told: its known neighbours and the prompt: (B, S), (T,) -> (B, T, K + 1).
+    """Gather what each position is told: its known neighbors and the prompt: (B, S), (T,) -> (B, T, K + 1).
 
     Args:
         input_ids: The whole sequence so far, prompt first.
         position_ids: The positions asked for; all smaller than S.
 
     Returns:
-        K token ids, `vocab_size` where a neighbour is outside the image, and the prompt's id.
+        K token ids, `vocab_size` where a neighbor is outside the image, and the prompt's id.
     """
     index, is_inside = neighbor_index(position_ids, config, wraps=True)
     neighbors = torch.where(is_inside, input_ids[:, index], config.vocab_size)  # (B, T, K)

@@ -14,7 +14,7 @@ from ..model.configuration_igpt import IGPTConfig
 
 STOCK_PRESET = "stock-xxs"
 MAX_CLASSES = 10
-PALETTE = [[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]  # colours of the tokens 0 and 1, scaled to [-1, 1] by the processor
+PALETTE = [[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]  # colors of the tokens 0 and 1, scaled to [-1, 1] by the processor
 
 
 def stock_layout(num_classes: int, **overrides) -> IGPTConfig:
@@ -58,7 +58,7 @@ def stock_model(layout: IGPTConfig, **labels) -> ImageGPTForCausalImageModeling:
 
 
 def stock_processor(image_size: int) -> ImageGPTImageProcessorPil:
-    """Make the library's image processor: pictures white on black -> pixels 0 and 1, the nearest of two colours."""
+    """Make the library's image processor: pictures white on black -> pixels 0 and 1, the nearest of two colors."""
     return ImageGPTImageProcessorPil(clusters=PALETTE, size={"height": image_size, "width": image_size})
 
 

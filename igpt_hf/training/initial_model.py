@@ -11,8 +11,8 @@ from ..hub.loading import load_pretrained
 from ..model.configuration_igpt import IGPTConfig
 from ..model.image_processing_igpt import IGPTImageProcessor
 from ..model.modeling_igpt import IGPTForCausalImageModeling, IGPTForImageClassification
+from .arguments import ScriptArguments
 from .imagegpt_baseline import STOCK_PRESET, stock_layout, stock_model, stock_processor
-from .trainer import DataArguments
 
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ MODELS = {"generation": IGPTForCausalImageModeling, "classification": IGPTForIma
 
 
 @dataclass
-class Start:
+class InitialModel:
     """What a run begins with.
 
     Args:
@@ -36,46 +36,46 @@ class Start:
     layout: IGPTConfig
 
 
-def build(class_names: list[str], data_args: DataArguments, config_args) -> Start:
+def make_initial_model(class_names: list[str], script_args: ScriptArguments, model_args) -> InitialModel:
     """Make or load the model that the flags ask for.
 
     Raises:
         DataError: A checkpoint cannot be loaded, or flags contradict each other.
         ValueError: A setting out of its range.
     """
-    if data_args.model_name_or_path is not None:
-        return _from_checkpoint(class_names, data_args, config_args)
-    settings = {name: value for name, value in vars(config_args).items() if name != "preset" and value is not None}
+    if script_args.model_name_or_path is not None:
+        return _from_checkpoint(class_names, script_args, model_args)
+    settings = {name: value for name, value in vars(model_args).items() if name != "preset" and value is not None}
     labels = {"id2label": dict(enumerate(class_names)), "label2id": {n: i for i, n in enumerate(class_names)}}
-    is_stock = config_args.preset == STOCK_PRESET
-    if is_stock and data_args.task != "generation":
-        raise DataError(f"--preset {STOCK_PRESET} draws images only: leave out --task {data_args.task}.")
+    is_stock = model_args.preset == STOCK_PRESET
+    if is_stock and script_args.task != "generation":
+        raise DataError(f"--preset {STOCK_PRESET} draws images only: leave out --task {script_args.task}.")
     layout = (
         stock_layout(len(class_names), **settings)
         if is_stock
-        else IGPTConfig.from_preset(config_args.preset, **settings, **labels)
+        else IGPTConfig.from_preset(model_args.preset, **settings, **labels)
     )
     processor = IGPTImageProcessor(
         image_size=layout.image_size,
         patch_size=layout.patch_size,
         num_labels=layout.num_labels,
-        threshold=data_args.threshold,
-        invert=data_args.invert,
-        margin=layout.image_size // 14 if data_args.margin is None else data_args.margin,
-        binarize=data_args.binarize,
+        threshold=script_args.threshold,
+        invert=script_args.invert,
+        margin=layout.image_size // 14 if script_args.margin is None else script_args.margin,
+        binarize=script_args.binarize,
     )
     if is_stock:
-        return Start(stock_model(layout, **labels), processor, stock_processor(layout.image_size), layout)
-    return Start(MODELS[data_args.task](layout), processor, processor, layout)
+        return InitialModel(stock_model(layout, **labels), processor, stock_processor(layout.image_size), layout)
+    return InitialModel(MODELS[script_args.task](layout), processor, processor, layout)
 
 
-def _from_checkpoint(class_names: list[str], data_args: DataArguments, config_args) -> Start:
-    path = data_args.model_name_or_path
-    for name in (*vars(config_args), "threshold", "invert", "margin", "binarize"):
-        arguments = config_args if name in vars(config_args) else data_args
+def _from_checkpoint(class_names: list[str], script_args: ScriptArguments, model_args) -> InitialModel:
+    path = script_args.model_name_or_path
+    for name in (*vars(model_args), "threshold", "invert", "margin", "binarize"):
+        arguments = model_args if name in vars(model_args) else script_args
         if getattr(arguments, name) != getattr(type(arguments), name):
             raise DataError(f"--{name} cannot be changed: it comes with --model_name_or_path {path}.")
-    model, processor = load_pretrained(path, MODELS[data_args.task])
+    model, processor = load_pretrained(path, MODELS[script_args.task])
     known = [str(model.config.id2label[label]) for label in range(model.config.num_labels)]
     if known != class_names:
         new = model.set_classes(class_names)
@@ -84,7 +84,7 @@ def _from_checkpoint(class_names: list[str], data_args: DataArguments, config_ar
             "warning: %s knows the classes %s, and the data has %s. The prompts of these are new: %s.",
             *(path, ", ".join(known), ", ".join(class_names), ", ".join(new) or "none"),
         )
-    return Start(model, processor, processor, model.config)
+    return InitialModel(model, processor, processor, model.config)
 
 
-__all__ = ["MODELS", "Start", "build"]
+__all__ = ["MODELS", "InitialModel", "make_initial_model"]

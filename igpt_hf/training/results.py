@@ -13,8 +13,11 @@ from ..distributed import precision
 from ..errors import DataError
 from ..hub.model_card import hardware, make_model_card, versions
 from ..plots import accuracy_curve, completion_sheet, loss_curve, sample_sheet
+from .arguments import ScriptArguments
+from .callbacks import Stopwatch
 from .checkpoints import RESULTS
-from .trainer import DataArguments, LossHistory, Stopwatch, end_reached
+from .metrics import LossHistory
+from .stopping import end_reached
 
 
 CLASSIFIER_CARD = """---
@@ -50,19 +53,19 @@ names = [model.config.id2label[label] for label in logits.argmax(-1).tolist()]
 """
 
 
-def _about_data(args, data_args: DataArguments) -> dict:
+def _about_data(args, script_args: ScriptArguments) -> dict:
     """What the images were and how they were split: what `seen_images_warning` asks for."""
     return {
-        "data": data_args.data,
-        "model_name_or_path": data_args.model_name_or_path,
+        "data": script_args.data,
+        "model_name_or_path": script_args.model_name_or_path,
         "seed": args.seed,
-        "split_seed": data_args.get_split_seed(args.seed),
-        "max_images": data_args.max_images,
-        "streaming": data_args.streaming,
+        "split_seed": script_args.get_split_seed(args.seed),
+        "max_images": script_args.max_images,
+        "streaming": script_args.streaming,
     }
 
 
-def kept_evaluation(trainer, history: LossHistory) -> int:
+def best_evaluation(trainer, history: LossHistory) -> int:
     """Index of the evaluation of the model that a run keeps: the best that was saved, or else the last one.
 
     Raises:
@@ -75,16 +78,16 @@ def kept_evaluation(trainer, history: LossHistory) -> int:
     return max(index for index, evaluated in enumerate(history.steps) if evaluated <= step)
 
 
-def collect_results(trainer, test: dict[str, float], data_args: DataArguments) -> dict:
+def collect_results(trainer, test: dict[str, float], script_args: ScriptArguments) -> dict:
     """Gather the numbers of a run for all_results.json; nats are per image, exact, given the class.
 
     Args:
         trainer: After training, with the best model loaded and its state saved.
         test: Metrics of the test split.
-        data_args: For the source of the data.
+        script_args: For the source of the data.
     """
     args, history = trainer.args, LossHistory.from_log(trainer.state.log_history)
-    kept = kept_evaluation(trainer, history)
+    kept = best_evaluation(trainer, history)
     stopwatch = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch))
     images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {
@@ -99,26 +102,26 @@ def collect_results(trainer, test: dict[str, float], data_args: DataArguments) -
         "best_epoch": history.epochs[kept],
         "train_runtime": stopwatch.seconds,
         "train_images_per_second": trainer.state.global_step * images_per_step / stopwatch.seconds,
-        **_about_data(args, data_args),
+        **_about_data(args, script_args),
         "monotonic_train_loss": history.is_monotonic("train"),
         "monotonic_validation_loss": history.is_monotonic("validation"),
     }
 
 
-def collect_classification_results(trainer, test: dict[str, float], data_args: DataArguments) -> dict:
+def collect_classification_results(trainer, test: dict[str, float], script_args: ScriptArguments) -> dict:
     """Gather the numbers of a classifier's run for all_results.json; nats are per image, from the start token.
 
     Args:
         trainer: After training, with the best model loaded and its state saved.
         test: Metrics of the test split.
-        data_args: For the source of the data and of the first weights.
+        script_args: For the source of the data and of the first weights.
     """
     args, state = trainer.args, trainer.state
     stopwatch = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch))
     results = {"task": "classification"}
     for name in ("accuracy", "nats_per_image_unconditional"):
         history = LossHistory.from_log(state.log_history, name)
-        kept = kept_evaluation(trainer, history)
+        kept = best_evaluation(trainer, history)
         results |= {f"train_{name}": history.train[kept], f"validation_{name}": history.validation[kept]}
     for name in ("accuracy", "accuracy_stderr", "cross_entropy", "nats_per_image_unconditional"):
         results[f"test_{name}"] = test[f"test_{name}"]
@@ -129,7 +132,7 @@ def collect_classification_results(trainer, test: dict[str, float], data_args: D
         "best_epoch": history.epochs[kept],
         "metric_for_best_model": args.metric_for_best_model,
         "train_runtime": stopwatch.seconds,
-        **_about_data(args, data_args),
+        **_about_data(args, script_args),
     }
 
 
@@ -157,7 +160,7 @@ def write_classification_run(trainer, results: dict):
     _write_results(results, folder)
 
 
-def write_run(trainer, processor, splits, results: dict, data_args: DataArguments):
+def write_run(trainer, processor, splits, results: dict, script_args: ScriptArguments):
     """Write loss_curve.png, samples.png, completions.png, README.md and all_results.json into the run's folder.
 
     Args:
@@ -165,7 +168,7 @@ def write_run(trainer, processor, splits, results: dict, data_args: DataArgument
         processor: Of the same run.
         splits: The pictures, before they became tokens; the completions show one test image per class.
         results: From `collect_results`.
-        data_args: For the card's account of the data.
+        script_args: For the card's account of the data.
     """
     args, folder = trainer.args, Path(trainer.args.output_dir)
     whole = AutoModelForCausalLM.from_pretrained(folder) if trainer.is_fsdp_enabled else trainer.model  # not a part
@@ -173,18 +176,18 @@ def write_run(trainer, processor, splits, results: dict, data_args: DataArgument
     history = LossHistory.from_log(trainer.state.log_history)
 
     curve = (history.epochs, history.train, history.validation, folder / "loss_curve.png")
-    loss_curve(*curve, best=kept_evaluation(trainer, history), test=results["test_nats_per_image"])
+    loss_curve(*curve, best=best_evaluation(trainer, history), test=results["test_nats_per_image"])
     set_seed(args.seed)
     sample_sheet(model, processor).save(folder / "samples.png")
     labels = splits["test"]["label"][:]
     shown = splits["test"].select([labels.index(label) for label in sorted(set(labels))][:10])
     completion_sheet(model, processor, shown["image"][:], shown["label"][:]).save(folder / "completions.png")
 
-    make_model_card(_card_facts(trainer, processor, splits, results, data_args, history)).save(folder / "README.md")
+    make_model_card(_card_facts(trainer, processor, splits, results, script_args, history)).save(folder / "README.md")
     _write_results(results, folder)
 
 
-def _card_facts(trainer, processor, splits, results: dict, data_args: DataArguments, history: LossHistory) -> dict:
+def _card_facts(trainer, processor, splits, results: dict, script_args: ScriptArguments, history: LossHistory) -> dict:
     args, config, num_pixels = trainer.args, trainer.model.config, processor.image_size**2
     split_facts = []
     for name, split in splits.items():
@@ -199,7 +202,7 @@ def _card_facts(trainer, processor, splits, results: dict, data_args: DataArgume
         "name": Path(args.output_dir).name,
         "model_id": args.output_dir,
         "is_stock": config.model_type == "imagegpt",
-        "source": data_args.data,
+        "source": script_args.data,
         "num_images": sum(len(split) for split in splits.values()),
         "splits": split_facts,
         "class_names": ", ".join(config.id2label.values()),
@@ -214,7 +217,7 @@ def _card_facts(trainer, processor, splits, results: dict, data_args: DataArgume
         "num_hidden_layers": config.num_hidden_layers,
         "num_attention_heads": config.num_attention_heads,
         "num_evaluations": len(history.epochs),
-        "is_best": kept_evaluation(trainer, history) == history.best,
+        "is_best": best_evaluation(trainer, history) == history.best,
         "optimizer": f"Muon ({args.muon_learning_rate}) and AdamW" if args.use_muon else args.optim.value,
         "learning_rate": args.learning_rate,
         "scheduler": args.lr_scheduler_type.value,
@@ -235,12 +238,12 @@ def _card_facts(trainer, processor, splits, results: dict, data_args: DataArgume
 
 def _protocol(processor) -> str:
     """How pictures became binary: without it no likelihood means anything."""
-    binarisation = {
-        "threshold": f"a pixel is white from {processor.threshold} of full grey on",
-        "stochastic": "a pixel is white with the probability of its grey level, drawn anew in each epoch, once for "
+    binarization = {
+        "threshold": f"a pixel is white from {processor.threshold} of full gray on",
+        "stochastic": "a pixel is white with the probability of its gray level, drawn anew in each epoch, once for "
         "validation and test",
     }[processor.binarize]
-    return binarisation + (f"; tight crops have a margin of {processor.margin} pixels" if processor.margin else "")
+    return binarization + (f"; tight crops have a margin of {processor.margin} pixels" if processor.margin else "")
 
 
 __all__ = ["collect_classification_results", "collect_results", "write_classification_run", "write_run"]

@@ -1,4 +1,4 @@
-"""The gated PixelCNN of the benchmarks is what it claims to be: causal, normalised, conditional."""
+"""The gated PixelCNN of the benchmarks is what it claims to be: causal, normalized, conditional."""
 
 import itertools
 import sys

@@ -20,7 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from igpt_hf.data.splits import MAX_PIXELS, load_splits, tokenize
+from igpt_hf.data.decoding import MAX_PIXELS
+from igpt_hf.data.splits import load_splits
+from igpt_hf.data.tokenized import tokenize
 from igpt_hf.errors import DataError
 
 
@@ -34,7 +36,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 
 def picture(value: int, mode: str = "L") -> PIL.Image.Image:
-    """A small picture with a value of its own, to recognise it by; no two sizes are alike."""
+    """A small picture with a value of its own, to recognize it by; no two sizes are alike."""
     array = np.full((5 + value % 7, 4 + value % 5), value, dtype=np.uint8)
     return PIL.Image.fromarray(array).convert(mode)
 
@@ -62,7 +64,7 @@ def write_parquet(path: Path, labels: list, image_column="image", label_column="
     return path
 
 
-def write_grey_cdb(path: Path, labels: list[int]) -> Path:
+def write_gray_cdb(path: Path, labels: list[int]) -> Path:
     """A file of 2x2 pictures, each filled with its index."""
     header = bytearray(1024)
     struct.pack_into("<BBI", header, 4, 2, 2, len(labels))
@@ -165,8 +167,8 @@ def test_a_folder_called_synthetic_needs_its_path(tmp_path, monkeypatch):
 
 
 def test_cdb_files_are_joined_and_their_classes_are_in_numeric_order(tmp_path):
-    first = write_grey_cdb(tmp_path / "first.cdb", [10, 10, 10, 2])
-    second = write_grey_cdb(tmp_path / "second.CDB", [2, 2, 0, 0, 0])
+    first = write_gray_cdb(tmp_path / "first.cdb", [10, 10, 10, 2])
+    second = write_gray_cdb(tmp_path / "second.CDB", [2, 2, 0, 0, 0])
     splits = load_splits(f"{first}, {second}")
     assert label_names(splits) == ["0", "2", "10"]
     expected = [(2, 0), (3, 0), (4, 0), (3, 1), (0, 1), (1, 1), (0, 2), (1, 2), (2, 2)]
@@ -174,7 +176,7 @@ def test_cdb_files_are_joined_and_their_classes_are_in_numeric_order(tmp_path):
 
 
 def test_a_damaged_or_missing_cdb_file_is_named(tmp_path):
-    good = write_grey_cdb(tmp_path / "good.cdb", [1, 1, 1])
+    good = write_gray_cdb(tmp_path / "good.cdb", [1, 1, 1])
     (tmp_path / "bad.cdb").write_bytes(good.read_bytes()[:-1])
     with pytest.raises(DataError, match=r"bad\.cdb: .*byte 1047"):
         load_splits(f"{good},{tmp_path / 'bad.cdb'}")
@@ -184,7 +186,7 @@ def test_a_damaged_or_missing_cdb_file_is_named(tmp_path):
 
 def test_a_cdb_file_without_records_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"none\.cdb holds no images"):
-        load_splits(write_grey_cdb(tmp_path / "none.cdb", []))
+        load_splits(write_gray_cdb(tmp_path / "none.cdb", []))
 
 
 # Folders
@@ -193,7 +195,7 @@ def test_a_cdb_file_without_records_is_refused(tmp_path):
 def test_a_folder_of_any_sizes_modes_and_formats_is_loaded_as_it_is(tmp_path):
     folder = write_folder(tmp_path / "data", {"9": 3, "10": 3, "x2": 3, "x10": 3})
     (folder / "9" / "deep" / "er").mkdir(parents=True)
-    picture(200, "RGBA").save(folder / "9" / "deep" / "er" / "colour.PNG")
+    picture(200, "RGBA").save(folder / "9" / "deep" / "er" / "color.PNG")
     picture(201, "1").save(folder / "9" / "bits.tiff")
     picture(202).resize((99, 7)).save(folder / "9" / "wide.JPeG")
     splits = load_splits(str(folder))
@@ -482,13 +484,15 @@ def test_mnist_is_loaded():
 
 @pytest.mark.parametrize("source", ["./absent", "/absent", "../a/b", "absent", "a/b.png", "a/b/c", "", "a b/c", "a,b"])
 def test_a_missing_path_is_not_taken_for_a_hub_id(source, monkeypatch):
-    monkeypatch.setattr("igpt_hf.data.splits.load_dataset", lambda source: pytest.fail(f"asked the Hub for {source}"))
+    monkeypatch.setattr(
+        "igpt_hf.data.sources.hub.load_dataset", lambda source: pytest.fail(f"asked the Hub for {source}")
+    )
     with pytest.raises(DataError, match=f"'{source}' does not exist. A source is"):
         load_splits(source)
 
 
 def test_a_very_long_list_of_cdb_files_is_no_problem(tmp_path):
-    paths = [write_grey_cdb(tmp_path / f"{'x' * 100}{index}.cdb", [1, 1]) for index in range(30)]
+    paths = [write_gray_cdb(tmp_path / f"{'x' * 100}{index}.cdb", [1, 1]) for index in range(30)]
     assert len(all_rows(load_splits(",".join(map(str, paths))))) == 60
 
 

@@ -15,8 +15,8 @@ from test_benchmarks import BENCHMARKS, run
 from test_hoda import header, record, run_lengths
 
 from igpt_hf import DataError, IGPTImageProcessor
+from igpt_hf.data.decoding import MAX_PIXELS, decode_image
 from igpt_hf.data.sources.hoda import read_cdb
-from igpt_hf.data.splits import MAX_PIXELS, decode_image
 
 
 PROCESSOR = IGPTImageProcessor()

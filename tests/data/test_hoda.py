@@ -34,11 +34,11 @@ def run_lengths(image: np.ndarray) -> list[int]:
     """The slow and plain way, to test against."""
     runs = []
     for row in image:
-        colour, run = 0, 0
+        color, run = 0, 0
         for pixel in row:
-            if pixel != colour:
+            if pixel != color:
                 runs.append(run)
-                colour, run = pixel, 0
+                color, run = pixel, 0
             run += 1
         runs.append(run)
     return runs
@@ -87,7 +87,7 @@ def test_a_row_may_use_runs_of_zero_between_others(read):
     np.testing.assert_array_equal(images[0], IMAGE)
 
 
-def test_a_grey_record_holds_pixels_row_by_row(read):
+def test_a_gray_record_holds_pixels_row_by_row(read):
     images, _ = read(header(1, image_type=1) + record([0, 10, 20, 30, 40, 50, 60, 70]))
     assert images[0].tolist() == [[0, 10, 20, 30], [40, 50, 60, 70]]
     images[0][0, 0] = 1  # a copy of its own, not a view of the file

@@ -60,7 +60,7 @@ def test_drawings_of_a_digit_differ_clearly_but_share_a_shape(digits, label):
     assert 0.15 < np.median(pairs) < 0.7
 
 
-def test_digits_are_centred_and_fill_the_image_except_zero(digits):
+def test_digits_are_centerd_and_fill_the_image_except_zero(digits):
     images, labels = digits
     for image, label in zip(images, labels, strict=True):
         rows, columns = np.nonzero(image)

@@ -11,19 +11,10 @@ import pytest
 import torch
 
 from igpt_hf import DataError
-from igpt_hf.evaluation.likelihood import (
-    CODECS,
-    calibration,
-    check_image_size,
-    check_two_classes,
-    codec_bits,
-    codec_sizes,
-    labels_as_in_model,
-    likelihood_report,
-    likelihoods,
-    pixel_log_likelihoods,
-    surprise_maps,
-)
+from igpt_hf.evaluation.codecs import CODECS, codec_bits, codec_sizes
+from igpt_hf.evaluation.compatibility import check_image_size, check_two_classes, labels_as_in_model
+from igpt_hf.evaluation.likelihood import likelihood_report, log_likelihoods
+from igpt_hf.evaluation.surprise import calibration, pixel_log_likelihoods, surprise_maps
 
 
 @pytest.fixture
@@ -36,7 +27,7 @@ def every_picture(tiny_model):
 
 def test_the_probabilities_of_all_pictures_sum_to_one_for_each_prompt_and_their_mixture(every_picture):
     model, ids = every_picture
-    scores = likelihoods(model, ids, batch_size=7)
+    scores = log_likelihoods(model, ids, batch_size=7)
     assert scores["classes"].shape == (16, model.config.num_labels)
     assert torch.allclose(scores["classes"].exp().sum(0), torch.ones(model.config.num_labels).double(), atol=1e-6)
     assert math.isclose(scores["start"].exp().sum(), 1, abs_tol=1e-6)
@@ -50,7 +41,7 @@ def test_the_probabilities_of_all_pictures_sum_to_one_for_each_prompt_and_their_
 
 def test_the_report_is_what_its_formulas_say(every_picture):
     model, ids = every_picture
-    scores, labels = likelihoods(model, ids), torch.arange(16) % model.config.num_labels
+    scores, labels = log_likelihoods(model, ids), torch.arange(16) % model.config.num_labels
     prior = torch.full((model.config.num_labels,), 1 / model.config.num_labels)
     report = likelihood_report(scores, labels, prior, num_pixels=4)
     told = torch.cat([model.config.vocab_size + labels[:, None], ids[:, 1:]], dim=1)
@@ -81,7 +72,7 @@ def test_classes_are_matched_by_name(tiny_model):
 def test_reports_can_be_written_as_json(every_picture):
     model, ids = every_picture
     prior = torch.full((model.config.num_labels,), 1 / model.config.num_labels)
-    report = likelihood_report(likelihoods(model, ids), torch.zeros(16, dtype=torch.long), prior, 4)
+    report = likelihood_report(log_likelihoods(model, ids), torch.zeros(16, dtype=torch.long), prior, 4)
     assert json.loads(json.dumps(report))["nats_per_class"].keys() == {"0"}
 
 

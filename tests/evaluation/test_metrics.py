@@ -14,7 +14,7 @@ from igpt_hf.evaluation.hf_metrics import (
     SampleQuality,
     prompt_log_likelihoods,
 )
-from igpt_hf.evaluation.likelihood import likelihood_report, likelihoods
+from igpt_hf.evaluation.likelihood import likelihood_report, log_likelihoods
 from igpt_hf.evaluation.sample_quality import fidelity
 
 
@@ -25,7 +25,7 @@ def scored(tiny_model, random_ids):
     ids = random_ids(model.config, n=12)
     labels = ids[:, 0] - model.config.vocab_size
     prior = torch.full((3,), 1 / 3)
-    report = likelihood_report(likelihoods(model, ids), labels, prior, model.config.num_pixels)
+    report = likelihood_report(log_likelihoods(model, ids), labels, prior, model.config.num_pixels)
     return prompt_log_likelihoods(model, ids), labels.numpy(), report
 
 

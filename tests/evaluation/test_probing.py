@@ -42,7 +42,7 @@ def test_the_probe_finds_the_layer_in_which_the_classes_are_apart():
     for name, classes in labels.items():
         noise = rng.normal(size=(3, len(classes), 4))
         noise[1, :, :3] += 6 * np.eye(3)[classes]
-        noise[1, :, 0] *= 1e4  # scales do not matter: they are standardised
+        noise[1, :, 0] *= 1e4  # scales do not matter: they are standardized
         features[name] = noise
     layers = probe_layers(features, labels)
     assert [layer["layer"] for layer in layers] == [0, 1, 2]

@@ -12,7 +12,7 @@ from igpt_hf.evaluation.sample_quality import (
     check_sizes,
     draw_samples,
     fidelity,
-    nearest_neighbours,
+    nearest_neighbors,
     novelty,
     sample_report,
     train_classifier,
@@ -117,9 +117,9 @@ def test_the_two_sample_test_tells_noise_from_bars_and_not_bars_from_bars():
     assert stderr == pytest.approx(0.5 / 200**0.5, rel=0.05)
 
 
-def test_nearest_neighbours_differ_in_the_fewest_pixels():
+def test_nearest_neighbors_differ_in_the_fewest_pixels():
     images, train = bars(300, seed=1).pixels, bars(50).pixels
-    index, distance = nearest_neighbours(images, train)
+    index, distance = nearest_neighbors(images, train)
     differences = (images[:, None] != train[None]).sum((2, 3))
     assert np.array_equal(distance, differences.min(1))
     assert np.array_equal(differences[np.arange(300), index], distance)

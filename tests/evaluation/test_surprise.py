@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from igpt_hf.evaluation.likelihood import surprise_maps
+from igpt_hf.evaluation.surprise import surprise_maps
 
 
 def pixel_surprise(model, ids):

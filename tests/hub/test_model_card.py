@@ -13,7 +13,7 @@ from igpt_hf.hub.model_card import about_data, hardware, make_model_card, templa
 def facts() -> dict:
     """A fact for every name in the template: its own name, unless it must be a number, a list or what is looked up."""
     text = template_path().read_text(encoding="utf-8")
-    names = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(text)) - {"data", "data_licence"}
+    names = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(text)) - {"data", "data_license"}
     numbers = {"epochs": 30.0, "best_epoch": 17.0, "train_runtime": 613.0, "train_images_per_second": 298.7}
     numbers |= {"monotonic_train_loss": True, "monotonic_validation_loss": False}
     test = {"name": "test", "num_images": 1118, "num_measured": 1118, "nats": 54.321, "bits": 0.09996, "stderr": 0.5}
@@ -59,10 +59,10 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_the_data_and_its_licence_are_said_as_far_as_they_are_known(facts, tmp_path, source):
-    licence, ids, words = SOURCES[source]
+def test_the_data_and_its_license_are_said_as_far_as_they_are_known(facts, tmp_path, source):
+    license, ids, words = SOURCES[source]
     card = make_model_card(facts | {"source": source.replace("{folder}", str(tmp_path))})
-    assert (card.data.license, card.data.datasets) == (licence, ids)
+    assert (card.data.license, card.data.datasets) == (license, ids)
     assert words in card.text
     assert "/home" not in str(card)
     assert str(tmp_path) not in str(card)

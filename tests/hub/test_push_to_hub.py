@@ -194,7 +194,7 @@ def test_a_folder_without_a_model_and_a_bad_name_are_refused(checkpoint, connect
         connected(hub)
         assert "is no folder" in script("push_to_hub.py", tmp_path / "nowhere", "user/digits")
         (tmp_path / "empty").mkdir()
-        assert "cannot be loaded as an Image GPT" in script("push_to_hub.py", tmp_path / "empty", "user/digits")
+        assert "holds no trained model" in script("push_to_hub.py", tmp_path / "empty", "user/digits")
         assert "is no name for a repository" in script("push_to_hub.py", checkpoint, "user/a b")
     assert hub.files == {}
 

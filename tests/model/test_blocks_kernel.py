@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling
 from igpt_hf.model import kernel_simd, modeling_igpt
-from igpt_hf.model.kernel_blocks import TASKS, are_blocks_usable
+from igpt_hf.model.kernel_dispatch import TASKS, are_blocks_usable
 
 
 pytestmark = pytest.mark.skipif(kernel_simd.numba is None, reason="numba is not installed")
@@ -354,7 +354,8 @@ def test_without_numba_the_model_gives_the_same_likelihoods(tmp_path):
     model.save_pretrained(tmp_path)
     script = (
         "import sys; sys.modules['numba'] = None;"  # makes `import numba` raise ImportError
-        "import torch; from igpt_hf import IGPTForCausalImageModeling as M; from igpt_hf.model.kernel_blocks import *;"
+        "import torch; from igpt_hf import IGPTForCausalImageModeling as M;"
+        "from igpt_hf.model.kernel_dispatch import are_blocks_usable;"
         f"model = M.from_pretrained({str(tmp_path)!r}); ids = torch.tensor({ids.tolist()});"
         "print(are_blocks_usable(model.model, ids), *model.log_likelihood(ids).tolist())"
     )

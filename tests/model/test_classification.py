@@ -10,14 +10,11 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageClassification, pipeline
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTForImageClassification
-from igpt_hf.training.trainer import (
-    IGPTTrainingArguments,
-    LabelDataset,
-    PatientEarlyStopping,
-    classification_metrics,
-    collate,
-    make_trainer,
-)
+from igpt_hf.data.tokenized import LabelDataset, collate
+from igpt_hf.training.arguments import IGPTTrainingArguments
+from igpt_hf.training.callbacks import PatientEarlyStopping
+from igpt_hf.training.metrics import classification_metrics
+from igpt_hf.training.trainer import make_trainer
 
 
 class Prediction:

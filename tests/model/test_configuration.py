@@ -139,7 +139,7 @@ def test_the_paper_presets_have_the_size_that_the_paper_says(name, millions):
 
 @pytest.mark.parametrize(("preset", "millions"), [("igpt-s", 76), ("igpt-m", 455), ("igpt-l", 1362)])
 def test_the_large_presets_have_the_parameters_of_the_paper_at_its_vocabulary(preset, millions):
-    """512 colours and 32x32 positions; here those of 3x3 blocks of 96x96 pixels, without the neighbourhood."""
+    """512 colors and 32x32 positions; here those of 3x3 blocks of 96x96 pixels, without the neighborhood."""
     with torch.device("meta"):
         config = IGPTConfig.from_preset(preset, patch_size=3, image_size=96, neighborhood_radius=0)
         model = IGPTForCausalImageModeling(config)

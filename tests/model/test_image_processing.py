@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from igpt_hf import IGPTImageProcessor, read_cdb
-from igpt_hf.model.image_processing_igpt import pixels_to_tokens, tokens_to_pixels
+from igpt_hf.model.tokens import pixels_to_tokens, tokens_to_pixels
 
 
 HODA_FILE = Path(__file__).parents[3] / "shared/data/hoda/RemainingSamples.cdb"
@@ -75,7 +75,7 @@ def test_every_token_stands_for_a_picture_of_its_own(patch_size):
 def test_tokens_are_an_exact_code_of_every_image_of_the_hoda_file():
     images, _ = read_cdb(HODA_FILE)
     processor = IGPTImageProcessor(invert="never")
-    binary = processor.binarize_grey(processor.to_grey(images))
+    binary = processor.binarize_gray(processor.to_gray(images))
     tokens = pixels_to_tokens(binary, 2)
     assert len(tokens) == 22_352
     assert np.array_equal(processor.decode_pixels(tokens), binary)
@@ -88,27 +88,27 @@ def test_tokens_are_an_exact_code_of_every_image_of_the_hoda_file():
 
 def picture(mode: str) -> Image.Image:
     """The bar as a PIL image of this mode."""
-    grey = Image.fromarray(bar())
+    gray = Image.fromarray(bar())
     if mode == "LA":
-        return Image.merge("LA", [Image.new("L", grey.size, 255), grey])
+        return Image.merge("LA", [Image.new("L", gray.size, 255), gray])
     if mode == "RGBA":
-        return Image.merge("RGBA", [Image.new("L", grey.size, 255)] * 3 + [grey])
+        return Image.merge("RGBA", [Image.new("L", gray.size, 255)] * 3 + [gray])
     if mode == "P with transparency":
         palette = Image.fromarray(BAR).convert("P")
         palette.putpalette([255, 0, 0, 255, 255, 255])  # index 0 is red, and transparent
         palette.info["transparency"] = 0
         return palette
     if mode == "L with transparency":
-        grey = Image.fromarray(np.where(BAR == 1, 255, 200).astype(np.uint8))
-        grey.info["transparency"] = 200
-        return grey
+        gray = Image.fromarray(np.where(BAR == 1, 255, 200).astype(np.uint8))
+        gray.info["transparency"] = 200
+        return gray
     if mode.startswith("I;16"):
         return Image.fromarray(bar(top=60_000, dtype=np.uint16))
     if mode == "I":
         return Image.fromarray(bar(top=60_000, dtype=np.int32))
     if mode == "F":
         return Image.fromarray(bar(top=0.9, dtype=np.float32))
-    return grey.convert(mode)
+    return gray.convert(mode)
 
 
 @pytest.mark.parametrize(
@@ -201,18 +201,18 @@ def noise(mode: str, n: int = 2) -> list[Image.Image]:
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
 @pytest.mark.parametrize("make", [np.asarray, torch.from_numpy, lambda levels: torch.from_numpy(levels) / 255])
-def test_channels_may_come_first_or_last_in_a_stack_or_a_list_and_give_the_grey_of_pil(mode, make):
+def test_channels_may_come_first_or_last_in_a_stack_or_a_list_and_give_the_gray_of_pil(mode, make):
     processor, pictures = IGPTImageProcessor(image_size=SIZE, invert="never"), noise(mode)
-    expected = processor.to_grey(pictures)
+    expected = processor.to_gray(pictures)
     if mode in ("L", "RGB"):
         fitted = [processor._fit(picture.convert("L"), False) for picture in pictures]
         assert np.array_equal(expected, fitted)
     levels = np.stack([np.asarray(picture).reshape(19, 17, -1) for picture in pictures])  # (2, h, w, channels)
     last, first = make(levels), make(np.moveaxis(levels, 3, 1))
     for images in (last, first, list(last), list(first), (last[0], first[1])):
-        assert np.array_equal(processor.to_grey(images), expected)
+        assert np.array_equal(processor.to_gray(images), expected)
     for image in (last[0], [first[0]], first[:1]):
-        assert np.array_equal(processor.to_grey(image), expected[:1])
+        assert np.array_equal(processor.to_gray(image), expected[:1])
 
 
 def test_one_channel_is_gray_and_one_picture_however_it_is_written(processor):
@@ -228,7 +228,7 @@ def test_three_planes_that_may_be_colors_are_refused_with_both_ways_to_say_it(pr
         processor(planes)
     color = levels if levels.dtype == np.uint8 else np.rint(levels * 255).astype(np.uint8)
     magenta = Image.merge("RGB", [Image.fromarray(band) for band in (color, 0 * color, color)])
-    assert np.array_equal(processor.to_grey([planes]), processor.to_grey(magenta))
+    assert np.array_equal(processor.to_gray([planes]), processor.to_gray(magenta))
     assert np.array_equal(pixels_of(processor, list(planes)), [BAR, 0 * BAR, BAR])
 
 
@@ -303,7 +303,7 @@ def test_decoded_pictures_are_not_inverted_once_they_are_saved_either(processor,
         ((1000, 1), (0, 5, 12, 6)),
     ],
 )
-def test_the_aspect_ratio_is_kept_large_shrinks_and_small_is_centred(size, box):
+def test_the_aspect_ratio_is_kept_large_shrinks_and_small_is_centerd(size, box):
     processor = IGPTImageProcessor(image_size=SIZE, invert="never")
     left, top, right, bottom = box
     expected = np.zeros((SIZE, SIZE))
@@ -321,8 +321,8 @@ def test_a_small_picture_is_not_enlarged_but_kept_to_the_pixel(processor):
 def test_shrinking_averages_all_pixels_rather_than_picking_some(processor):
     stripes = np.zeros((SIZE * 8, SIZE * 8), np.uint8)
     stripes[:, 1::4] = 255  # a quarter of the picture is white, in lines of one pixel
-    grey = processor.to_grey(Image.fromarray(stripes))
-    assert abs(grey[0, 1:-1, 1:-1].astype(float) - 255 / 4).max() < 10
+    gray = processor.to_gray(Image.fromarray(stripes))
+    assert abs(gray[0, 1:-1, 1:-1].astype(float) - 255 / 4).max() < 10
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.5, 1.0])
@@ -335,8 +335,8 @@ def test_a_pixel_is_white_from_the_threshold_on(threshold):
 def test_stochastic_pixels_are_white_as_often_as_they_are_bright():
     processor = IGPTImageProcessor(image_size=16, binarize="stochastic", invert="never")
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    grey, n = processor.to_grey(levels), 4000
-    drawn = processor.binarize_grey(np.repeat(grey, n, axis=0), np.random.default_rng(0))
+    gray, n = processor.to_gray(levels), 4000
+    drawn = processor.binarize_gray(np.repeat(gray, n, axis=0), np.random.default_rng(0))
     probability = levels / 255
     deviation = (drawn.mean(axis=0) - probability) / np.sqrt(probability * (1 - probability) / n + 1e-12)
     assert abs(deviation).max() < 4.5  # the largest of 256 standard normal numbers
@@ -346,27 +346,30 @@ def test_stochastic_pixels_are_white_as_often_as_they_are_bright():
 
 def test_stochastic_pixels_repeat_with_the_generator_and_differ_without():
     processor = IGPTImageProcessor(image_size=16, binarize="stochastic")
-    grey = Image.new("L", (16, 16), 100)
-    first, again, other = (processor.tokenize(grey, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    gray = Image.new("L", (16, 16), 100)
+    first, again, other = (processor.tokenize(gray, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
-    assert not np.array_equal(processor.tokenize(grey), processor.tokenize(grey))
+    assert not np.array_equal(processor.tokenize(gray), processor.tokenize(gray))
 
 
 # --- save, load, call -----------------------------------------------------------------------------------------------
+
+
+CODE = {"image_processing_igpt.py", "image_reading.py", "tokens.py"}
 
 
 def test_a_saved_processor_is_the_same_when_loaded(tmp_path):
     settings = {"image_size": 24, "patch_size": 3, "num_labels": 4, "threshold": 0.3, "invert": "never"}
     processor = IGPTImageProcessor(**settings, binarize="stochastic", margin=3)
     processor.save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"preprocessor_config.json", "image_processing_igpt.py"}
+    assert {path.name for path in tmp_path.iterdir()} == {"preprocessor_config.json", *CODE}
     loaded = IGPTImageProcessor.from_pretrained(tmp_path)
     automatic = AutoImageProcessor.from_pretrained(tmp_path)
     assert type(automatic) is IGPTImageProcessor
     assert processor.to_dict() == loaded.to_dict() == automatic.to_dict()
-    grey = np.random.default_rng(0).integers(0, 256, (2, 24, 24), dtype=np.uint8)
-    tokens = [p.tokenize(grey, np.random.default_rng(1)).tolist() for p in (processor, loaded, automatic)]
+    gray = np.random.default_rng(0).integers(0, 256, (2, 24, 24), dtype=np.uint8)
+    tokens = [p.tokenize(gray, np.random.default_rng(1)).tolist() for p in (processor, loaded, automatic)]
     assert tokens[0] == tokens[1] == tokens[2]
 
 
@@ -558,8 +561,8 @@ def test_what_is_no_picture_is_refused_with_its_position(processor, images, word
         ({"image_size": 29}, "multiple of patch_size=2, got 29. Use 28"),
         ({"image_size": 0}, "image_size must be a positive"),
         ({"patch_size": 5}, "patch_size must be 1, 2, 3 or 4 (a vocabulary of 2**(patch_size**2)), got 5"),
-        ({"threshold": 0}, "threshold is a grey level in (0, 1], got 0"),
-        ({"threshold": 128}, "threshold is a grey level in (0, 1], got 128"),
+        ({"threshold": 0}, "threshold is a gray level in (0, 1], got 0"),
+        ({"threshold": 128}, "threshold is a gray level in (0, 1], got 128"),
         ({"invert": "maybe"}, "invert must be 'auto', 'never' or 'always', got 'maybe'"),
         ({"binarize": "otsu"}, "binarize must be 'threshold' or 'stochastic', got 'otsu'"),
     ],
@@ -591,7 +594,7 @@ def test_a_crop_gets_the_margin_and_a_canvas_keeps_its_own():
     assert np.array_equal(*same)
 
 
-def test_a_crop_smaller_than_the_room_is_centred_and_not_enlarged():
+def test_a_crop_smaller_than_the_room_is_centerd_and_not_enlarged():
     assert ink_box(binary_pixels(IGPTImageProcessor(margin=2), np.ones((10, 6), np.uint8))) == (9, 18, 11, 16)
 
 
@@ -625,11 +628,11 @@ def test_lab_pictures_and_bfloat16_tensors_are_read():
     assert binary_pixels(processor, torch.ones(28, 28, dtype=torch.bfloat16)).all()
 
 
-def test_pixels_that_are_no_numbers_and_modes_that_cannot_be_grey_are_refused_with_their_place():
+def test_pixels_that_are_no_numbers_and_modes_that_cannot_be_gray_are_refused_with_their_place():
     black = Image.new("L", (4, 4))
-    with pytest.raises(ValueError, match=r"image 1 \(mode F\) cannot be made grey: it has pixels that are no numbers"):
+    with pytest.raises(ValueError, match=r"image 1 \(mode F\) cannot be made gray: it has pixels that are no numbers"):
         IGPTImageProcessor().tokenize([black, Image.fromarray(np.full((4, 4), np.nan, np.float32))])
-    with pytest.raises(ValueError, match=r"image 1 \(mode La\) cannot be made grey"):
+    with pytest.raises(ValueError, match=r"image 1 \(mode La\) cannot be made gray"):
         IGPTImageProcessor().tokenize([black, Image.new("La", (4, 4))])
 
 

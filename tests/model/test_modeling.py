@@ -35,7 +35,7 @@ def logits_of(model, ids) -> torch.Tensor:
 # --- what each position sees ----------------------------------------------------------------------------------------
 
 
-def test_the_neighbourhood_is_all_that_is_known_within_the_radius():
+def test_the_neighborhood_is_all_that_is_known_within_the_radius():
     assert neighborhood_offsets(0) == [(0, -1)]
     assert neighborhood_offsets(1) == [(-1, -1), (-1, 0), (-1, 1), (0, -1)]
     assert len(neighborhood_offsets(2)) == 12

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import pipeline
-from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 
 from igpt_hf import (
     BinaryImageGenerationPipeline,
@@ -18,6 +17,7 @@ from igpt_hf import (
     IGPTForImageClassification,
     IGPTImageProcessor,
 )
+from igpt_hf.model import modeling_igpt
 
 
 CODE = """
@@ -116,17 +116,10 @@ def test_the_code_in_a_checkpoint_imports_nothing_that_only_training_needs(check
         assert not any(f"import {name}" in text for name in ("datasets", "evaluate", "matplotlib", "igpt_hf")), path
 
 
-def test_each_file_that_a_checkpoint_names_imports_all_that_it_needs_itself(checkpoint):
-    """Before transformers 5.10, from a local folder, what such a file imports is copied, but not what that imports."""
-    config = json.loads((checkpoint / "config.json").read_text())
-    named = {entry.split(".")[0] for entry in config["auto_map"].values()}
-    assert "modeling_igpt" in named
-    for name in named:
-        path = checkpoint / f"{name}.py"
-        direct = {checkpoint / f"{module}.py" for module in get_relative_imports(path)}
-        # The configuration's file is loaded first, and brings what it imports itself.
-        first = {checkpoint / f"{module}.py" for module in get_relative_imports(checkpoint / "configuration_igpt.py")}
-        assert {Path(needed) for needed in get_relative_import_files(path)} - first <= direct, name
+def test_a_checkpoint_carries_the_files_of_the_model_folder_and_no_others(checkpoint):
+    folder = Path(modeling_igpt.__file__).parent
+    expected = {path.name: path.read_bytes() for path in folder.glob("*.py") if path.name != "__init__.py"}
+    assert {path.name: path.read_bytes() for path in checkpoint.glob("*.py")} == expected
 
 
 CLASSIFIER = """

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling
 from igpt_hf.model import kernel_simd
-from igpt_hf.model.kernel_sampling import is_sampler_usable, sample_images
+from igpt_hf.model.kernel_dispatch import is_sampler_usable, sample_images
 from igpt_hf.model.modeling_igpt import IGPTGuidanceLogitsProcessor
 
 
@@ -331,7 +331,9 @@ def test_models_that_are_not_plain_small_and_float32_on_the_cpu_are_left_to_the_
 def test_a_second_process_loads_the_compiled_kernel_from_disk():
     model = make_model(**DEFAULT)
     sample_images(model, make_prompts(model, 1))  # compiles, if no earlier run did
-    script = "from igpt_hf.model.kernel_sampling import make_kernel; print(sum(make_kernel().stats.cache_hits.values()))"
+    script = (
+        "from igpt_hf.model.kernel_sampling import make_kernel; print(sum(make_kernel().stats.cache_hits.values()))"
+    )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout == "1\n" and "compiling" not in result.stderr
 
@@ -340,7 +342,7 @@ def test_without_numba_the_module_imports_and_says_that_it_is_not_usable():
     script = (
         "import sys; sys.modules['numba'] = None;"  # makes `import numba` raise ImportError
         "from igpt_hf import IGPTConfig, IGPTForCausalImageModeling;"
-        "from igpt_hf.model.kernel_sampling import is_sampler_usable;"
+        "from igpt_hf.model.kernel_dispatch import is_sampler_usable;"
         "print(is_sampler_usable(IGPTForCausalImageModeling(IGPTConfig(image_size=8, num_hidden_layers=1))))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

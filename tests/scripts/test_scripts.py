@@ -20,7 +20,7 @@ from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoModelForI
 
 import igpt_hf  # noqa: F401  registers the model
 from igpt_hf.data.splits import load_splits
-from igpt_hf.hub.loading import seen_images_warning
+from igpt_hf.evaluation.compatibility import seen_images_warning
 
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -57,7 +57,7 @@ def script(monkeypatch):
 
     In one thread, since other tests may run beside it.
     """
-    monkeypatch.setattr("igpt_hf.training.trainer.use_all_cores", lambda num_threads=None: 1)
+    monkeypatch.setattr("igpt_hf.distributed.use_all_cores", lambda num_threads=None: 1)
 
     def main(name: str, *argv):
         monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
@@ -388,7 +388,7 @@ def test_bad_data_ends_the_command_with_one_line_and_no_traceback(tmp_path):
         (["--data", "{animals}", "--skip_bad_images", "--threshold", "128"], ["threshold", "128"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml: no such file"]),
         (["--resume_from_checkpoint", "true"], ["no complete checkpoint to resume from"]),
-        (["--colour", "red"], ["--colour"]),
+        (["--color", "red"], ["--color"]),
     ],
     ids=lambda value: " ".join(value),
 )

@@ -32,19 +32,10 @@ from transformers import TrainerCallback
 from igpt_hf import DataError
 from igpt_hf.hub.push import push_folder
 from igpt_hf.training import checkpoints
-from igpt_hf.training.checkpoints import (
-    LOCK,
-    MANIFEST,
-    Preempted,
-    SaveOnSigterm,
-    delete_overwritten,
-    find_problem,
-    last_complete_checkpoint,
-    only_run_in,
-    prepare_output_dir,
-    seal,
-)
-from igpt_hf.training.trainer import SampleSheetCallback
+from igpt_hf.training.callbacks import SampleSheetCallback
+from igpt_hf.training.checkpoints import MANIFEST, last_complete_checkpoint, verify_checkpoint, write_manifest
+from igpt_hf.training.output_dir import LOCK, delete_overwritten, only_run_in, prepare_output_dir
+from igpt_hf.training.preemption import Preempted, SaveOnSigterm
 
 
 def contents(folder) -> dict[str, bytes]:
@@ -57,7 +48,7 @@ def write_checkpoint(folder, step: int):
     (checkpoint / "shards").mkdir(parents=True)
     for name in ("model.safetensors", "optimizer.pt", "shards/0.pt"):
         (checkpoint / name).write_text(f"{name} of step {step}")
-    seal(checkpoint)
+    write_manifest(checkpoint)
     return checkpoint
 
 
@@ -90,7 +81,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_message_and_kept(tmp_path, c
     damaged = write_checkpoint(tmp_path, 11)
     damage(damaged / name)
     before = contents(damaged)
-    assert name in find_problem(damaged)
+    assert name in verify_checkpoint(damaged)
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     with pytest.raises(DataError, match=f"checkpoint-11 is no complete checkpoint: .*{name}"):
         prepare(tmp_path, resume_from_checkpoint=str(damaged))
@@ -124,8 +115,8 @@ def test_what_is_flushed_is_open_for_writing_as_windows_wants_it_and_the_folders
     for name in ("model.py", "shards/0.pt"):
         (checkpoint / name).write_text(name)
     (checkpoint / "model.py").chmod(0o444)  # as code of a read-only installation is copied
-    seal(checkpoint)
-    assert find_problem(checkpoint) is None
+    write_manifest(checkpoint)
+    assert verify_checkpoint(checkpoint) is None
     files = [("model.py", False, True), ("0.pt", False, True), (f"{MANIFEST}.tmp", False, True)]
     assert flushed == files + [(name, True, False) for name in ("shards", "checkpoint-3", tmp_path.name)]
     assert os.access(checkpoint / "model.py", os.W_OK)
@@ -395,7 +386,7 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_is_intact(splits, tiny_proc
             start(tmp_path, splits, tiny_processor, fill).train()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-    assert find_problem(tmp_path / "checkpoint-4") is None
+    assert verify_checkpoint(tmp_path / "checkpoint-4") is None
     assert_goes_on_like(whole_run, tmp_path, splits, tiny_processor)
     assert (tmp_path / "incomplete-checkpoint-8").is_dir()
 
@@ -404,9 +395,9 @@ def test_the_last_checkpoint_is_deleted_only_when_the_next_is_whole(splits, tiny
     def break_off(checkpoint):
         if checkpoint.name == "checkpoint-8":
             raise KeyboardInterrupt
-        seal(checkpoint)
+        write_manifest(checkpoint)
 
-    monkeypatch.setattr(checkpoints, "seal", break_off)
+    monkeypatch.setattr(checkpoints, "write_manifest", break_off)
     with pytest.raises(KeyboardInterrupt):
         start(tmp_path, splits, tiny_processor, save_total_limit=1).train()
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
@@ -460,7 +451,7 @@ def test_a_pickle_in_a_checkpoint_is_not_executed(splits, tiny_processor, whole_
     shutil.copytree(whole_run / "checkpoint-4", checkpoint)
     torch.save({"state": Evil(tmp_path / "executed")}, checkpoint / name)
     (checkpoint / MANIFEST).unlink()
-    seal(checkpoint)
+    write_manifest(checkpoint)
     trainer = start(tmp_path, splits, tiny_processor)
     if name == "training_args.bin":  # written, never read
         trainer.train(resume_from_checkpoint=str(checkpoint))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from igpt_hf.training.trainer import parse_arguments
+from igpt_hf.training.arguments import parse_arguments
 
 
 ROOT = Path(__file__).parents[2]

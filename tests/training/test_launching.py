@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.config.model_args import load_config_from_file
 from safetensors.torch import load_file
 from test_scripts import LAUNCH, SCRIPTS, contents, results_of, run
 from test_training import new_trainer, random_split
@@ -22,8 +22,9 @@ from test_training import new_trainer, random_split
 from igpt_hf import DataError
 from igpt_hf.distributed import describe_launch, launch_warnings, on_first_process
 from igpt_hf.model import modeling_igpt
-from igpt_hf.training.checkpoints import checkpoints, last_complete_checkpoint, only_run_in, prepare_output_dir
-from igpt_hf.training.trainer import IGPTTrainingArguments
+from igpt_hf.training.arguments import IGPTTrainingArguments
+from igpt_hf.training.checkpoints import last_complete_checkpoint, list_checkpoints
+from igpt_hf.training.output_dir import only_run_in, prepare_output_dir
 
 
 CONFIGS = sorted((SCRIPTS.parent / "configs" / "accelerate").glob("*.yaml"))
@@ -243,7 +244,7 @@ def test_sigterm_to_one_of_two_processes_ends_both_and_the_run_goes_on_bit_by_bi
     with open(tmp_path / "log", "w") as log:
         launcher = subprocess.Popen(ended, stderr=log, stdout=log)
     try:
-        wait_until(lambda: checkpoints(tmp_path / "a"))  # perhaps while it is written
+        wait_until(lambda: list_checkpoints(tmp_path / "a"))  # perhaps while it is written
         processes = psutil.Process(launcher.pid).children()
         assert len(processes) == 2
         processes[1].terminate()

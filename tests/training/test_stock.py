@@ -12,8 +12,9 @@ import torch
 from transformers import set_seed
 
 from igpt_hf import DataError, IGPTImageProcessor, load_splits, tokenize
+from igpt_hf.training.arguments import IGPTTrainingArguments
 from igpt_hf.training.imagegpt_baseline import stock_layout, stock_model, stock_processor
-from igpt_hf.training.trainer import IGPTTrainingArguments, make_trainer
+from igpt_hf.training.trainer import make_trainer
 
 
 TRAIN = Path(__file__).parents[2] / "scripts" / "train.py"
@@ -41,7 +42,7 @@ with torch.no_grad():
 set_seed(0)
 drawn = model.generate(torch.tensor([[2], [3], [15]]))
 side = processor.size["height"]
-colours = np.rint(127.5 * (np.array(processor.clusters)[drawn[:, 1:]] + 1)).reshape(3, side, side, 3)
+colors = np.rint(127.5 * (np.array(processor.clusters)[drawn[:, 1:]] + 1)).reshape(3, side, side, 3)
 print(json.dumps({
     "of_the_card": of_the_card,
     "nats": -log_probs.double().sum().item() / len(ids),
@@ -49,7 +50,7 @@ print(json.dumps({
     "shape": list(drawn.shape),
     "of_any_class": list(model.generate().shape),
     "ids": sorted(set(drawn[:, 1:].flatten().tolist())),
-    "colours": sorted({tuple(colour) for colour in colours.reshape(-1, 3).tolist()}),
+    "colors": sorted({tuple(color) for color in colors.reshape(-1, 3).tolist()}),
     "names": [model.config.id2label[label] for label in range(10)],
 }))
 """
@@ -86,7 +87,7 @@ def test_a_stock_run_is_of_use_with_transformers_alone_and_has_the_nats_it_says(
     assert (found["shape"], found["of_any_class"]) == ([3, 65], [1, 65])
     assert found["of_the_card"] == [[3, 8, 8, 3], "uint8", [3]]
     assert found["ids"] == [0, 1]  # an untrained model gives the 13 others much of its probability
-    assert found["colours"] == [[0, 0, 0], [255, 255, 255]]
+    assert found["colors"] == [[0, 0, 0], [255, 255, 255]]
     assert found["names"] == [str(digit) for digit in range(10)]
     assert not list(stock_run.glob("*.py"))
 

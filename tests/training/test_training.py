@@ -13,33 +13,22 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerState, set_seed
 
 from igpt_hf import DataError, IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor, tokenize
-from igpt_hf.model.image_processing_igpt import tokens_to_pixels
+from igpt_hf.data.tokenized import TokenDataset, collate
+from igpt_hf.distributed import use_all_cores
+from igpt_hf.model.tokens import tokens_to_pixels
 from igpt_hf.plots import sample_sheet
+from igpt_hf.training.arguments import METRICS, IGPTTrainingArguments, parse_arguments, unused_flags
+from igpt_hf.training.callbacks import SampleSheetCallback, Stopwatch
 from igpt_hf.training.checkpoints import last_complete_checkpoint
+from igpt_hf.training.metrics import LossHistory, classification_metrics, likelihood_metrics, nats_per_image
 from igpt_hf.training.optimizer import MuonAdamW
-from igpt_hf.training.results import kept_evaluation
-from igpt_hf.training.trainer import (
-    METRICS,
-    IGPTTrainingArguments,
-    LossHistory,
-    SampleSheetCallback,
-    Stopwatch,
-    TokenDataset,
-    classification_metrics,
-    collate,
-    end_reached,
-    few_steps_hint,
-    likelihood_metrics,
-    make_trainer,
-    nats_per_image,
-    parse_arguments,
-    unused_flags,
-    use_all_cores,
-)
+from igpt_hf.training.results import best_evaluation
+from igpt_hf.training.stopping import end_reached
+from igpt_hf.training.trainer import few_steps_hint, make_trainer
 
 
 def random_split(n: int, num_classes: int = 3, num_tokens: int = 16, vocab_size: int = 16, seed: int = 0):
-    """Rows as `igpt_hf.data.splits.tokenize` makes them."""
+    """Rows as `igpt_hf.data.tokenized.tokenize` makes them."""
     tokens = np.random.default_rng(seed).integers(0, vocab_size, (n, num_tokens))
     names = [str(label) for label in range(num_classes)]
     features = datasets.Features(
@@ -138,8 +127,8 @@ def test_class_dropout_has_its_rate():
 
 
 @pytest.fixture(scope="module")
-def grey_split():
-    """Pictures of 8x8 pixels, still grey, as `igpt_hf.data.splits.tokenize` leaves them for binarize="stochastic"."""
+def gray_split():
+    """Gray 8x8 images, as `igpt_hf.data.tokenized.tokenize` leaves them for binarize="stochastic"."""
     levels = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(num_classes=3))
     rows = {"image": [PIL.Image.fromarray(picture) for picture in levels], "label": [i % 3 for i in range(30)]}
@@ -148,8 +137,8 @@ def grey_split():
     return levels, tokenize(splits, processor)["validation"], processor
 
 
-def test_pixels_drawn_by_chance_are_new_in_each_epoch_and_the_same_in_each_run(grey_split):
-    levels, split, processor = grey_split
+def test_pixels_drawn_by_chance_are_new_in_each_epoch_and_the_same_in_each_run(gray_split):
+    levels, split, processor = gray_split
     config = IGPTConfig(image_size=8, num_labels=3)
 
     def pixels(epoch, seed=1):
@@ -378,11 +367,11 @@ def test_the_evaluation_that_is_reported_is_that_of_the_model_that_is_kept(
 ):
     history = LossHistory.from_log(whole_run.state.log_history)
     assert history.steps == [4, 8, 12]
-    assert kept_evaluation(whole_run, history) == history.best
+    assert best_evaluation(whole_run, history) == history.best
     for loads_best, best, kept in ((True, None, 2), (False, "a/checkpoint-8", 2), (True, "a/checkpoint-8", 1)):
         args = SimpleNamespace(load_best_model_at_end=loads_best)
         state = SimpleNamespace(best_model_checkpoint=best, global_step=12)  # None: the best was not saved
-        assert kept_evaluation(SimpleNamespace(args=args, state=state), history) == kept
+        assert best_evaluation(SimpleNamespace(args=args, state=state), history) == kept
 
 
 @pytest.mark.parametrize(
@@ -540,7 +529,7 @@ class Averages(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         if not self.seen:
-            with self.trainer.averaged():
+            with self.trainer.ema_weights():
                 self.seen = {name: weight.clone() for name, weight in self.trainer.model.state_dict().items()}
 
 
@@ -738,11 +727,11 @@ def test_the_end_of_a_run_is_the_first_that_was_asked_for(asked, end):
 
 def test_an_unknown_flag_is_named_wherever_it_comes_from(tmp_path, capsys):
     path = tmp_path / "run.yaml"
-    path.write_text("colour: red\n")
-    for argv in (["--config", str(path)], ["--colour", "red"]):
+    path.write_text("color: red\n")
+    for argv in (["--config", str(path)], ["--color", "red"]):
         with pytest.raises((SystemExit, DataError)) as error:
             parse_arguments(argv)
-        assert "colour" in str(error.value) + capsys.readouterr().err
+        assert "color" in str(error.value) + capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -772,11 +761,11 @@ def test_the_threads_asked_for_are_used_and_else_shared_among_the_processes(monk
     assert use_all_cores() == 1
 
 
-def test_grey_pictures_are_drawn_anew_in_each_epoch_and_the_same_for_the_same_epoch():
+def test_gray_pictures_are_drawn_anew_in_each_epoch_and_the_same_for_the_same_epoch():
     config = IGPTConfig(image_size=8)
-    grey = np.full((40, 64), 102, dtype=np.uint8)  # 0.4 of full grey
-    grey[:, 0], grey[:, 1] = 0, 255
-    split = datasets.Dataset.from_dict({"grey": grey, "label": [0] * 40})
+    gray = np.full((40, 64), 102, dtype=np.uint8)  # 0.4 of full gray
+    gray[:, 0], gray[:, 1] = 0, 255
+    split = datasets.Dataset.from_dict({"gray": gray, "label": [0] * 40})
     dataset = TokenDataset(split, config, seed=3)
     first = dataset.tokens.clone()
     pixels = tokens_to_pixels(first.numpy(), config.patch_size, config.image_size).reshape(40, 64)

@@ -3,10 +3,10 @@
 A file is a 1,024-byte header and then one record per image, integers little endian:
 
     header   bytes 4, 5: height and width where all images share them, else 0; 6-9: number of records;
-             522: image type, 0 binary or 1 grey
+             522: image type, 0 binary or 1 gray
     record   0xFF, label, [width, height where they vary], number of data bytes (2 bytes), data
     data     binary: run lengths, background first in each row, a row ends when its runs sum to the width;
-             grey: width x height pixel bytes, row by row
+             gray: width x height pixel bytes, row by row
 """
 
 import os
@@ -14,14 +14,16 @@ import struct
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ...errors import DataError
+from .arrays import from_arrays
 
 
 HEADER_SIZE = 1024
 RECORD_MARKER = 0xFF
-BINARY, GREY = 0, 1
+BINARY, GRAY = 0, 1
 
 
 def read_cdb(path: str | os.PathLike) -> tuple[list[np.ndarray], np.ndarray]:
@@ -30,7 +32,7 @@ def read_cdb(path: str | os.PathLike) -> tuple[list[np.ndarray], np.ndarray]:
     Every byte is accounted for: a damaged file never yields a silently damaged image.
 
     Returns:
-        images: list of n uint8 arrays (height, width), 0 or 255 (0 to 255 in a grey file).
+        images: list of n uint8 arrays (height, width), 0 or 255 (0 to 255 in a gray file).
         labels: int64 array (n,).
 
     Raises:
@@ -44,8 +46,8 @@ def read_cdb(path: str | os.PathLike) -> tuple[list[np.ndarray], np.ndarray]:
         raise _damaged(path, len(data), f"the file ends inside its {HEADER_SIZE}-byte header")
     height, width, count = struct.unpack_from("<BBI", data, 4)
     image_type = data[522]
-    if image_type not in (BINARY, GREY):
-        raise _damaged(path, 522, f"unknown image type {image_type} (0 is binary, 1 is grey)")
+    if image_type not in (BINARY, GRAY):
+        raise _damaged(path, 522, f"unknown image type {image_type} (0 is binary, 1 is gray)")
 
     images, labels, offset = [], [], HEADER_SIZE
     for index in tqdm(range(count), desc=f"Reading {path.name}", unit=" images", delay=1, disable=None):
@@ -78,13 +80,13 @@ def _read_record(
 
     values = np.frombuffer(data, np.uint8, num_bytes, data_start)
     try:
-        image = _grey_image(values, height, width) if image_type == GREY else _binary_image(values, height, width)
+        image = _gray_image(values, height, width) if image_type == GRAY else _binary_image(values, height, width)
     except DataError as error:
         raise _damaged(path, data_start, f"record {name}: {error}") from error
     return image, label, data_end
 
 
-def _grey_image(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+def _gray_image(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """(height * width,) -> (height, width), a copy."""
     if len(pixels) != height * width:
         raise DataError(f"{len(pixels)} pixel bytes for {width}x{height} pixels")
@@ -112,3 +114,13 @@ def _binary_image(runs: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _damaged(path: Path, offset: int, problem: str) -> DataError:
     return DataError(f"{path}: {problem} (byte {offset}). The file is damaged or no HODA .cdb file: fetch it again.")
+
+
+def open_cdb(paths: list[str]) -> Dataset:
+    images, labels = [], []
+    for path in paths:
+        file_images, file_labels = read_cdb(path)
+        images += file_images
+        labels += file_labels.tolist()
+    values = sorted(set(labels))
+    return from_arrays(images, [values.index(label) for label in labels], [str(value) for value in values])

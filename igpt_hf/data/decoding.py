@@ -1,0 +1,100 @@
+"""Decode images safely: only known formats, nothing too large, damaged files named."""
+
+import io
+import logging
+import struct
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from datasets import Dataset, Image
+from tqdm.auto import tqdm
+
+from ..errors import DataError
+
+
+logger = logging.getLogger(__name__)
+
+
+MAX_PIXELS = 50_000_000  # a larger picture is refused before it is decoded: it could fill the memory
+
+
+# Others are refused: Pillow runs an interpreter for EPS, and the rest of its decoders are seldom used and tested.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+CHECK_BATCH = 32  # images that a thread checks at a time: one by one, handing them over would take longest
+
+
+# What Pillow's decoders raise on damaged files (found by flipping bytes in twelve formats, and in its sources).
+DECODE_ERRORS = (
+    *(OSError, SyntaxError, ValueError, RuntimeError, EOFError, LookupError, TypeError, ArithmeticError),
+    *(struct.error, zlib.error, PIL.Image.DecompressionBombError),
+)
+
+
+def readable_rows(dataset: Dataset, rows: np.ndarray, source: str, skip_bad_images: bool) -> np.ndarray:
+    """Decode every image of `rows` once; returns the rows that are good, or raises DataError at the first bad one."""
+    encoded = dataset.select(rows).cast_column("image", Image(decode=False))
+    problems = _find_problems(encoded, stop_at_first=not skip_bad_images)
+    if not problems:
+        return rows
+
+    position, problem = next(iter(problems.items()))
+    image = encoded[position]["image"]
+    is_file = image is not None and image["bytes"] is None and image["path"] is not None
+    message = f"{image['path'] if is_file else f'row {rows[position]} of {source}'} {problem}"
+    if not skip_bad_images:
+        raise DataError(f"{message}. Fix or remove it, or set skip_bad_images to leave out such images.")
+    logger.warning("Skipped %d of %d images; the first: %s", len(problems), len(rows), message)
+    return np.delete(rows, list(problems))
+
+
+def _find_problems(encoded: Dataset, stop_at_first: bool) -> dict[int, str]:
+    """Decode all images, in threads; returns what is wrong with the bad ones, by row."""
+
+    def check(start: int) -> list[str | None]:
+        return [_problem(image) for image in encoded[start : start + CHECK_BATCH]["image"]]
+
+    starts, problems = range(0, len(encoded), CHECK_BATCH), {}
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=len(encoded), desc="Checking images", unit=" images", delay=1, disable=None) as progress,
+    ):
+        batches = pool.map(check, starts)
+        for start, batch in zip(starts, batches, strict=True):
+            problems |= {start + index: problem for index, problem in enumerate(batch) if problem is not None}
+            progress.update(len(batch))
+            if problems and stop_at_first:
+                batches.close()  # cancels the batches that have not begun
+                break
+    return problems
+
+
+def _problem(encoded: dict[str, Any] | None) -> str | None:
+    """Why an image, {"bytes", "path"} as the data set stores it, cannot be decoded; None if it can."""
+    try:
+        decode_image(encoded)
+    except DataError as problem:
+        return str(problem)
+    return None
+
+
+def decode_image(encoded: dict[str, Any] | None) -> PIL.Image.Image:
+    """Decode an image, {"bytes", "path"} as a data set stores it.
+
+    Raises:
+        DataError: It is null, damaged, too large or of another format than `FORMATS`; the message says which, and
+            wants the image's name before it.
+    """
+    if encoded is None or (encoded["bytes"] is None and encoded["path"] is None):
+        raise DataError("is null")
+    try:
+        file = encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"])
+        with PIL.Image.open(file, formats=FORMATS) as image:  # only the header is read here
+            width, height = image.size
+        if width * height <= MAX_PIXELS:
+            return Image().decode_example(encoded)
+    except DECODE_ERRORS as error:
+        raise DataError(f"is no image that can be decoded ({type(error).__name__}: {error})") from error
+    raise DataError(f"has {width}x{height} pixels, more than {MAX_PIXELS:,}")

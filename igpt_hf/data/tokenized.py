@@ -1,0 +1,144 @@
+"""Tokenized splits: pictures become tokens once, and are handed out in whole batches."""
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict, Features, List, Value
+
+from ..errors import DataError
+from ..model.tokens import pixels_to_tokens
+
+
+class TokenDataset(torch.utils.data.Dataset):
+    """A split as tensors, read a batch at a time.
+
+    With `class_dropout_prob` the class prompt of an image is now and then the start token, so that one model learns
+    to be conditional and unconditional (classifier-free guidance, Ho & Salimans 2022, algorithm 1). Where the split
+    holds gray pictures, each pixel is white with the probability of its gray level. What is drawn depends on the
+    seed, the epoch and the image's index alone: a resumed run, or one on more processes, draws the same.
+
+    Args:
+        split: Rows with `tokens` or `gray`, and `label`, as `igpt_hf.data.tokenized.tokenize` makes them.
+        config: The model's configuration.
+        class_dropout_prob: Share of images per epoch whose class is not told.
+        seed: Of what is drawn.
+    """
+
+    def __init__(self, split, config, class_dropout_prob: float = 0.0, seed: int = 0):
+        columns = split.with_format("numpy")
+        self.gray = columns["gray"][:].astype(np.uint8) if "gray" in split.column_names else None
+        self.tokens = None if self.gray is not None else torch.from_numpy(columns["tokens"][:].astype(np.int32))
+        self.prompts = torch.from_numpy(columns["label"][:]).long() + config.vocab_size
+        self.config = config
+        self.class_dropout_prob = class_dropout_prob
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int):
+        """Draw the images whose class is not told in this epoch and, from gray pictures, the pixels."""
+        generator = np.random.default_rng([self.seed, epoch])
+        self.is_untold = torch.from_numpy(generator.random(len(self.prompts)) < self.class_dropout_prob)
+        if self.gray is not None:
+            pixels = (generator.random(self.gray.shape, dtype=np.float32) * 255 < self.gray).astype(np.uint8)
+            pixels = pixels.reshape(-1, self.config.image_size, self.config.image_size)
+            self.tokens = torch.from_numpy(pixels_to_tokens(pixels, self.config.patch_size).astype(np.int32))
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {key: value[0] for key, value in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        """A batch: `input_ids` and `labels`, both (B, 1 + N); the prompt's label is -100."""
+        index = torch.as_tensor(indices)
+        tokens = self.tokens[index].long()
+        prompts = self.prompts[index].where(~self.is_untold[index], self.config.start_token_id)[:, None]
+        return {
+            "input_ids": torch.cat([prompts, tokens], dim=1),
+            "labels": torch.cat([torch.full_like(prompts, -100), tokens], dim=1),
+        }
+
+
+class LabelDataset(TokenDataset):
+    """A split for `IGPTForImageClassification`: the labels are classes. The model itself leaves the prompts out."""
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        """A batch: `input_ids` (B, 1 + N) and `labels` (B,)."""
+        classes = self.prompts[torch.as_tensor(indices)] - self.config.vocab_size
+        return {"input_ids": super().__getitems__(indices)["input_ids"], "labels": classes}
+
+
+def collate(batch: dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """`TokenDataset` hands out whole batches already, a stream does not; no cache is built to train or evaluate."""
+    if isinstance(batch, list):
+        batch = torch.utils.data.default_collate(batch)
+    return {**batch, "use_cache": False}
+
+
+logger = logging.getLogger(__name__)
+
+
+def tokenize(splits: DatasetDict, processor: Any) -> DatasetDict:
+    """Turn the pictures into what the model reads, once: columns `tokens` (a list of fixed length) and `label`.
+
+    With `processor.binarize == "stochastic"` the tokens are drawn anew in each epoch, so that the column is `gray`
+    instead: the fitted picture, a byte per pixel. The result is held in memory, never taken from a cache of an earlier
+    run, which could not know that the processor's code has changed.
+
+    Args:
+        splits: as `load_splits` returns them.
+        processor: its `tokenize(images)` turns a list of n PIL images into an array (n, num_tokens), its `to_gray`
+            into (n, image_size, image_size).
+
+    Raises:
+        DataError: if the processor refuses an image; the message gives its split and index.
+    """
+    column = "gray" if processor.binarize == "stochastic" else "tokens"
+    tokenized = DatasetDict()
+    for name, split in splits.items():
+        first = _tokenize_batch(split[:1], [0], name, processor, column)[column]  # (1, length)
+        tokenized[name] = split.map(
+            _tokenize_batch,
+            batched=True,
+            batch_size=25,  # decoded pictures in memory at a time: photographs are large
+            with_indices=True,
+            fn_kwargs={"split_name": name, "processor": processor, "column": column},
+            remove_columns=["image"],
+            features=Features(
+                {"label": split.features["label"], column: List(Value(first.dtype.name), length=first.shape[1])}
+            ),
+            keep_in_memory=True,
+            desc=f"Tokenizing {name}",
+        )
+        if column == "tokens":
+            _warn_of_empty_images(tokenized[name], name)
+    return tokenized
+
+
+def _tokenize_batch(
+    batch: dict[str, list], indices: list[int], split_name: str, processor: Any, column: str
+) -> dict[str, Any]:
+    def prepare(images):
+        return processor.tokenize(images) if column == "tokens" else processor.to_gray(images).reshape(len(images), -1)
+
+    try:
+        return {column: prepare(batch["image"])}
+    except (ValueError, TypeError):
+        for index, image in zip(indices, batch["image"], strict=True):  # which one was it?
+            try:
+                prepare([image])
+            except (ValueError, TypeError) as error:
+                raise DataError(f"{split_name} image {index} cannot be tokenized: {error}") from error
+        raise
+
+
+def _warn_of_empty_images(split: Dataset, name: str):
+    empty = int((split.with_format("numpy")["tokens"][:].max(axis=1) == 0).sum())
+    if empty:
+        logger.warning(
+            "%d of %d %s images are black after binarization: lower --threshold, or set --invert",
+            *(empty, len(split), name),
+        )

@@ -1,0 +1,109 @@
+"""Does this data fit this model, and has the model seen its test split?"""
+
+import json
+from pathlib import Path
+
+from ..errors import DataError
+
+
+def labels_as_in_model(names: list[str], config) -> list[int]:
+    """Class index in the model of each class of a data set, by name.
+
+    Raises:
+        DataError: A class that the model does not know.
+    """
+    known = {str(name): index for index, name in config.id2label.items()}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise DataError(
+            f"the data has classes that the model does not know ({', '.join(unknown)}); it knows {', '.join(known)}."
+        )
+    return [known[name] for name in names]
+
+
+def check_data(split, config, allow_resize: bool) -> list[int]:
+    """Check that a data set, by its training split, fits a model; returns the model's class index of each class.
+
+    Raises:
+        DataError: Classes that the model does not know or, unless `allow_resize`, pictures all of one size other than
+            the model's.
+    """
+    index = labels_as_in_model(split.features["label"].names, config)
+    if not allow_resize:
+        check_image_size(split["image"], config.image_size)
+    return index
+
+
+def check_two_classes(split):
+    """Refuse a split, with a `label` column, that shows fewer than two classes, before something tells them apart.
+
+    Raises:
+        DataError: The split is empty or has one class only.
+    """
+    present = sorted(set(split["label"][:]))
+    if len(present) < 2:
+        what = split.features["label"].int2str(present[0]) if present else "none at all: it is empty"
+        raise DataError(f"the data has one class only ({what}): there is nothing to tell apart. Give two or more.")
+
+
+def check_image_size(images, image_size: int):
+    """Refuse pictures that all have one size (the first hundred are looked at) which is not the model's.
+
+    Raises:
+        DataError: The pictures would be fitted into the model's size, so that other images were scored than given.
+    """
+    sizes = {picture.size for picture in images[:100]}
+    if len(sizes) == 1 and sizes != {(image_size, image_size)}:
+        width, height = sizes.pop()
+        raise DataError(
+            f"the pictures are {width}x{height}, the model's are {image_size}x{image_size}. Score them with a model "
+            "of their size, or pass --resize to fit them to the model's, as training does."
+        )
+
+
+def _results(name: str) -> dict:
+    folder = Path(name)
+    if folder.name.startswith("checkpoint-") and not (folder / "all_results.json").is_file():
+        folder = folder.parent  # the run's
+    path = folder / "all_results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def was_trained_on(name: str, data: str) -> bool:
+    """Whether the all_results.json of a run says that its model was trained on this source."""
+    source = _results(name).get("data")
+    return source is not None and (source == data or Path(source).absolute() == Path(data).absolute())
+
+
+def seen_images_warning(name: str, data: str, seed: int, max_images: int | None = None) -> str | None:
+    """Say why the test split of a source may hold images that the model was trained on; None if it does not.
+
+    Args:
+        name: Folder of a run.
+        data: The source.
+        seed, max_images: Of `load_splits`.
+    """
+    results = _results(name)
+    if not was_trained_on(name, data) or "split_seed" not in results:  # not known
+        return None
+    if data == "synthetic" and results["split_seed"] != seed:  # other digits
+        return None
+    if results["streaming"]:
+        reason = "streamed, and so split otherwise than here"
+    elif results["max_images"] != max_images:
+        reason = f"with --max_images {results['max_images']}, and the part is split otherwise than the whole"
+    elif results["split_seed"] != seed:
+        reason = f"split with another seed: give --seed {results['split_seed']}"
+    else:
+        return None
+    return f"{name} was trained on {data}, {reason}. It may have seen images of what is the test split here."
+
+
+__all__ = [
+    "check_data",
+    "check_image_size",
+    "check_two_classes",
+    "labels_as_in_model",
+    "seen_images_warning",
+    "was_trained_on",
+]

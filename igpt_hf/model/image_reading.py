@@ -1,0 +1,151 @@
+"""Anything image-like -> a gray PIL image."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
+
+
+# A picture that says of itself that its foreground is white is never inverted (PNG text chunk; `Image.info` in
+# memory).
+WHITE_FOREGROUND = {"foreground": "white"}
+CHANNELS = (1, 2, 3, 4)  # gray, gray with alpha, RGB, RGBA
+ARRAYS = (np.ndarray, torch.Tensor)
+_FLAT = (
+    "an array of shape {0} may be flattened images: pass array.reshape(-1, {1}, {1}); if it is one picture of that "
+    "height and width, pass PIL.Image.fromarray(array)."
+)
+
+
+def as_list(images, image_size: int) -> list:
+    """One image or many -> a list of images."""
+    if isinstance(images, (Image.Image, str)) or hasattr(images, "__fspath__"):
+        return [images]
+    if isinstance(images, ARRAYS):
+        images = _pictures_of_array(images, image_size)
+    if isinstance(images, Mapping) or not hasattr(images, "__iter__"):
+        raise ValueError(
+            f"images are PIL images, paths, arrays, tensors or a list of them, got {type(images).__name__}."
+            + (f" Pass one of its values: {', '.join(map(str, images))}." if isinstance(images, Mapping) else "")
+        )
+    images = list(images)
+    if not images:
+        raise ValueError("no images were given: the list is empty.")
+    flat = ((image_size**2,), (1, image_size**2))
+    for image in images if image_size > 1 else ():
+        if isinstance(image, ARRAYS) and tuple(image.shape) in flat:
+            raise ValueError(_FLAT.format(tuple(image.shape), image_size))
+    return images
+
+
+def _pictures_of_array(array: np.ndarray | torch.Tensor, image_size: int) -> list:
+    """Split an array or tensor into pictures, each (height, width) or with a channel axis; refuse two readings."""
+    shape, side = tuple(array.shape), image_size
+    if array.ndim in (1, 2) and shape[-1] == side**2 and side > 1:
+        raise ValueError(_FLAT.format(shape, side))
+    if array.ndim == 2:
+        return [array]
+    if array.ndim == 3 and shape[2] in CHANNELS and shape[1] > shape[2]:
+        return [array]  # (height, width, channels), as PIL, OpenCV and matplotlib have it
+    # Binary pixels have no color: this package's own arrays, from `decode_pixels`, are always pictures.
+    if array.ndim == 3 and shape[0] == 3 and not _has_binary_integers(array):
+        raise ValueError(
+            f"an array of shape {shape} may be one color picture (channels, height, width), or three gray ones: pass "
+            "[array] for one color picture, list(array) for three gray ones."
+        )
+    if array.ndim in (3, 4):
+        return list(array)
+    raise ValueError(
+        "an array of images has shape (height, width), (height, width, channels), (n, height, width), "
+        f"(n, height, width, channels) or (n, channels, height, width), got {shape}."
+    )
+
+
+def _has_binary_integers(array: np.ndarray | torch.Tensor) -> bool:
+    """Whether an array holds booleans, or whole numbers that are all 0 or 1."""
+    is_fraction = array.dtype.is_floating_point if isinstance(array, torch.Tensor) else array.dtype.kind == "f"
+    return not is_fraction and bool(((array == 0) | (array == 1)).all())
+
+
+def as_picture(pixels: np.ndarray) -> Image.Image:
+    """(height, width), uint8, white on black -> a PIL image that says so of itself, also in a PNG file."""
+    picture, text = Image.fromarray(pixels), PngInfo()
+    for key, value in WHITE_FOREGROUND.items():
+        text.add_text(key, value)
+    picture.info.update(WHITE_FOREGROUND)
+    picture.encoderinfo = {"pnginfo": text}  # what `save` adds to its arguments
+    return picture
+
+
+def read_image(image, index: int) -> tuple[Image.Image, bool]:
+    """Anything image-like -> (gray picture, whether it is known to be white on black)."""
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy()  # numpy has no bfloat16
+    if isinstance(image, str) or hasattr(image, "__fspath__"):
+        image = Image.open(image)
+    if isinstance(image, Image.Image):
+        if image.width == 0 or image.height == 0:
+            raise ValueError(f"image {index} is empty: {image.width}x{image.height} pixels.")
+        is_white = image.info.get("foreground") == WHITE_FOREGROUND["foreground"]
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # a photograph that was taken sideways
+            image = ImageOps.exif_transpose(image)
+        try:
+            return _picture_to_gray(image), is_white
+        except ValueError as error:
+            raise ValueError(f"image {index} (mode {image.mode}) cannot be made gray: {error}") from error
+    return _array_to_gray(_pixel_array(image, index), index)
+
+
+def _pixel_array(image, index: int) -> np.ndarray:
+    """An array, or lists of numbers, of one image -> (height, width), or (height, width, 2, 3 or 4)."""
+    parts = image if isinstance(image, (list, tuple)) else []
+    if any(isinstance(part, Image.Image) or (isinstance(part, ARRAYS) and part.ndim > 1) for part in parts):
+        raise ValueError(f"image {index} is itself a list of images: pass one flat list.")
+    array = np.asarray(image)
+    where = [axis for axis in (0, 2) if array.ndim == 3 and array.shape[axis] in CHANNELS]
+    if array.dtype == object or array.size == 0 or (array.ndim != 2 and len(where) != 1):
+        raise ValueError(
+            f"image {index} must be a PIL image, a path or an (height, width) array, with or without an axis of "
+            f"1 to 4 channels, first or last (if both are so short, nobody knows which), got {type(image).__name__} "
+            f"of shape {array.shape}."
+        )
+    if array.ndim == 3:
+        array = np.moveaxis(array, where[0], 2)
+        array = array[..., 0] if array.shape[2] == 1 else array
+    return array
+
+
+def _array_to_gray(array: np.ndarray, index: int) -> tuple[Image.Image, bool]:
+    low, high = array.min(), array.max()
+    top = 1 if array.dtype == bool or np.issubdtype(array.dtype, np.floating) else 255
+    if not (0 <= low and high <= top):  # also true for NaN
+        raise ValueError(f"image {index} has values from {low} to {high}; {array.dtype} pixels lie in [0, {top}].")
+    is_binary = bool(np.isin(array, (0, 1)).all())
+    if is_binary or top == 1:
+        array = np.rint(array.astype(np.float32) * 255)
+    return _picture_to_gray(Image.fromarray(array.astype(np.uint8))), is_binary
+
+
+def _picture_to_gray(picture: Image.Image) -> Image.Image:
+    """A PIL image of any mode -> mode "L"; alpha is laid over black, 16-bit levels are scaled, not clipped."""
+    if picture.mode == "L" and "transparency" not in picture.info:
+        return picture
+    if picture.mode.startswith("I") or picture.mode == "F":
+        levels = np.asarray(picture, dtype=np.float64)
+        if not np.isfinite(levels).all():
+            raise ValueError("it has pixels that are no numbers.")
+        top = 65535 if picture.mode.startswith("I") and levels.max() > 255 else 1 if levels.max() <= 1 else 255
+        return Image.fromarray(np.rint(levels.clip(0, top) / top * 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("L")
+    return (picture.convert("RGB") if picture.mode == "LAB" else picture).convert("L")
+
+
+def has_light_border(gray: Image.Image) -> bool:
+    pixels = np.asarray(gray)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return bool(np.median(border) >= 128)

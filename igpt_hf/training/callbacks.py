@@ -1,0 +1,151 @@
+"""What happens between steps: early stopping, the time limit, progress lines, sheets of samples."""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import ExportableState, ProgressCallback
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from ..data.tokenized import TokenDataset
+from .checkpoints import report_last_checkpoint
+
+
+class PatientEarlyStopping(EarlyStoppingCallback):
+    """Early stopping that looks at the validation split's evaluation only; the others do not have its metric.
+
+    A resumed run has used up the patience that its checkpoint says, and may have none left. Patience 0 has no end.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        if state.global_step == 0:  # not resumed, perhaps the second `train()` of one Trainer
+            self.early_stopping_patience_counter = 0
+        self.early_stopping_patience = args.early_stopping_patience  # not the checkpoint's, which may be another
+        control.should_training_stop |= self._is_used_up()
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        if args.metric_for_best_model in metrics:
+            self.check_metric_value(args, state, control, metrics[args.metric_for_best_model])
+            control.should_training_stop |= self._is_used_up()
+
+    def _is_used_up(self) -> bool:
+        return 0 < self.early_stopping_patience <= self.early_stopping_patience_counter
+
+
+class Stopwatch(TrainerCallback, ExportableState):
+    """Seconds of training, evaluations included, and the end of it at `--max_minutes`.
+
+    Checkpoints keep the seconds, so that a resumed run counts the whole.
+    """
+
+    def __init__(self):
+        self.seconds_before, self.start = 0.0, None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far, those before the checkpoint included."""
+        return self.seconds_before + (0.0 if self.start is None else time.monotonic() - self.start)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start = time.monotonic()
+        if state.global_step == 0:  # not resumed, perhaps the second `train()` of one Trainer
+            self.seconds_before = 0.0
+        control.should_training_stop |= state.global_step > 0 and self._is_over(args)  # a resumed run has had its time
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Stop at `--max_minutes`, with an evaluation and a checkpoint; strategy `epoch` makes them by itself."""
+        if self._is_over(args):
+            control.should_training_stop = True
+            control.should_evaluate |= args.eval_strategy == IntervalStrategy.STEPS
+            control.should_save |= args.save_strategy == SaveStrategy.STEPS
+
+    def _is_over(self, args) -> bool:
+        if args.max_minutes is None:
+            return False
+        if args.world_size > 1:  # clocks differ: all take the latest, and stop at the same step
+            latest = torch.tensor(self.seconds, device=args.device)
+            torch.distributed.all_reduce(latest, torch.distributed.ReduceOp.MAX)
+            self.seconds_before += latest.item() - self.seconds
+            return latest.item() >= 60 * args.max_minutes
+        return self.seconds >= 60 * args.max_minutes
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.seconds_before, self.start = self.seconds, None
+
+    def state(self) -> dict:
+        """What a checkpoint keeps, in the library's form."""
+        return {"args": {}, "attributes": {"seconds_before": self.seconds}}
+
+
+class EpochCallback(TrainerCallback):
+    """Tell the training data which epoch it is."""
+
+    def __init__(self, dataset: TokenDataset):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.dataset.set_epoch(int(state.epoch + 1e-6))  # a resumed epoch has begun already
+
+
+class OneLineProgress(ProgressCallback):
+    """The Trainer's progress bars, with one line for each evaluation instead of the whole log."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        logs = logs or {}
+        if self.training_bar is not None and "eval_validation_accuracy" in logs:
+            nats, accuracy = logs["eval_validation_nats_per_image_unconditional"], logs["eval_validation_accuracy"]
+            line = f"epoch {state.epoch:5.2f}  validation {accuracy:7.2%} right, {nats:7.2f} nats/image, class unknown"
+            self.training_bar.write(line, file=sys.stderr)
+        if self.training_bar is None or "eval_validation_nats_per_image" not in logs:
+            return
+        train = next(e["eval_train_nats_per_image"] for e in state.log_history[::-1] if "eval_train_loss" in e)
+        validation = logs["eval_validation_nats_per_image"]
+        self.training_bar.write(
+            f"epoch {state.epoch:5.2f}  train {train:7.2f}  validation {validation:7.2f} nats/image", file=sys.stderr
+        )
+
+
+class SampleSheetCallback(TrainerCallback):
+    """Draw a sheet of samples after each evaluation: a PNG in output_dir/samples, and a picture in the reports.
+
+    The random state is put back afterwards, so that drawing does not change the training. With FSDP no sheet is drawn:
+    the first process, which draws, has a part of the weights only.
+
+    Args:
+        draw: A function from the model to a PIL image.
+    """
+
+    def __init__(self, draw):
+        self.draw = draw
+        self.trainer: Trainer | None = None  # set by `make_trainer`: the way to the reports' writers
+
+    def on_evaluate(self, args, state, control, metrics, model=None, **kwargs):
+        if not state.is_world_process_zero or args.metric_for_best_model not in metrics:
+            return
+        if self.trainer is not None and self.trainer.is_fsdp_enabled:
+            return
+        with torch.random.fork_rng():
+            sheet = self.draw(model)
+        path = Path(args.output_dir) / "samples" / f"step-{state.global_step:06d}.png"
+        with report_last_checkpoint(path, args.output_dir):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sheet.save(path)
+        self._report(args, sheet, state.global_step)
+
+    def _report(self, args, sheet, step: int):
+        for callback in self.trainer.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+                callback.tb_writer.add_image("samples", np.asarray(sheet), step, dataformats="HW")
+        if "wandb" in args.report_to:
+            import wandb
+
+            wandb.log({"samples": wandb.Image(sheet)}, commit=False)
+        if "trackio" in args.report_to:
+            import trackio
+
+            trackio.log({"samples": trackio.Image(sheet)})

@@ -1,0 +1,177 @@
+"""The folder of a run: whose it is, and what may be overwritten."""
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from accelerate import PartialState
+from filelock import FileLock, Timeout
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..distributed import on_first_process
+from ..errors import DataError
+from .checkpoints import INCOMPLETE, LEFT, RESULTS, list_checkpoints, quarantine, verify_checkpoint
+
+
+logger = logging.getLogger(__name__)
+
+
+LOCK = "_train.lock"  # the library pushes no file whose name begins with an underscore
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # what disks without file locks answer
+RUN_FILES = (
+    *("model.safetensors", "config.json", "generation_config.json", "preprocessor_config.json", "training_args.bin"),
+    *("README.md", RESULTS, "loss_curve.png", "samples.png", "completions.png", "trainer_state.json"),
+    "accuracy_curve.png",
+)
+
+
+@contextlib.contextmanager
+def only_run_in(output_dir: str | os.PathLike):
+    """No other run trains into the folder inside; the processes of one launch are one run.
+
+    The first process holds a file lock, which the system takes back when that process ends, however it ends. What was
+    made for the lock and is empty at the end is removed.
+
+    Raises:
+        DataError: In all processes: another run holds the lock, or the folder cannot be written to.
+    """
+    folder = Path(output_dir)
+    lock = FileLock(folder / LOCK, blocking=False, fallback_to_soft=False)  # a soft lock would outlive its owner
+    made = on_first_process(lambda: _take(lock, folder))
+    try:
+        yield
+    finally:
+        if PartialState().is_main_process:
+            _give_back(lock, made)
+
+
+def _take(lock: FileLock, folder: Path) -> list[Path]:
+    """Lock the folder; returns the folders that had to be made, the innermost first."""
+    _check_writable(folder)
+    made = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise DataError(
+            f"--output_dir {folder} is in use: another run is training into it. Wait for its end, stop it, or choose "
+            "another --output_dir."
+        ) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise DataError(f"--output_dir {folder} cannot be written to: {error}") from error
+        logger.warning(
+            "warning: the disk of %s has no file locks (%s): see to it that no other run trains into that folder.",
+            folder,
+            error.strerror,
+        )
+    return made
+
+
+def _give_back(lock: FileLock, made: list[Path]):
+    with contextlib.suppress(OSError):  # Windows removes no open file; there filelock does it itself
+        Path(lock.lock_file).unlink()  # while it is held: nobody else's
+    lock.release()
+    for path in made:
+        with contextlib.suppress(OSError):  # it is not empty
+            path.rmdir()
+
+
+def _check_writable(folder: Path):
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"--output_dir {folder} is a file. Choose a folder.")
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(parent, os.W_OK):
+        raise DataError(f"--output_dir {folder} cannot be written to: {parent} is read-only.")
+
+
+def prepare_output_dir(args) -> str | None:
+    """Refuse to overwrite another run; returns the checkpoint to resume from, if that was asked for.
+
+    Args:
+        args: `IGPTTrainingArguments`.
+
+    Raises:
+        DataError: output_dir cannot be written to, or is in use and neither `--resume_from_checkpoint` nor
+            `--overwrite_output_dir` was given, or there is no complete checkpoint to resume from.
+    """
+    folder = Path(args.output_dir)
+    _check_writable(folder)
+    resume = args.resume_from_checkpoint
+    resumes = bool(resume) and resume.lower() != "false"
+    if resumes and (resume.lower() == "true" or _is_of_run(resume, folder)):
+        return _resume_from(folder, resume)
+    if resumes:  # another run's checkpoint: what is in this folder is not a part of it
+        _check_whole(resume, verify_checkpoint(Path(resume)))
+    in_use = _run_files(folder)
+    if in_use and not args.overwrite_output_dir:
+        raise DataError(
+            f"{folder} holds a run already ({in_use[0].name}). Go on: --resume_from_checkpoint true. Start anew "
+            "and delete it: --overwrite_output_dir true. Or choose another --output_dir."
+        )
+    return resume if resumes else None
+
+
+def resumes_from_the_end(args) -> bool:
+    """Whether `--resume_from_checkpoint` goes on from where the run in output_dir is, not from an earlier checkpoint
+    or another run's."""
+    resume, found = args.resume_from_checkpoint or "false", list_checkpoints(args.output_dir)
+    return resume.lower() == "true" or (bool(found) and found[-1].resolve() == Path(resume).resolve())
+
+
+def delete_overwritten(args, checkpoint: str | None):
+    """With `--overwrite_output_dir`, delete the run that was there, unless it is the one that is resumed.
+
+    Called once the data and the model are at hand, since a mistake in their flags should not cost the old run.
+
+    Args:
+        args: `IGPTTrainingArguments`.
+        checkpoint: From `prepare_output_dir`.
+    """
+    folder = Path(args.output_dir)
+    if args.overwrite_output_dir and not (checkpoint is not None and _is_of_run(checkpoint, folder)):
+        aside = [path for name in (INCOMPLETE, LEFT) for path in folder.glob(f"{name}{PREFIX_CHECKPOINT_DIR}-*")]
+        for path in [*_run_files(folder), *aside, folder / "samples", folder / "runs"]:  # the last: TensorBoard's
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _run_files(folder: Path) -> list[Path]:
+    return [folder / name for name in RUN_FILES if (folder / name).exists()] + list_checkpoints(folder)
+
+
+def _is_of_run(checkpoint: str, folder: Path) -> bool:
+    return Path(checkpoint).resolve().parent == folder.resolve()
+
+
+def _check_whole(checkpoint: str, problem: str | None):
+    if problem is not None:
+        raise DataError(f"--resume_from_checkpoint {checkpoint} is no complete checkpoint: {problem}.")
+
+
+def _resume_from(folder: Path, resume: str) -> str:
+    """The checkpoint that "true" or a path stands for; the incomplete ones, and those after it, are set aside."""
+    problems = {path: verify_checkpoint(path) for path in list_checkpoints(folder)}  # which reads every byte, once
+    whole = [path for path, problem in problems.items() if problem is None]
+    if resume.lower() == "true":
+        if not whole:
+            raise DataError(f"{folder} holds no complete checkpoint to resume from. Start anew without that flag.")
+        chosen, resume = whole[-1], str(whole[-1])
+    else:
+        chosen = next((path for path in problems if path.resolve() == Path(resume).resolve()), None)
+        _check_whole(resume, verify_checkpoint(Path(resume)) if chosen is None else problems[chosen])
+        if chosen is None:
+            raise DataError(
+                f"--resume_from_checkpoint {resume} was set aside: give it back its name, checkpoint-STEP."
+            )
+    for path, problem in problems.items():
+        if problem is not None:
+            quarantine(path, INCOMPLETE, problem)
+    for path in whole[whole.index(chosen) + 1 :]:  # of a run that this one leaves
+        quarantine(path, LEFT, f"the run goes on from {chosen.name}, which is older")
+    return resume
+
+
+__all__ = ["delete_overwritten", "only_run_in", "prepare_output_dir", "resumes_from_the_end"]
