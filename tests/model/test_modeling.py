@@ -406,7 +406,7 @@ def test_gradient_checkpointing_computes_twice_and_gives_the_same_gradients(tiny
     for checkpointing in (False, True):
         model = tiny_model().train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_enable()  # its name in all versions
         counted = []
         model.model.layers[0].mlp.register_forward_pre_hook(lambda *args, counted=counted: counted.append(1))
         ids = random_ids(model.config)
