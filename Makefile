@@ -7,7 +7,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
 
 TORCH = $(shell grep '^torch==' constraints.txt)
 # What a new transformers breaks first.
-CORE := tests/test_generation.py tests/test_pipeline.py tests/test_remote_code.py tests/test_training.py
+CORE := tests/model/test_generation.py tests/model/test_pipeline.py tests/model/test_remote_code.py \
+	tests/training/test_training.py
 ENVIRONMENTS := .venv .venv-oldest .venv-newest .venv-transformers
 
 .PHONY: install train app explain docs test test-oldest test-newest test-transformers lint format build clean
@@ -41,7 +42,7 @@ explain: install  ## one prediction of a tiny model, step by step, with all its 
 	$(BIN)/python scripts/explain.py
 
 docs: $(VENV)/installed-dev  ## the documentation as a site in site/; checks its figures and commands, fails at any warning
-	$(BIN)/python scripts/check_docs.py
+	$(BIN)/python utils/check_docs.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: $(VENV)/installed-dev  ## every test

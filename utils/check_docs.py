@@ -1,7 +1,7 @@
 """Check that the documentation is true: its figures, its commands, and that it names all that is promised.
 
-    python scripts/check_docs.py           # lists what is wrong; the tests run it
-    python scripts/check_docs.py --fill    # writes the figures from benchmarks/results into README.md and docs/ first
+    python utils/check_docs.py           # lists what is wrong; the tests run it
+    python utils/check_docs.py --fill    # writes the figures from benchmarks/results into README.md and docs/ first
 
 A measured figure is followed by a comment that says which committed file it comes from, and how it is written:
 

@@ -1,6 +1,6 @@
 """Draw the pictures of the documentation from a model that was trained on `synthetic`.
 
-    python scripts/make_figures.py runs/synthetic docs/images
+    python utils/make_figures.py runs/synthetic docs/images
 
 Writes real_and_sampled.png (a row per class: digits that the model has not seen on the left, samples on the right),
 completions.png and growing.gif (one digit of each class, drawn token by token). All digits are drawn by the package.
