@@ -16,10 +16,10 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as scripts/train.py does
 
 import torch
-from speed import generation, images_per_second, likelihood, train_step
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling
 from igpt_hf.distributed import use_all_cores
+from speed import generation, images_per_second, likelihood, train_step
 
 
 TASKS = {"training": train_step, "generate": generation, "log-likelihood": likelihood}

@@ -17,12 +17,12 @@ from unittest.mock import patch
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as scripts/train.py does
 
 import torch
-from speed import batch_for, train_step
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling
 from igpt_hf.distributed import use_all_cores
 from igpt_hf.model import modeling_igpt
 from igpt_hf.training.optimizer import Muon
+from speed import batch_for, train_step
 
 
 def milliseconds(run, seconds: float) -> float:

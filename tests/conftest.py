@@ -16,7 +16,7 @@ os.environ.update(  # before the libraries read them; scripts inherit them
     OMP_NUM_THREADS="1",
 )
 if os.environ.get("IGPT_TEST_WITHOUT_NUMBA"):  # here, and in the processes that tests start
-    _hidden = str(Path(__file__).with_name("without_numba"))
+    _hidden = str(Path(__file__).parent / "helpers" / "without_numba")
     sys.path.insert(0, _hidden)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_hidden, os.environ.get("PYTHONPATH")]))
 
@@ -26,6 +26,7 @@ import torch  # noqa: E402
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor  # noqa: E402
 
 
+pytest.register_assert_rewrite("helpers")  # their asserts explain themselves like those of tests
 # 8x8 pixels are 16 tokens; the head size of 8 is the one that the reference model has.
 TINY = {"image_size": 8, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 3}
 

@@ -1,9 +1,11 @@
 """Imports go one way: a room knows those before it in the list, never those after it, and no two know each other."""
 
 import ast
+import re
 from pathlib import Path
 
 import igpt_hf
+from helpers.paths import ROOT
 
 
 PACKAGE = Path(igpt_hf.__file__).parent
@@ -89,3 +91,15 @@ def test_what_travels_with_a_checkpoint_imports_nothing_else_of_the_package():
         if room_of(imported) != "model"
     ]
     assert not outside, "\n".join(outside)
+
+
+def test_no_test_module_imports_another():
+    importing = re.compile(r"^\s*(?:from|import) (?:conftest|test_\w+|[\w.]+\.test_\w+)\b", re.MULTILINE)
+    tests = ROOT / "tests"
+    found = {str(path.relative_to(ROOT)): importing.findall(path.read_text("utf-8")) for path in tests.rglob("*.py")}
+    assert {path: lines for path, lines in found.items() if lines} == {}
+
+
+def test_tests_know_where_things_are_from_one_module_alone():
+    files = {path for path in (ROOT / "tests").rglob("*.py") if "__file__).parents[" in path.read_text("utf-8")}
+    assert files <= {ROOT / "tests" / "helpers" / "paths.py", Path(__file__)}

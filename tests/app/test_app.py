@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -20,6 +19,8 @@ from huggingface_hub import ModelCard
 from packaging.requirements import Requirement
 from PIL import Image
 
+from helpers.paths import SCRIPTS
+
 
 pytest.importorskip("gradio", reason="there is no gradio: pip install -e '.[demo]'")
 
@@ -28,7 +29,7 @@ from igpt_hf.app.page import ANY, MAX_PICTURES, complete, data_uri, generate, la
 from igpt_hf.data.synthetic import draw_digit  # noqa: E402
 
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "app.py"
+SCRIPT = SCRIPTS / "app.py"
 HAS_INK = """() => {
     const canvas = document.querySelector(".pad canvas");
     const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;

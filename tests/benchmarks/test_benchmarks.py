@@ -4,24 +4,14 @@ import argparse
 import json
 import math
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-import ablations  # noqa: E402
-import baselines  # noqa: E402
+import ablations
+import baselines
+from helpers.paths import BENCHMARKS
+from helpers.scripts import run_python
 
 
 TINY = ["--max_images", "60", "--num_hidden_layers", "1", "--num_threads", "1", "--disable_tqdm", "true"]
-
-
-def run(*command, check: bool = True) -> subprocess.CompletedProcess:
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=400)
-    assert not check or done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 def test_ablations_make_a_table_and_do_not_run_twice(tmp_path):
@@ -29,7 +19,7 @@ def test_ablations_make_a_table_and_do_not_run_twice(tmp_path):
     variants.write_text("default:\nsmall radius: {neighborhood_radius: 1}\nturning: {model: unrotated}\nnever: {}\n")
     command = [BENCHMARKS / "ablations.py", "--variants", variants, "--output", tmp_path / "runs", "--epochs", 1]
     command += ["--only", "default", "small radius", "turning", "--flags", *TINY]
-    first = run(*command)
+    first = run_python(*command)
     table = (tmp_path / "runs" / "table.md").read_text()
     assert table in first.stdout
     assert table.count("\n") == 5
@@ -40,7 +30,7 @@ def test_ablations_make_a_table_and_do_not_run_twice(tmp_path):
     assert [row["command"].split()[1] for row in rows] == [*["scripts/train.py"] * 2, "benchmarks/variants.py"]
     assert rows[2]["validation"] != rows[0]["validation"]
     shutil.rmtree(tmp_path / "runs" / "default-1-seed42")  # the results file knows of it
-    assert table in run(*command).stdout
+    assert table in run_python(*command).stdout
     assert not (tmp_path / "runs" / "default-1-seed42").exists()
 
 
@@ -57,7 +47,7 @@ def test_a_baseline_is_chosen_on_validation_and_trained_for_the_whole_time(tmp_p
     folder = tmp_path / "runs"
     command = [BENCHMARKS / "baselines.py", "--only", "gated PixelCNN", "--minutes", "0.02", "--output", folder]
     command += ["--num_images", "60", "--num_threads", "1", "--flags", "--max_images", "60"]
-    run(*command)
+    run_python(*command)
     (row,) = json.loads((folder / "baselines.json").read_text())
     assert len(row["tried"]) == 3
     best = min(row["tried"], key=lambda candidate: candidate["validation"])
@@ -77,13 +67,13 @@ def test_the_stock_model_and_ours_get_commands_of_one_budget():
 
 
 def test_an_unknown_variant_is_answered_with_those_there_are(tmp_path):
-    done = run(BENCHMARKS / "ablations.py", "--only", "nothing", "--output", tmp_path, check=False)
+    done = run_python(BENCHMARKS / "ablations.py", "--only", "nothing", "--output", tmp_path, check=False)
     assert done.returncode == 1
     assert "has no variant 'nothing'; it has: default, radius 0" in done.stderr
 
 
 def test_the_parts_are_compared(tmp_path):
-    run(BENCHMARKS / "parts.py", "--quick", "--output", tmp_path / "parts.json")
+    run_python(BENCHMARKS / "parts.py", "--quick", "--output", tmp_path / "parts.json")
     rows = json.loads((tmp_path / "parts.json").read_text())
     assert rows.pop("threads") >= 1
     assert len(rows) == 6

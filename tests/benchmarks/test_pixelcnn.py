@@ -1,15 +1,11 @@
 """The gated PixelCNN of the benchmarks is what it claims to be: causal, normalized, conditional."""
 
 import itertools
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from pixelcnn import GatedPixelCNN  # noqa: E402
+from pixelcnn import GatedPixelCNN
 
 
 @pytest.fixture

@@ -1,17 +1,11 @@
 """benchmarks/variants.py: without changes it is the package's model, with each it stays causal and can learn."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
+import variants
 from igpt_hf import IGPTConfig
-
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import variants  # noqa: E402
 
 
 SHAPE = {"image_size": 12, "num_hidden_layers": 4, "num_labels": 3}

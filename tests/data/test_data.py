@@ -1,14 +1,10 @@
 """Every source gives the same kind of splits; every bad input gives a DataError that names it."""
 
-import http.server
 import io
-import json
 import logging
 import os
 import struct
-import subprocess
 import sys
-import threading
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -20,14 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from helpers.hub import HubStandIn
+from helpers.paths import MNIST, ROOT
+from helpers.scripts import run_python
 from igpt_hf.data.decoding import MAX_PIXELS
 from igpt_hf.data.splits import load_splits
 from igpt_hf.data.tokenized import tokenize
 from igpt_hf.errors import DataError
 
 
-REPOSITORY = Path(__file__).parents[2]
-MNIST_FILE = REPOSITORY.parent / "shared/data/mnist/train-00000-of-00001.parquet"
+MNIST_FILE = MNIST / "train-00000-of-00001.parquet"
 
 
 @pytest.fixture(autouse=True)
@@ -496,68 +494,21 @@ def test_a_very_long_list_of_cdb_files_is_no_problem(tmp_path):
     assert len(all_rows(load_splits(",".join(map(str, paths))))) == 60
 
 
-class HubStandIn(http.server.BaseHTTPRequestHandler):
-    """As much of the Hub as `load_dataset("user/digits")` asks for."""
-
-    protocol_version = "HTTP/1.1"
-    files: dict[str, bytes] = {}
-    sha = "0" * 40
-
-    def do_GET(self):
-        path = self.path.partition("?")[0]
-        api, files = "/api/datasets/user/digits", "/datasets/user/digits/resolve/"
-        if path in (api, f"{api}/revision/{self.sha}"):
-            siblings = [{"rfilename": name} for name in self.files]
-            self.answer({"id": "user/digits", "sha": self.sha, "private": False, "tags": [], "siblings": siblings})
-        elif path == f"{api}/tree/{self.sha}":
-            self.answer([{"type": "file", "path": n, "size": len(d), "oid": n} for n, d in self.files.items()])
-        elif path.startswith(files) and path.rpartition("/")[2] in self.files:
-            self.answer(self.files[path.rpartition("/")[2]], {"ETag": f'"{path}"', "X-Repo-Commit": self.sha})
-        else:
-            code = "EntryNotFound" if path.startswith((api, files)) else "RepoNotFound"
-            self.answer(b"", {"X-Error-Code": code}, status=404)
-
-    do_HEAD = do_GET
-
-    def answer(self, body, headers=(), status=200):
-        if not isinstance(body, bytes):
-            body, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
-        self.send_response(status)
-        for name, value in {"Content-Length": len(body), **dict(headers)}.items():
-            self.send_header(name, str(value))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
 def hub(tmp_path):
     """Run Python code in a process of its own that has a stand-in for the Hub; returns what it prints."""
-    for name in ("train", "test"):
-        HubStandIn.files[f"{name}.parquet"] = write_parquet(tmp_path / name, ["9", "10"] * 6).read_bytes()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), HubStandIn)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1",
-        "PYTHONPATH": str(REPOSITORY),
-    }
-
-    def run(code: str) -> str:
-        command = [sys.executable, "-c", code]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    yield run
-    server.shutdown()
-    server.server_close()
+    with HubStandIn() as hub:
+        parquet = write_parquet(tmp_path / "data.parquet", ["9", "10"] * 6).read_bytes()
+        hub.files["datasets/user/digits"] = {"train.parquet": parquet, "test.parquet": parquet}
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_XET": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+        yield lambda code: run_python("-c", code, env=environment, cwd=tmp_path).stdout
 
 
 def test_a_hub_data_set_is_loaded_with_all_its_splits_and_an_absent_one_is_named(hub):

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from test_benchmarks import BENCHMARKS, run
-from test_hoda import header, record, run_lengths
 
+from helpers.cdb import header, record, run_lengths
+from helpers.paths import BENCHMARKS
+from helpers.scripts import run_python
 from igpt_hf import DataError, IGPTImageProcessor
 from igpt_hf.data.decoding import MAX_PIXELS, decode_image
 from igpt_hf.data.sources.hoda import read_cdb
@@ -103,7 +104,7 @@ def test_formats_that_need_an_interpreter_or_are_seldom_used_are_refused(content
 
 
 def test_the_fuzzer_runs(tmp_path):
-    run(
+    run_python(
         BENCHMARKS / "fuzz.py", "--minutes", 0, "--inputs", 300, "--work", tmp_path, "--output", tmp_path / "fuzz.json"
     )
     results = json.loads((tmp_path / "fuzz.json").read_text())

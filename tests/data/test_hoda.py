@@ -2,46 +2,20 @@
 
 import re
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from helpers.cdb import header, record, run_lengths
+from helpers.paths import HODA_FILE
 from igpt_hf.data.sources.hoda import HEADER_SIZE, read_cdb
 from igpt_hf.errors import DataError
 
-
-HODA_FILE = Path(__file__).parents[3] / "shared/data/hoda/RemainingSamples.cdb"
 
 # Two rows of four pixels: .##. and #..# (a row that starts white has a background run of 0 first).
 IMAGE = np.array([[0, 255, 255, 0], [255, 0, 0, 255]], dtype=np.uint8)
 RUNS = [1, 2, 1, 0, 1, 2, 1]
 RECORD_START, RUNS_START = HEADER_SIZE, HEADER_SIZE + 6
-
-
-def header(count: int, height: int = 0, width: int = 0, image_type: int = 0) -> bytes:
-    data = bytearray(HEADER_SIZE)
-    struct.pack_into("<BBI", data, 4, height, width, count)
-    data[522] = image_type
-    return bytes(data)
-
-
-def record(values: list[int], label: int = 7, width: int = 4, height: int = 2, marker: int = 0xFF) -> bytes:
-    return struct.pack("<BBBBH", marker, label, width, height, len(values)) + bytes(values)
-
-
-def run_lengths(image: np.ndarray) -> list[int]:
-    """The slow and plain way, to test against."""
-    runs = []
-    for row in image:
-        color, run = 0, 0
-        for pixel in row:
-            if pixel != color:
-                runs.append(run)
-                color, run = pixel, 0
-            run += 1
-        runs.append(run)
-    return runs
 
 
 @pytest.fixture

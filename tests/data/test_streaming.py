@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from accelerate.data_loader import IterableDatasetShard
 from safetensors.torch import load_file
-from test_scripts import FILES, LAUNCH, results_of, run
-from test_training import arguments, assert_equal_weights
 from transformers import set_seed
 
+from helpers.scripts import FILES, LAUNCH, results_of, run
+from helpers.training import arguments, assert_equal_weights
 from igpt_hf import DataError, IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
 from igpt_hf.data import streaming
 from igpt_hf.data.streaming import TokenStream, open_shards, stream_splits, tokenize_shards

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.paths import ROOT, UTILS
 from igpt_hf import PRESETS, IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor, synthetic_digits
 
 
-ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 TEXTS = [README, *PAGES]
@@ -21,7 +21,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def load_script(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "utils" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, UTILS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -245,7 +245,7 @@ def test_the_api_reference_documents_every_public_name(site):
 
 
 def test_figures_are_made_from_a_model(workplace, tmp_path):
-    command = [sys.executable, ROOT / "utils" / "make_figures.py", workplace / "runs" / "synthetic", tmp_path]
+    command = [sys.executable, UTILS / "make_figures.py", workplace / "runs" / "synthetic", tmp_path]
     subprocess.run(command, check=True, capture_output=True)
     with Image.open(tmp_path / "growing.gif") as animation:
         assert animation.n_frames == 196 // 4 + 1

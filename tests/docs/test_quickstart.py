@@ -5,15 +5,15 @@ JPEG copies of the pictures before a commit.
 """
 
 import os
-from pathlib import Path
 
 import nbformat
 import pytest
-from hub_stand_in import HubStandIn
 from nbclient import NotebookClient
 
+from helpers.hub import HubStandIn
+from helpers.paths import DOCS, ROOT
 
-DOCS = Path(__file__).parents[2] / "docs"
+
 NOTEBOOK = DOCS / "quickstart.ipynb"
 
 
@@ -36,7 +36,7 @@ def test_every_cell_runs_and_the_model_that_it_trains_is_pushed(
     parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     parameters.source += "".join(f"\n{name} = {value!r}" for name, value in settings.items())
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(DOCS.parent), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     with HubStandIn() as hub:
         for name, value in (("HF_ENDPOINT", hub.url), ("HF_HUB_OFFLINE", "0"), ("HF_TOKEN", "hf_dummy")):
             monkeypatch.setenv(name, value)

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.paths import DOCS
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling
 from igpt_hf.hub.export import export_page
 
 
 DERIVED = ("vocab_size", "num_labels")  # from patch_size, from id2label
-PAGE = Path(__file__).parents[2] / "docs" / "demo"
+PAGE = DOCS / "demo"
 LOGITS = """ids => {
     const sequence = model.begin(ids[0] - model.config.vocab_size);
     return ids.slice(1).map(token => {

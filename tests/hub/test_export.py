@@ -2,16 +2,13 @@
 
 import runpy
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from helpers.paths import SCRIPTS
 from igpt_hf import DataError, IGPTImageProcessor
 from igpt_hf.hub.export import DecodingStep, empty_cache, export_page, upper_bytes
-
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 def run_steps(step, ids: torch.Tensor, config) -> torch.Tensor:

@@ -1,14 +1,12 @@
 """A model is found on the disk first; the Hub is asked once, and an error says what the name may have meant."""
 
 import os
-import subprocess
-import sys
 
 import huggingface_hub
 import pytest
-from hub_stand_in import HubStandIn
-from test_push_to_hub import connect
 
+from helpers.hub import HubStandIn, connect
+from helpers.scripts import run_python
 from igpt_hf import DataError
 from igpt_hf.hub.loading import load_pretrained
 
@@ -111,6 +109,4 @@ def test_a_model_in_the_cache_is_loaded_without_the_hub(work):
     with HubStandIn() as hub:
         hub.files["user/digits"] = {path.name: path.read_bytes() for path in (work / "runs/digits").iterdir()}
         settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(work / "home"), "HF_HUB_OFFLINE": "0"}
-        command = [sys.executable, "-c", LOAD]
-        done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
+        run_python("-c", LOAD, env=os.environ | settings)

@@ -3,22 +3,20 @@
 import json
 import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
-import transformers
-from hub_stand_in import HubStandIn
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 
+from helpers.hub import HubStandIn, connect
+from helpers.paths import SCRIPTS
+from helpers.scripts import contents, run_python
 from igpt_hf import IGPTForCausalImageModeling, IGPTForImageClassification, IGPTImageProcessor
 
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 CODE = {"modeling_igpt.py", "configuration_igpt.py", "image_processing_igpt.py", "pipeline_igpt.py"}
 MODEL = {"model.safetensors", "config.json", "generation_config.json", "preprocessor_config.json"}
 LOAD = """
@@ -55,19 +53,6 @@ def checkpoint(tiny_model, tiny_processor, tmp_path_factory) -> Path:
     return folder
 
 
-def connect(patch: pytest.MonkeyPatch, hub: HubStandIn, token: str | None = "hf_dummy"):
-    """Let the client of this process, which has read its settings already, take the stand-in for the Hub."""
-    patch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-    patch.setattr(
-        huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    patch.setattr(transformers.utils.hub, "_hf_api", None)
-    patch.setattr("time.sleep", lambda seconds: None)
-    patch.setenv("HF_TOKEN", token) if token else patch.delenv("HF_TOKEN", raising=False)
-
-
 @pytest.fixture
 def connected(monkeypatch):
     return lambda hub, token="hf_dummy": connect(monkeypatch, hub, token)
@@ -85,10 +70,6 @@ def script(monkeypatch):
             return str(end.code)
 
     return main
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # --- scripts/push_to_hub.py -----------------------------------------------------------------------------------------
@@ -299,9 +280,7 @@ def test_a_pushed_model_loads_by_the_code_in_its_card_without_package_and_numba(
     folder, hub = trained
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-    settings = {"capture_output": True, "text": True, "timeout": 280}
-    done = subprocess.run([sys.executable, "-c", LOAD], env=environment, cwd=tmp_path, **settings)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_python("-c", LOAD, env=environment, cwd=tmp_path)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["classes"] == [
         *("IGPTForCausalImageModeling", "IGPTModel", "IGPTConfig", "IGPTImageProcessor"),

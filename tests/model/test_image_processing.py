@@ -1,7 +1,6 @@
 """The processor: images of any kind become binary tokens and come back exactly; prompts; errors that say why."""
 
 import re
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -10,11 +9,11 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
+from helpers.paths import HODA_FILE
 from igpt_hf import IGPTImageProcessor, read_cdb
 from igpt_hf.model.tokens import pixels_to_tokens, tokens_to_pixels
 
 
-HODA_FILE = Path(__file__).parents[3] / "shared/data/hoda/RemainingSamples.cdb"
 SIZE = 12  # of the binary images in most tests
 
 

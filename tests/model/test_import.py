@@ -1,15 +1,12 @@
 """What importing the package does, each time in a fresh interpreter."""
 
-import subprocess
-import sys
-
 import pytest
+
+from helpers.scripts import run_python
 
 
 def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return run_python("-c", code).stdout.strip()
 
 
 def test_importing_loads_nothing_that_is_not_needed_yet():

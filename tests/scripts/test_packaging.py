@@ -3,7 +3,6 @@
 import email
 import os
 import re
-import subprocess
 import sys
 import venv
 import zipfile
@@ -11,19 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from helpers.paths import ROOT
+from helpers.scripts import run as run_command
 from igpt_hf import cli
 
 
-ROOT = Path(__file__).parents[2]
 SMALL = ["--max_images", "60", "--num_hidden_layers", "1", "--num_train_epochs", "1", "--num_threads", "1"]
 # Too wide for the compiled kernels: in a new folder they would be compiled anew, for a minute.
 UNCOMPILED = ["--hidden_size", "144"]
 
 
-def run(*command, **kwargs) -> str:
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=280, **kwargs)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return done.stdout
+def run(*command, **options) -> str:
+    return run_command(*command, **options).stdout
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import os
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,12 +18,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageClassification
 
 import igpt_hf  # noqa: F401  registers the model
+from helpers.paths import EXAMPLES, SCRIPTS
+from helpers.scripts import FILES, LAUNCH, contents, results_of, run, run_python
 from igpt_hf.data.splits import load_splits
 from igpt_hf.evaluation.compatibility import seen_images_warning
 
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", str(SCRIPTS / "train.py")]
 TINY = ["--num_hidden_layers", "1", "--num_train_epochs", "2", "--num_threads", "1"]
 RESULTS = {  # design.md, section 5
     "train_nats_per_image": float,
@@ -41,14 +40,6 @@ RESULTS = {  # design.md, section 5
     "monotonic_train_loss": bool,
     "monotonic_validation_loss": bool,
 }
-FILES = {"model.safetensors", "config.json", "generation_config.json", "preprocessor_config.json", "README.md"}
-FILES |= {"all_results.json", "loss_curve.png", "samples.png", "completions.png"}
-
-
-def run(*command, check: bool = True) -> subprocess.CompletedProcess:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=280)
-    assert not check or done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 @pytest.fixture
@@ -118,14 +109,6 @@ def animals_run(animals_flags, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "animals"
     run(*LAUNCH, *animals_flags, "--output_dir", folder)
     return folder
-
-
-def results_of(folder: Path) -> dict:
-    return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def assert_same_results(first: Path, second: Path):
@@ -414,9 +397,7 @@ def sample(script, animals_run, tmp_path):
 
 
 def test_samples_are_drawn_where_the_user_is(animals_run, tmp_path):
-    command = [sys.executable, SCRIPTS / "sample.py", animals_run, "--labels", "eel", "0"]
-    done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
+    done = run_python(SCRIPTS / "sample.py", animals_run, "--labels", "eel", "0", cwd=tmp_path)
     assert os.listdir(tmp_path) == ["samples.png"]
     assert "Traceback" not in done.stderr
     with Image.open(tmp_path / "samples.png") as picture:
@@ -902,7 +883,7 @@ def test_foreign_images_are_found_by_their_likelihood(animals_run, many_animals,
         for i in range(30):
             noise = (rng.random((12, 12)) < 0.5).astype(np.uint8) * 255
             Image.fromarray(noise).save(tmp_path / "noise" / kind / f"{i}.png")
-    command = [sys.executable, SCRIPTS.parent / "examples" / "anomaly.py", animals_run, "--data", many_animals]
+    command = [sys.executable, EXAMPLES / "anomaly.py", animals_run, "--data", many_animals]
     done = run(*command, "--other", tmp_path / "noise", "--output", tmp_path / "anomaly.png")
     assert "-log2 p(image)  AUC 1.000" in done.stdout
     with Image.open(tmp_path / "anomaly.png") as picture:

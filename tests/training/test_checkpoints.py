@@ -17,8 +17,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_benchmarks import BENCHMARKS, run
-from test_training import (
+from transformers import TrainerCallback
+
+from helpers.paths import BENCHMARKS
+from helpers.scripts import contents, run_python
+from helpers.training import (
     BY_FOUR_STEPS,
     RANDOM_PARTS,
     arguments,
@@ -27,8 +30,6 @@ from test_training import (
     new_trainer,
     random_split,
 )
-from transformers import TrainerCallback
-
 from igpt_hf import DataError
 from igpt_hf.hub.push import push_folder
 from igpt_hf.training import checkpoints
@@ -36,10 +37,6 @@ from igpt_hf.training.callbacks import SampleSheetCallback
 from igpt_hf.training.checkpoints import MANIFEST, last_complete_checkpoint, verify_checkpoint, write_manifest
 from igpt_hf.training.output_dir import LOCK, delete_overwritten, only_run_in, prepare_output_dir
 from igpt_hf.training.preemption import Preempted, SaveOnSigterm
-
-
-def contents(folder) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def write_checkpoint(folder, step: int):
@@ -474,7 +471,7 @@ def test_weights_are_saved_as_safetensors_only(whole_run):
 
 def test_a_run_that_is_killed_while_it_writes_a_checkpoint_ends_like_one_that_is_not(tmp_path):
     flags = ["--kills", 1, "--epochs", 2, "--images", 120, "--output", tmp_path / "crash.json"]
-    run(BENCHMARKS / "crash_test.py", *flags)  # its exit status says whether weights and state are equal
+    run_python(BENCHMARKS / "crash_test.py", *flags)  # its exit status says whether weights and state are equal
     results = json.loads((tmp_path / "crash.json").read_text())
     assert results["kills"] == 1
     assert results["final_model_is_bit_equal"]

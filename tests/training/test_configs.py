@@ -1,19 +1,14 @@
 """The settings in configs/ are ones that train.py knows, and those for MNIST run on MNIST."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import yaml
 
+from helpers.paths import MNIST, ROOT
+from helpers.scripts import results_of, run_python
 from igpt_hf.training.arguments import parse_arguments
 
 
-ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-MNIST = ROOT.parent / "shared" / "data" / "mnist"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -32,7 +27,5 @@ def test_the_configs_for_mnist_train(preset, tmp_path):
     command = [ROOT / "scripts" / "train.py", "--config", ROOT / "configs" / f"mnist-{preset}.yaml", "--data", MNIST]
     command += ["--output_dir", tmp_path / "run", "--bf16", "false", "--max_steps", 1, "--max_images", 60]
     command += ["--per_device_train_batch_size", 8, "--num_hidden_layers", 1, "--disable_tqdm", "true"]
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads((tmp_path / "run" / "all_results.json").read_text())
-    assert results["validation_nats_per_image"] < 600
+    run_python(*command)
+    assert results_of(tmp_path / "run")["validation_nats_per_image"] < 600

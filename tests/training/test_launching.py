@@ -7,18 +7,19 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 import yaml
-from accelerate.commands.config.model_args import load_config_from_file
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
-from test_scripts import LAUNCH, SCRIPTS, contents, results_of, run
-from test_training import new_trainer, random_split
 
+from helpers import fsdp_on_cpu
+from helpers.paths import ROOT, SCRIPTS
+from helpers.scripts import LAUNCH, contents, results_of, run
+from helpers.training import new_trainer, random_split
 from igpt_hf import DataError
 from igpt_hf.distributed import describe_launch, launch_warnings, on_first_process
 from igpt_hf.model import modeling_igpt
@@ -27,7 +28,7 @@ from igpt_hf.training.checkpoints import last_complete_checkpoint, list_checkpoi
 from igpt_hf.training.output_dir import only_run_in, prepare_output_dir
 
 
-CONFIGS = sorted((SCRIPTS.parent / "configs" / "accelerate").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
 
 
 def arguments(**overrides) -> SimpleNamespace:
@@ -172,7 +173,7 @@ def test_fsdp_trains_resumes_and_saves_what_one_process_does(tmp_path):
         "launch",
         "--config_file",
         tmp_path / "fsdp.yaml",
-        Path(__file__).parents[1] / "fsdp_on_cpu.py",
+        fsdp_on_cpu.__file__,
     ]
     flags = [*SMALL, "--max_images", "116", "--use_muon", "false", "--num_train_epochs", "2"]  # 6 batches of 16
     fsdp = [

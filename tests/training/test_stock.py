@@ -3,7 +3,6 @@
 import json
 import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,13 +10,14 @@ import pytest
 import torch
 from transformers import set_seed
 
+from helpers.paths import SCRIPTS
+from helpers.scripts import run_python
 from igpt_hf import DataError, IGPTImageProcessor, load_splits, tokenize
 from igpt_hf.training.arguments import IGPTTrainingArguments
 from igpt_hf.training.imagegpt_baseline import stock_layout, stock_model, stock_processor
 from igpt_hf.training.trainer import make_trainer
 
 
-TRAIN = Path(__file__).parents[2] / "scripts" / "train.py"
 WITHOUT_THE_PACKAGE = r"""
 import json, re, sys
 sys.modules["igpt_hf"] = None  # as if it were not installed
@@ -68,7 +68,7 @@ def stock_run(tmp_path_factory) -> Path:
     flags += ["--num_threads", "1", "--per_device_train_batch_size", "8", "--output_dir", str(folder)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train.py", *flags])
-        runpy.run_path(str(TRAIN), run_name="__main__")
+        runpy.run_path(str(SCRIPTS / "train.py"), run_name="__main__")
     return folder
 
 
@@ -77,9 +77,7 @@ def test_a_stock_run_is_of_use_with_transformers_alone_and_has_the_nats_it_says(
     for index, picture in enumerate(processor.decode(processor.tokenize(splits["test"]["image"][:]))):
         picture.save(tmp_path / f"{index:03d}-{splits['test']['label'][index]}.png")
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-c", WITHOUT_THE_PACKAGE, str(stock_run), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_python("-c", WITHOUT_THE_PACKAGE, stock_run, tmp_path, cwd=tmp_path, env=environment)
     found = json.loads(done.stdout.splitlines()[-1])
     results = json.loads((stock_run / "all_results.json").read_text())
     assert found["nats"] == pytest.approx(results["test_nats_per_image"], rel=1e-6)
@@ -127,4 +125,4 @@ def test_more_than_ten_classes_and_another_shape_are_refused(tmp_path, monkeypat
     flags = ["--preset", "stock-xxs", "--max_images", "60", "--hidden_size", "32", "--patch_size", "2"]
     monkeypatch.setattr(sys, "argv", ["train.py", *flags, "--output_dir", str(tmp_path / "run")])
     with pytest.raises(SystemExit, match="error: --preset stock-xxs has a fixed shape: leave out --hidden_size, --pa"):
-        runpy.run_path(str(TRAIN), run_name="__main__")
+        runpy.run_path(str(SCRIPTS / "train.py"), run_name="__main__")

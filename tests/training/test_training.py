@@ -10,9 +10,18 @@ import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback, TrainerState, set_seed
+from transformers import TrainerCallback, TrainerState
 
-from igpt_hf import DataError, IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor, tokenize
+from helpers.training import (
+    BY_FOUR_STEPS,
+    RANDOM_PARTS,
+    arguments,
+    assert_equal_weights,
+    logged,
+    new_trainer,
+    random_split,
+)
+from igpt_hf import DataError, IGPTConfig, IGPTImageProcessor, tokenize
 from igpt_hf.data.tokenized import TokenDataset, collate
 from igpt_hf.distributed import use_all_cores
 from igpt_hf.model.tokens import tokens_to_pixels
@@ -27,48 +36,10 @@ from igpt_hf.training.stopping import end_reached
 from igpt_hf.training.trainer import few_steps_hint, make_trainer
 
 
-def random_split(n: int, num_classes: int = 3, num_tokens: int = 16, vocab_size: int = 16, seed: int = 0):
-    """Rows as `igpt_hf.data.tokenized.tokenize` makes them."""
-    tokens = np.random.default_rng(seed).integers(0, vocab_size, (n, num_tokens))
-    names = [str(label) for label in range(num_classes)]
-    features = datasets.Features(
-        label=datasets.ClassLabel(names=names),
-        tokens=datasets.List(datasets.Value("uint8" if vocab_size <= 256 else "uint16"), length=num_tokens),
-    )
-    rows = {"tokens": tokens.tolist(), "label": [i % num_classes for i in range(n)]}
-    return datasets.Dataset.from_dict(rows, features=features)
-
-
 @pytest.fixture(scope="module")
 def splits():
     """48 images are 6 steps of 8; 21 do not fill their last batch."""
     return {"train": random_split(48), "validation": random_split(21, seed=1), "test": random_split(8, seed=2)}
-
-
-def arguments(folder, **overrides) -> IGPTTrainingArguments:
-    settings = {
-        "output_dir": str(folder),
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "num_train_epochs": 2,
-        "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 8,
-    }
-    return IGPTTrainingArguments(**settings | overrides)
-
-
-def new_trainer(folder, splits, processor, callbacks=(), config=None, **overrides):
-    """A Trainer of a tiny model that starts with the same weights each time."""
-    args = arguments(folder, **overrides)
-    set_seed(args.seed)
-    settings = {"image_size": 8, "num_hidden_layers": 1, "num_labels": 3, **(config or {})}
-    return make_trainer(IGPTForCausalImageModeling(IGPTConfig(**settings)), args, splits, processor, callbacks)
-
-
-def assert_equal_weights(first: dict, second: dict):
-    assert first.keys() == second.keys()
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -296,17 +267,6 @@ def test_the_trainer_uses_the_optimizer_and_the_rates_asked_for(splits, tiny_pro
 
 
 # --- trainer --------------------------------------------------------------------------------------------------------
-
-BY_FOUR_STEPS = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 4, "save_steps": 4}
-BY_FOUR_STEPS |= {"save_total_limit": None, "logging_steps": 1}
-RANDOM_PARTS = {"class_dropout_prob": 0.5, "attention_dropout": 0.1}
-
-
-def logged(trainer) -> list[dict]:
-    """What the Trainer logged, without times."""
-    slow = ("runtime", "per_second", "train_loss", "total_flos")
-    entries = [{k: v for k, v in e.items() if not k.endswith(slow)} for e in trainer.state.log_history]
-    return [entry for entry in entries if entry.keys() - {"step", "epoch"}]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A stand-in for the Hub on this machine: as much of its HTTP protocol as pushing and loading a model takes."""
+"""A stand-in for the Hub on this machine: as much of its HTTP protocol as models and data sets take."""
 
 import base64
 import hashlib
@@ -6,6 +6,9 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import huggingface_hub
+import pytest
+import transformers
 import yaml
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
@@ -16,6 +19,8 @@ TASKS = {"unconditional-image-generation", "image-classification"}
 
 class HubStandIn:
     """Repositories in memory. `with HubStandIn() as hub:` serves at `hub.url`; `hub.files[repo]` is what it holds.
+
+    `repo` is "user/name" of a model, "datasets/user/name" of a data set.
 
     Args:
         upload_mode: "regular" (in the commit) or "lfs" for *.safetensors.
@@ -104,7 +109,11 @@ class HubStandIn:
             ]
             return reply({"transfer": "basic", "objects": objects}, {"Content-Type": "application/vnd.git-lfs+json"})
         if parts[:2] == ["api", "models"]:
-            return self.model(method, "/".join(parts[2:4]), parts[4:], body)
+            return self.repository("/".join(parts[2:4]), parts[4:], body)
+        if parts[:2] == ["api", "datasets"]:
+            return self.repository("/".join(parts[1:4]), parts[4:], body)
+        if parts[0] == "datasets" and parts[3:4] == ["resolve"]:
+            return self.resolve("/".join(parts[:3]), parts[4], "/".join(parts[5:]))
         if len(parts) >= 5 and parts[2] == "resolve":
             return self.resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
         self.problems.append(f"{method} {path}")
@@ -147,7 +156,7 @@ class HubStandIn:
         self.objects[oid] = body
         return reply({})
 
-    def model(self, method: str, repo: str, rest: list[str], body: bytes):
+    def repository(self, repo: str, rest: list[str], body: bytes):
         if repo not in self.files:
             return reply({"error": "no such repository"}, {"X-Error-Code": "RepoNotFound"}, 404)
         files = self.files[repo]
@@ -155,8 +164,10 @@ class HubStandIn:
             return self.preupload(repo, json.loads(body)["files"])
         if rest[:1] == ["commit"]:
             return self.commit(repo, [json.loads(line) for line in body.splitlines()])
-        if rest[:1] == ["tree"]:
+        if rest[:1] == ["tree"] and len(rest) == 2:
             return reply([{"type": "file", "path": p, "size": len(c), "oid": blob(c)} for p, c in files.items()])
+        if rest[:1] not in ([], ["revision"]):
+            return reply({"error": "not found"}, {"X-Error-Code": "EntryNotFound"}, 404)
         siblings = [{"rfilename": name} for name in files]
         return reply({"id": repo, "modelId": repo, "sha": self.revision(repo), "siblings": siblings, "private": False,
                       "tags": [], "downloads": 0, "likes": 0})  # fmt: skip
@@ -217,3 +228,16 @@ def reply(content, headers=None, status: int = 200):
 def blob(content: bytes) -> str:
     """What git calls a file of this content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def connect(patch: pytest.MonkeyPatch, hub: HubStandIn, token: str | None = "hf_dummy"):
+    """Let the client of this process, which has read its settings already, take the stand-in for the Hub."""
+    patch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+    patch.setattr(
+        huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    patch.setattr(transformers.utils.hub, "_hf_api", None)
+    patch.setattr("time.sleep", lambda seconds: None)
+    patch.setenv("HF_TOKEN", token) if token else patch.delenv("HF_TOKEN", raising=False)
