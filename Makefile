@@ -11,7 +11,7 @@ CORE := tests/model/test_generation.py tests/model/test_pipeline.py tests/model/
 	tests/training/test_training.py
 ENVIRONMENTS := .venv .venv-oldest .venv-newest .venv-transformers
 
-.PHONY: install train app explain docs test test-oldest test-newest test-transformers lint format build clean
+.PHONY: install train app explain docs test test-fast test-oldest test-newest test-transformers lint format build clean
 
 install: $(VENV)/installed  ## .venv with all that the scripts need
 
@@ -47,6 +47,9 @@ docs: $(VENV)/installed-dev  ## the documentation as a site in site/; checks its
 
 test: $(VENV)/installed-dev  ## every test
 	$(BIN)/python -m pytest -n auto
+
+test-fast: $(VENV)/installed-dev  ## the tests that take under two minutes together: no browser, no process of its own
+	$(BIN)/python -m pytest -n auto -m "not slow"
 
 test-oldest:  ## every test, with the oldest versions that pyproject.toml allows
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-min.txt

@@ -31,6 +31,17 @@ pytest.register_assert_rewrite("helpers")  # their asserts explain themselves li
 TINY = {"image_size": 8, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 3}
 
 
+# Fixtures that launch a browser or a whole training: tests that ask for one are slow. Others have their own mark.
+SLOW_FIXTURES = {"browser", "synthetic_run", "animals_run", "classifier_run"}
+
+
+def pytest_collection_modifyitems(items):
+    """Mark tests as slow by their fixtures: `make test-fast` leaves them out."""
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Sums in one order: results are the same each time, whatever a script has set."""

@@ -191,6 +191,7 @@ def unused_port() -> int:
         return any_socket.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_the_script_answers_within_20_seconds(model, processor, tmp_path, unused_port):
     model.save_pretrained(tmp_path / "runs" / "synthetic")
     processor.save_pretrained(tmp_path / "runs" / "synthetic")
@@ -218,6 +219,7 @@ def test_without_a_model_the_script_says_how_to_make_one(tmp_path, monkeypatch):
             runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
+@pytest.mark.slow
 def test_a_space_runs_without_this_repository(model, processor, tmp_path, monkeypatch, unused_port, capsys):
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")

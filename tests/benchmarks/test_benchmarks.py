@@ -5,6 +5,8 @@ import json
 import math
 import shutil
 
+import pytest
+
 import ablations
 import baselines
 from helpers.paths import BENCHMARKS
@@ -14,6 +16,7 @@ from helpers.scripts import run_python
 TINY = ["--max_images", "60", "--num_hidden_layers", "1", "--num_threads", "1", "--disable_tqdm", "true"]
 
 
+@pytest.mark.slow
 def test_ablations_make_a_table_and_do_not_run_twice(tmp_path):
     variants = tmp_path / "variants.yaml"
     variants.write_text("default:\nsmall radius: {neighborhood_radius: 1}\nturning: {model: unrotated}\nnever: {}\n")
@@ -43,6 +46,7 @@ def test_the_table_of_ablations_compares_with_the_default_at_the_same_seeds():
     assert (better["validation"], better["against default"]) == ("56.00", "-1.00")
 
 
+@pytest.mark.slow
 def test_a_baseline_is_chosen_on_validation_and_trained_for_the_whole_time(tmp_path):
     folder = tmp_path / "runs"
     command = [BENCHMARKS / "baselines.py", "--only", "gated PixelCNN", "--minutes", "0.02", "--output", folder]
@@ -66,12 +70,14 @@ def test_the_stock_model_and_ours_get_commands_of_one_budget():
     assert "--preset xxs --per_device_train_batch_size 32 " + shared.format(70, 0.01) in ours
 
 
+@pytest.mark.slow
 def test_an_unknown_variant_is_answered_with_those_there_are(tmp_path):
     done = run_python(BENCHMARKS / "ablations.py", "--only", "nothing", "--output", tmp_path, check=False)
     assert done.returncode == 1
     assert "has no variant 'nothing'; it has: default, radius 0" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_parts_are_compared(tmp_path):
     run_python(BENCHMARKS / "parts.py", "--quick", "--output", tmp_path / "parts.json")
     rows = json.loads((tmp_path / "parts.json").read_text())

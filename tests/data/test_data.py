@@ -511,6 +511,7 @@ def hub(tmp_path):
         yield lambda code: run_python("-c", code, env=environment, cwd=tmp_path).stdout
 
 
+@pytest.mark.slow
 def test_a_hub_data_set_is_loaded_with_all_its_splits_and_an_absent_one_is_named(hub):
     output = hub("""
 from igpt_hf.data.splits import load_splits

@@ -103,6 +103,7 @@ def test_formats_that_need_an_interpreter_or_are_seldom_used_are_refused(content
         decode_image({"bytes": content, "path": None})
 
 
+@pytest.mark.slow
 def test_the_fuzzer_runs(tmp_path):
     run_python(
         BENCHMARKS / "fuzz.py", "--minutes", 0, "--inputs", 300, "--work", tmp_path, "--output", tmp_path / "fuzz.json"

@@ -297,6 +297,7 @@ def test_the_cache_is_found_again_by_a_processor_that_has_been_saved(shards, tmp
     assert streaming._cache_folder(source, other, 0, False) != before
 
 
+@pytest.mark.slow
 def test_the_script_streams_with_two_processes_that_tokenize(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     flags = ["--image_size", 8, "--num_hidden_layers", 1, "--num_train_epochs", 1, "--disable_tqdm", "true"]

@@ -216,6 +216,7 @@ def site(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_site_needs_nothing_from_elsewhere(site):
     for page in site.glob("*.html"):
         html = page.read_text("utf-8")
@@ -223,6 +224,7 @@ def test_the_site_needs_nothing_from_elsewhere(site):
         assert re.findall(r"<link[^>]*rel=[\"']?stylesheet[^>]*href=[\"']?https?:", html) == [], page
 
 
+@pytest.mark.slow
 def test_every_formula_of_the_site_is_mathml(site):
     for page in PAGES:
         html = (site / f"{page.stem}.html").read_text("utf-8")
@@ -233,6 +235,7 @@ def test_every_formula_of_the_site_is_mathml(site):
     assert (site / "elbo.html").read_text("utf-8").count("<math") > 40
 
 
+@pytest.mark.slow
 def test_the_api_reference_documents_every_public_name(site):
     import igpt_hf
 
@@ -244,6 +247,7 @@ def test_the_api_reference_documents_every_public_name(site):
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_figures_are_made_from_a_model(workplace, tmp_path):
     command = [sys.executable, UTILS / "make_figures.py", workplace / "runs" / "synthetic", tmp_path]
     subprocess.run(command, check=True, capture_output=True)

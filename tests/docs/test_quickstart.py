@@ -27,6 +27,7 @@ def pictures(notebook) -> int:
     return sum("image/png" in output.get("data", {}) for output in outputs)
 
 
+@pytest.mark.slow
 def test_every_cell_runs_and_the_model_that_it_trains_is_pushed(
     notebook, tiny_model, tiny_processor, tmp_path, monkeypatch
 ):

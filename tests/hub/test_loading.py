@@ -105,6 +105,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(work, monkeypatch):
     assert waits == []
 
 
+@pytest.mark.slow
 def test_a_model_in_the_cache_is_loaded_without_the_hub(work):
     with HubStandIn() as hub:
         hub.files["user/digits"] = {path.name: path.read_bytes() for path in (work / "runs/digits").iterdir()}

@@ -276,6 +276,7 @@ def test_a_run_that_pushes_uploads_its_results_with_its_own_card(trained):
     assert card.data.license == "apache-2.0"
 
 
+@pytest.mark.slow
 def test_a_pushed_model_loads_by_the_code_in_its_card_without_package_and_numba(trained, tmp_path):
     folder, hub = trained
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}

@@ -336,6 +336,7 @@ def test_only_whole_plain_float32_sequences_on_the_cpu_are_taken(tiny_model, ran
     assert not are_blocks_usable(eager.model, ids)
 
 
+@pytest.mark.slow
 def test_a_second_process_loads_the_compiled_kernels_from_disk(tiny_model, random_ids):
     loss_and_gradients(tiny_model(), random_ids(tiny_model().config))  # compiles, if no earlier run did
     script = (
@@ -346,6 +347,7 @@ def test_a_second_process_loads_the_compiled_kernels_from_disk(tiny_model, rando
     assert run.stdout == "[1, 1]\n"
 
 
+@pytest.mark.slow
 def test_without_numba_the_model_gives_the_same_likelihoods(tmp_path):
     torch.manual_seed(3)
     model = IGPTForCausalImageModeling(IGPTConfig(image_size=8, num_hidden_layers=2))

@@ -22,6 +22,7 @@ def test_every_public_name_can_be_fetched_and_others_cannot():
 AUTO = "from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("imports", [AUTO + "import igpt_hf\n", "import igpt_hf\n" + AUTO], ids=["after", "before"])
 def test_the_auto_classes_know_the_model_whatever_is_imported_first(imports, tiny_model, tmp_path):
     tiny_model().save_pretrained(tmp_path)
@@ -34,6 +35,7 @@ def test_the_auto_classes_know_the_model_whatever_is_imported_first(imports, tin
     assert output.split() == ["IGPTConfig", "IGPTModel", "IGPTForCausalImageModeling", "IGPTImageProcessor"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["AutoImageProcessor", "AutoModelForCausalLM"])
 def test_one_auto_class_alone_is_enough(name, tiny_model, tmp_path):
     tiny_model().save_pretrained(tmp_path)

@@ -69,6 +69,7 @@ def checkpoint(tiny_model, tiny_processor, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocked", [["igpt_hf"], ["igpt_hf", "numba"]], ids=" and ".join)
 def test_a_checkpoint_works_the_same_without_the_package(checkpoint, tmp_path, blocked):
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
@@ -134,6 +135,7 @@ print(json.dumps([type(model).__module__.split(".")[0], logits.tolist()]))
 """
 
 
+@pytest.mark.slow
 def test_a_classifier_works_the_same_without_the_package(tmp_path, random_ids):
     torch.manual_seed(0)
     model = IGPTForImageClassification(IGPTConfig(image_size=8, num_hidden_layers=2, num_labels=3)).eval()

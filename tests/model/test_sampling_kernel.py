@@ -328,6 +328,7 @@ def test_models_that_are_not_plain_small_and_float32_on_the_cpu_are_left_to_the_
     assert not is_sampler_usable(wrapped)
 
 
+@pytest.mark.slow
 def test_a_second_process_loads_the_compiled_kernel_from_disk():
     model = make_model(**DEFAULT)
     sample_images(model, make_prompts(model, 1))  # compiles, if no earlier run did
@@ -338,6 +339,7 @@ def test_a_second_process_loads_the_compiled_kernel_from_disk():
     assert result.stdout == "1\n" and "compiling" not in result.stderr
 
 
+@pytest.mark.slow
 def test_without_numba_the_module_imports_and_says_that_it_is_not_usable():
     script = (
         "import sys; sys.modules['numba'] = None;"  # makes `import numba` raise ImportError

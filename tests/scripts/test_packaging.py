@@ -15,6 +15,7 @@ from helpers.scripts import run as run_command
 from igpt_hf import cli
 
 
+pytestmark = pytest.mark.slow  # builds a wheel and installs it
 SMALL = ["--max_images", "60", "--num_hidden_layers", "1", "--num_train_epochs", "1", "--num_threads", "1"]
 # Too wide for the compiled kernels: in a new folder they would be compiled anew, for a minute.
 UNCOMPILED = ["--hidden_size", "144"]

@@ -350,6 +350,7 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(script, animals_
     assert contents(animals_run) == before
 
 
+@pytest.mark.slow
 def test_bad_data_ends_the_command_with_one_line_and_no_traceback(tmp_path):
     command = [sys.executable, SCRIPTS / "train.py", "--data", "nowhere.cdb", "--output_dir", tmp_path / "run"]
     done = run(*command, check=False)  # not by `accelerate launch`, which adds a traceback of its own

@@ -245,6 +245,7 @@ with only_run_in(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_a_folder_in_use_is_refused_until_its_owner_ends_even_if_it_is_killed(tmp_path):
     folder = tmp_path / "new" / "run"
     owner = subprocess.Popen([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE, text=True)
@@ -469,6 +470,7 @@ def test_weights_are_saved_as_safetensors_only(whole_run):
 # --- for real -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_while_it_writes_a_checkpoint_ends_like_one_that_is_not(tmp_path):
     flags = ["--kills", 1, "--epochs", 2, "--images", 120, "--output", tmp_path / "crash.json"]
     run_python(BENCHMARKS / "crash_test.py", *flags)  # its exit status says whether weights and state are equal

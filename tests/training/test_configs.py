@@ -21,6 +21,7 @@ def test_every_line_of_a_config_is_a_flag_with_its_value(path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not MNIST.is_dir(), reason=f"MNIST is not here: {MNIST}")
 @pytest.mark.parametrize("preset", ["xs", "s"])
 def test_the_configs_for_mnist_train(preset, tmp_path):

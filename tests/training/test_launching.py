@@ -101,6 +101,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
 def test_a_worker_ends_with_the_process_that_started_it(tmp_path):
     (tmp_path / "pool.py").write_text(POOL)
@@ -134,6 +135,7 @@ def two_processes(tmp_path) -> list:
     return [LAUNCH[0], "launch", "--config_file", config, script, SCRIPTS / "train.py", *SMALL]
 
 
+@pytest.mark.slow
 def test_two_processes_one_process_and_accumulation_train_the_same_model_to_the_last_bit(two_processes, tmp_path):
     """2 processes x batch 4 (over gloo) = 1 process x batch 8 = batch 4 x 2 accumulated, with the default recipe."""
     whole = ["--max_images", "116"]  # 96 to train on: an epoch has no batch that is smaller
@@ -163,6 +165,7 @@ def test_two_processes_one_process_and_accumulation_train_the_same_model_to_the_
     assert losses["one"][-1] < losses["one"][0] - 0.1
 
 
+@pytest.mark.slow
 def test_fsdp_trains_resumes_and_saves_what_one_process_does(tmp_path):
     """configs/accelerate/fsdp-8.yaml with two processes, and PyTorch's FSDP over gloo."""
     settings = yaml.safe_load(CONFIGS[0].with_name("fsdp-8.yaml").read_text())
@@ -211,6 +214,7 @@ def test_fsdp_trains_resumes_and_saves_what_one_process_does(tmp_path):
     assert again["test_nats_per_image"] == pytest.approx(first["test_nats_per_image"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_training_ends_with_its_launcher_and_leaves_a_checkpoint(tmp_path):
     """`accelerate launch` does not pass SIGTERM on; and it asked for two processes and got one."""
     command = [
@@ -239,6 +243,7 @@ def test_the_training_ends_with_its_launcher_and_leaves_a_checkpoint(tmp_path):
     assert saved == last_complete_checkpoint(tmp_path)
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_of_two_processes_ends_both_and_the_run_goes_on_bit_by_bit(two_processes, tmp_path):
     flags = ["--per_device_train_batch_size", "4", "--num_train_epochs", "12", "--early_stopping_patience", "99"]
     ended, whole = ([*map(str, two_processes), *flags, "--output_dir", str(tmp_path / name)] for name in ("a", "b"))
@@ -263,6 +268,7 @@ def test_sigterm_to_one_of_two_processes_ends_both_and_the_run_goes_on_bit_by_bi
     assert contents(tmp_path / "a") == before
 
 
+@pytest.mark.slow
 def test_a_folder_can_be_used_at_once_when_the_training_in_it_was_killed(two_processes, tmp_path):
     flags = ["--output_dir", str(tmp_path), "--num_train_epochs", "1000", "--early_stopping_patience", "0"]
     launcher = subprocess.Popen([*map(str, LAUNCH), *SMALL, *flags], stderr=subprocess.DEVNULL)

@@ -72,6 +72,7 @@ def stock_run(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_stock_run_is_of_use_with_transformers_alone_and_has_the_nats_it_says(stock_run, splits, tmp_path):
     processor = IGPTImageProcessor(image_size=8, patch_size=1)
     for index, picture in enumerate(processor.decode(processor.tokenize(splits["test"]["image"][:]))):
