@@ -24,19 +24,16 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from igpt_hf.model.kernel_blocks import FRONT, HEAD_SIZE, attend, attend_backward
-from igpt_hf.model.kernel_dispatch import query_scale
-from igpt_hf.model.kernel_simd import LANES, compile_kernel, is_numba_usable, numba, run_tasks
+from igpt_hf.model.kernel_blocks import HEAD_SIZE, PAD_ROWS, attend, attend_backward
+from igpt_hf.model.kernel_dispatch import is_numba_usable, run_tasks
+from igpt_hf.model.kernel_packing import query_scale
+from igpt_hf.model.kernel_simd import LANES, compile_kernel, numba
+from igpt_hf.model.layers_igpt import IGPTMLP, IGPTEmbeddings, IGPTLocalMixing, IGPTRMSNorm, apply_rotary
 from igpt_hf.model.modeling_igpt import (
-    IGPTMLP,
-    IGPTEmbeddings,
     IGPTForCausalImageModeling,
-    IGPTLocalMixing,
     IGPTPreTrainedModel,
-    IGPTRMSNorm,
-    rotate,
 )
-from igpt_hf.model.neighborhood import context_ids, neighborhood_offsets, rotations
+from igpt_hf.model.neighborhood import context_ids, neighborhood_offsets, rotary_cos_sin
 from igpt_hf.model.tokens import pixels_to_tokens, tokens_to_pixels
 from igpt_hf.training import initial_model as building
 from igpt_hf.training import trainer as training
@@ -148,9 +145,9 @@ def attend_images(qkv, statistics, out, length, first, last):
 
 
 def attend_images_backward(qkv, statistics, out, grad, dqkv, length, first, last):
-    """The gradients of it: `grad` (B, FRONT + rows, C) -> `dqkv`, like `qkv`."""
+    """The gradients of it: `grad` (B, PAD_ROWS + rows, C) -> `dqkv`, like `qkv`."""
     rows, heads = out.shape[1], statistics.shape[1] // 2
-    deltas, columns = np.zeros((1, FRONT + rows), np.float32), np.empty((HEAD_SIZE, LANES), np.float32)
+    deltas, columns = np.zeros((1, PAD_ROWS + rows), np.float32), np.empty((HEAD_SIZE, LANES), np.float32)
     dscores, pairs = np.empty((rows, rows), np.float32), np.empty((rows // 2, LANES), np.float32)
     for image in range(first, last):
         statistic = statistics[image]
@@ -173,9 +170,9 @@ class CompiledAttention(torch.autograd.Function):
     def forward(ctx, qkv):
         batch, length, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
         rows = -(-length // LANES) * LANES
-        padded = qkv.new_zeros(batch, FRONT + rows, 3 * channels)
-        padded[:, FRONT : FRONT + length] = qkv * query_scale(channels, HEAD_SIZE)
-        statistics = qkv.new_zeros(batch, 2 * channels // HEAD_SIZE, FRONT + rows)
+        padded = qkv.new_zeros(batch, PAD_ROWS + rows, 3 * channels)
+        padded[:, PAD_ROWS : PAD_ROWS + length] = qkv * query_scale(channels, HEAD_SIZE)
+        statistics = qkv.new_zeros(batch, 2 * channels // HEAD_SIZE, PAD_ROWS + rows)
         out = qkv.new_zeros(batch, rows, channels)
         ctx.arrays = [tensor.numpy() for tensor in (padded, statistics, out)]
         run_tasks(functools.partial(attention_kernels()[0], *ctx.arrays, length), batch)
@@ -186,10 +183,10 @@ class CompiledAttention(torch.autograd.Function):
     def backward(ctx, grad):
         batch, length, channels = grad.shape
         padded = grad.new_zeros(batch, ctx.arrays[0].shape[1], channels)
-        padded[:, FRONT : FRONT + length] = grad
+        padded[:, PAD_ROWS : PAD_ROWS + length] = grad
         dqkv = padded.new_zeros(ctx.arrays[0].shape)
         run_tasks(functools.partial(attention_kernels()[1], *ctx.arrays, padded.numpy(), dqkv.numpy(), length), batch)
-        return dqkv[:, FRONT : FRONT + length] * query_scale(channels, HEAD_SIZE)
+        return dqkv[:, PAD_ROWS : PAD_ROWS + length] * query_scale(channels, HEAD_SIZE)
 
 
 class VariantAttention(nn.Module):
@@ -225,8 +222,8 @@ class VariantAttention(nn.Module):
                 nn.functional.rms_norm(x, gain.shape, gain) for x, gain in zip((query, key), self.qk_gain, strict=True)
             )
         if "unrotated" not in changes:
-            turns = rotations(positions, self.config)
-            query, key = (rotate(x.transpose(1, 2), turns).transpose(1, 2) for x in (query, key))
+            cos_sin = rotary_cos_sin(positions, self.config)
+            query, key = (apply_rotary(x.transpose(1, 2), cos_sin).transpose(1, 2) for x in (query, key))
         if "value-residual" in changes and first_value is not None:
             value = value + self.first_share.view(value.shape[2:]) * (first_value - value)
         mixed = self._attend(torch.stack([query, key, value], dim=2), positions)  # (B, T, C)
