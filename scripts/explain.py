@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from igpt_hf import DataError, IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
-from igpt_hf.model.modeling_igpt import rotate
-from igpt_hf.model.neighborhood import context_ids, neighbor_index, neighborhood_offsets, rotation_angles, rotations
+from igpt_hf.model.layers_igpt import apply_rotary
+from igpt_hf.model.neighborhood import context_ids, neighbor_index, neighborhood_offsets, rotary_angles, rotary_cos_sin
 
 
 PICTURE = np.array(
@@ -99,10 +99,10 @@ def explain_attention(model, hidden: torch.Tensor, t: int) -> torch.Tensor:
     query, key, value = layer.attention.qkv_proj(normed).chunk(3, dim=-1)  # (T, C) each
     show("query = W_q n + b_q", query[t])
     positions = torch.arange(len(hidden))
-    angles, turns = rotation_angles(positions, model.config), rotations(positions, model.config)
-    query, key = rotate(query[None, None], turns)[0, 0], rotate(key[None, None], turns)[0, 0]
-    print(f"  Position {t} turns pairs of channels, 0 and 2 by its row, 1 and 3 by its column: {angles[t].tolist()}.")
-    show("query, turned (the keys are, too)", query[t])
+    angles, cos_sin = rotary_angles(positions, model.config), rotary_cos_sin(positions, model.config)
+    query, key = apply_rotary(query[None, None], cos_sin)[0, 0], apply_rotary(key[None, None], cos_sin)[0, 0]
+    print(f"  Position {t} rotates channels 0 and 2 by its row, 1 and 3 by its column: {angles[t].tolist()}.")
+    show("query, rotated (as are the keys)", query[t])
     scores = key[: t + 1] @ query[t] * layer.attention.scaling
     weights = scores.softmax(0)
     show("scores = keys . query / sqrt(4)", scores)

@@ -15,8 +15,8 @@ class ImageGPT {
       return tensor;
     };
     const linear = (name) => ({ weight: take(`${name}.weight`), bias: take(`${name}.bias`) });
-    this.slope = { quick_gelu: 1.702, silu: 1, swish: 1 }[config.hidden_act];
-    if (!this.slope) throw new Error(`unknown activation ${config.hidden_act}`);
+    this.beta = { quick_gelu: 1.702, silu: 1, swish: 1 }[config.hidden_act];
+    if (!this.beta) throw new Error(`unknown activation ${config.hidden_act}`);
 
     this.context = take("model.embeddings.context.weight");
     this.position = take("model.embeddings.position.weight");
@@ -61,14 +61,14 @@ class ImageGPT {
     this.layers.forEach((layer, index) => {
       const keys = sequence.keys[index], values = sequence.values[index];
       const qkv = linear(norm(x, layer.attentionNorm), layer.qkv); // (3 C)
-      turn(qkv.subarray(0, 2 * size), t, gridSize, size / config.num_attention_heads); // query and key
+      applyRotary(qkv.subarray(0, 2 * size), t, gridSize, size / config.num_attention_heads); // query and key
       keys.set(qkv.subarray(size, 2 * size), t * size);
       values.set(qkv.subarray(2 * size), t * size);
       const mixed = attend(qkv, keys, values, t, config.num_attention_heads, size);
       if (layer.mixing) mixNeighbors(mixed, layer.mixing, values, places);
       add(x, linear(mixed, layer.out));
       const inner = linear(norm(x, layer.mlpNorm), layer.up);
-      for (let i = 0; i < inner.length; i++) inner[i] /= 1 + Math.exp(-this.slope * inner[i]); // z sigmoid(slope z)
+      for (let i = 0; i < inner.length; i++) inner[i] /= 1 + Math.exp(-this.beta * inner[i]); // z sigmoid(beta z)
       add(x, linear(inner, layer.down));
     });
     return linear(norm(x, this.norm), this.head);
@@ -167,8 +167,8 @@ function rmsNorm(x, gain, eps) {
   return x.map((value, i) => value * scale * gain[i]);
 }
 
-// Rotary positions: turns pairs of channels of each head (of `width`) by the row and by the column of position t.
-function turn(channels, t, gridSize, width) {
+// Rotary positions: rotates pairs of channels of each head (of `width`) by the row and by the column of position t.
+function applyRotary(channels, t, gridSize, width) {
   const quarter = Math.floor(width / 4);
   for (let head = 0; head < channels.length; head += width) {
     for (let p = 0; p < 2 * quarter; p++) {
@@ -207,8 +207,8 @@ function mixNeighbors(out, weight, values, places) {
 }
 
 function softmax(logits, temperature) {
-  const highest = Math.max(...logits);
-  const weights = logits.map((x) => Math.exp((x - highest) / temperature));
+  const largest = Math.max(...logits);
+  const weights = logits.map((x) => Math.exp((x - largest) / temperature));
   const sum = weights.reduce((a, b) => a + b, 0);
   return weights.map((x) => x / sum);
 }

@@ -12,7 +12,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from ..errors import DataError
-from ..model.kernel_dispatch import SLOPES
+from ..model.kernel_dispatch import BETAS
 from ..model.modeling_igpt import IGPTForCausalImageModeling
 from ..model.neighborhood import context_ids
 
@@ -121,8 +121,8 @@ def export_page(model: IGPTForCausalImageModeling, path: str | Path):
     Raises:
         DataError: An activation that the page does not know, or weights that are not finite numbers.
     """
-    if model.config.hidden_act not in SLOPES:
-        known = ", ".join(SLOPES)
+    if model.config.hidden_act not in BETAS:
+        known = ", ".join(BETAS)
         raise DataError(f"docs/demo/igpt.js knows hidden_act {known}, not {model.config.hidden_act!r}: add it there.")
     tensors = {name: tensor.detach().cpu() for name, tensor in model.named_parameters()}
     for name, tensor in tensors.items():

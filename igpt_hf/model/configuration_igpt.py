@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 
-if TYPE_CHECKING:  # never run; the library copies what is named here along with a checkpoint
+if TYPE_CHECKING:  # never run, but transformers copies the file named here into a checkpoint
     from .pipeline_igpt import BinaryImageGenerationPipeline  # noqa: F401
 
 
@@ -41,12 +41,12 @@ class IGPTConfig(PreTrainedConfig):
         class_conditional_norm: Whether each norm has one gain vector for each prompt (the classes and the start token)
             instead of one for all: adaptive RMSNorm. Costs (2 * num_hidden_layers + 1) * num_labels * hidden_size
             parameters: meant for tens of classes, not hundreds.
-        class_dropout_prob: In training, the share of images whose class prompt is replaced by the start token.
+        class_dropout_prob: In training, the fraction of images whose class prompt is replaced by the start token.
         attention_dropout: Dropout of the attention weights.
         rms_norm_eps: Added to the mean square in RMSNorm.
         initializer_range: Standard deviation of the initial embeddings. Matrices start at fan_in**-0.5.
         use_cache: Whether `generate` keeps keys and values.
-        num_labels: Number of classes (or give `id2label`); 10 unless said otherwise.
+        num_labels: Number of classes (or give `id2label`); 10 by default.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: A value of the wrong type, or sizes that do not fit together.
@@ -158,7 +158,7 @@ class IGPTConfig(PreTrainedConfig):
     def custom_pipelines(self) -> dict:
         """Where `transformers.pipeline` finds a checkpoint's own pipeline, for those who trust its code.
 
-        Where the package is installed there is no entry: its pipeline is registered, and nobody's trust is asked for.
+        Where the package is installed there is no entry: its own pipeline is registered, and no trust is needed.
         """
         if not __name__.startswith("transformers_modules."):
             return {}

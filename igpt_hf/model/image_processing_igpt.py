@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from .image_reading import as_list, as_picture, has_light_border, read_image
+from .image_reading import as_list, has_light_border, read_image, to_marked_image
 from .tokens import pixels_to_tokens, tokens_to_pixels
 
 
@@ -33,12 +33,11 @@ class IGPTImageProcessor(BaseImageProcessor):
         num_labels: Number of classes. Prompt id `vocab_size + label` asks for a class, `vocab_size + num_labels` for
             any class (the start token).
         threshold: A pixel is foreground where its gray level, in [0, 1], is at least this.
-        invert: "auto" turns a picture with a light border to white on black, "never" and "always" speak for
-            themselves. Boolean arrays, arrays of zeros and ones, and pictures made by this package are white on black
-            already.
-        margin: Pixels kept free around a crop, that is a picture whose ink reaches all four edges, so that digits cut
-            out tightly come out like digits on a canvas (MNIST's have a margin of 4). A picture that has the size
-            `image_size` already stays as it is.
+        invert: "auto" inverts an image with a light border, so that it is white on black; or "never", "always".
+            Boolean arrays, arrays of zeros and ones, and images made by this package are white on black already.
+        margin: Pixels kept free around a crop, an image whose ink reaches all four edges, so that tightly cropped
+            digits look like digits on a canvas (MNIST's have a margin of 4). An image that has the size `image_size`
+            already stays as it is.
         binarize: "threshold", or "stochastic": each pixel is 1 with probability equal to its gray level (the
             protocol of dynamically binarized MNIST).
 
@@ -123,7 +122,7 @@ class IGPTImageProcessor(BaseImageProcessor):
         """Fit images to `image_size`, white on black: anything image-like -> (n, image_size, image_size), uint8 gray.
 
         Gray and color become gray, alpha is laid over black, light borders are inverted (see `invert`), larger images
-        shrink to fit with an antialiasing filter and keep their aspect ratio, smaller ones are centerd.
+        shrink to fit with an antialiasing filter and keep their aspect ratio, smaller ones are centered.
 
         Args:
             images: One image or many, as PIL images, paths, arrays or tensors:
@@ -136,15 +135,15 @@ class IGPTImageProcessor(BaseImageProcessor):
                 (1 = white foreground), other integers are levels from 0 to 255, floats are levels from 0 to 1.
 
         Raises:
-            ValueError: Something that is no image, with its position; or an array of two readings, with the way to
-                say which is meant: (3, height, width) that is not binary integers may be one color image, and
+            ValueError: Something that is not an image, with its position; or an ambiguous array, with what to pass
+                instead: (3, height, width) that is not binary integers may be one color image, and
                 (n, image_size**2) flattened images.
         """
         images = as_list(images, self.image_size)
         return np.stack([self._fit(*read_image(image, index)) for index, image in enumerate(images)])
 
     def _fit(self, gray: Image.Image, is_white_on_black: bool) -> np.ndarray:
-        """One gray picture -> (image_size, image_size), uint8, white on black."""
+        """One gray image -> (image_size, image_size), uint8, white on black."""
         if self.invert == "always" or (self.invert == "auto" and not is_white_on_black and has_light_border(gray)):
             gray = gray.point(lambda level: 255 - level)
         scale = self._room_for(gray) / max(gray.size)
@@ -157,7 +156,7 @@ class IGPTImageProcessor(BaseImageProcessor):
         return canvas
 
     def _room_for(self, gray: Image.Image) -> int:
-        """Side of the square that a picture may fill: a crop, whose ink reaches all four edges, leaves the margin."""
+        """Side of the square that an image may fill: a crop, whose ink reaches all four edges, leaves the margin."""
         if gray.size == (self.image_size, self.image_size):
             return self.image_size
         ink = np.asarray(gray) >= self.threshold * 255
@@ -165,7 +164,7 @@ class IGPTImageProcessor(BaseImageProcessor):
         return self.image_size - 2 * self.margin if is_crop else self.image_size
 
     def binarize_gray(self, gray: np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
-        """Binarise gray levels 0..255 by threshold or, with `binarize="stochastic"`, by chance: same shape, 0/1."""
+        """Binarize gray levels 0..255 by threshold or, with `binarize="stochastic"`, at random: same shape, 0/1."""
         if self.binarize == "stochastic":
             generator = generator or np.random.default_rng()
             return (generator.random(gray.shape, dtype=np.float32) * 255 < gray).astype(np.uint8)
@@ -174,7 +173,7 @@ class IGPTImageProcessor(BaseImageProcessor):
     def tokenize(self, images, generator: np.random.Generator | None = None) -> np.ndarray:
         """Turn images into tokens: anything that `to_gray` takes -> (n, num_image_tokens), unsigned integers.
 
-        `generator` draws the pixels where `binarize="stochastic"`.
+        `generator` samples the pixels where `binarize="stochastic"`.
         """
         return pixels_to_tokens(self.binarize_gray(self.to_gray(images), generator), self.patch_size)
 
@@ -208,7 +207,7 @@ class IGPTImageProcessor(BaseImageProcessor):
 
         Args:
             class_labels: Class index or indices, one per image wanted; None asks for any class.
-            images: Pictures whose upper part is given. One picture serves all labels, one label all pictures.
+            images: Images whose upper part is given. One image is used for all labels, one label for all images.
             keep_rows: How many rows of pixels, from the top, are given; a multiple of `patch_size`.
 
         Raises:
@@ -243,8 +242,10 @@ class IGPTImageProcessor(BaseImageProcessor):
             return torch.full((count, 1), self.start_token_id)
         for label in labels:
             if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < self.num_labels:
-                raise ValueError(f"class label {label!r} is not one of the {self.num_labels} classes, "
-                                 f"0 to {self.num_labels - 1}; None asks for any class.")  # fmt: skip
+                raise ValueError(
+                    f"class label {label!r} is not one of the {self.num_labels} classes, 0 to {self.num_labels - 1}; "
+                    "None asks for any class."
+                )
         if len(labels) not in (1, count):
             raise ValueError(f"{len(labels)} class labels for {count} images: give as many, or one for all.")
         return (torch.tensor(labels, dtype=torch.long) + self.vocab_size)[:, None].expand(count, 1)
@@ -252,15 +253,15 @@ class IGPTImageProcessor(BaseImageProcessor):
     # --- tokens -> images -------------------------------------------------------------------------------------------
 
     def decode(self, ids) -> list[Image.Image]:
-        """Turn tokens back into pictures, exactly: ids -> list of PIL images (mode "L", 0 and 255).
+        """Turn tokens back into images, exactly: ids -> list of PIL images (mode "L", 0 and 255).
 
         Args:
             ids: (n, 1 + num_image_tokens) as `generate` returns them, or (n, num_image_tokens) without the prompt.
 
         Raises:
-            ValueError: A wrong number of tokens per image, or an id that is no image token.
+            ValueError: A wrong number of tokens per image, or an id that is not an image token.
         """
-        return [as_picture(pixels * 255) for pixels in self.decode_pixels(ids)]
+        return [to_marked_image(pixels * 255) for pixels in self.decode_pixels(ids)]
 
     def decode_pixels(self, ids) -> np.ndarray:
         """Turn tokens back into binary pixels, exactly: ids as in `decode` -> (n, image_size, image_size), 0/1."""
@@ -281,7 +282,7 @@ class IGPTImageProcessor(BaseImageProcessor):
         if len(outside):
             row, column = outside[0]
             raise ValueError(
-                f"id {tokens[row, column]} at token {column} of image {row} is no image token: they run from 0 to "
+                f"id {tokens[row, column]} at token {column} of image {row} is not an image token: they run from 0 to "
                 f"{self.vocab_size - 1}. Is the prompt in the wrong place, or patch_size={self.patch_size} another?"
             )
         return tokens_to_pixels(tokens, self.patch_size, self.image_size)

@@ -8,13 +8,12 @@ from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 
-# A picture that says of itself that its foreground is white is never inverted (PNG text chunk; `Image.info` in
-# memory).
+# An image with this mark is white on black already and never inverted (PNG text chunk; `Image.info` in memory).
 WHITE_FOREGROUND = {"foreground": "white"}
 CHANNELS = (1, 2, 3, 4)  # gray, gray with alpha, RGB, RGBA
 ARRAYS = (np.ndarray, torch.Tensor)
 _FLAT = (
-    "an array of shape {0} may be flattened images: pass array.reshape(-1, {1}, {1}); if it is one picture of that "
+    "an array of shape {0} may be flattened images: pass array.reshape(-1, {1}, {1}); if it is one image of that "
     "height and width, pass PIL.Image.fromarray(array)."
 )
 
@@ -24,7 +23,7 @@ def as_list(images, image_size: int) -> list:
     if isinstance(images, (Image.Image, str)) or hasattr(images, "__fspath__"):
         return [images]
     if isinstance(images, ARRAYS):
-        images = _pictures_of_array(images, image_size)
+        images = _images_of_array(images, image_size)
     if isinstance(images, Mapping) or not hasattr(images, "__iter__"):
         raise ValueError(
             f"images are PIL images, paths, arrays, tensors or a list of them, got {type(images).__name__}."
@@ -40,8 +39,8 @@ def as_list(images, image_size: int) -> list:
     return images
 
 
-def _pictures_of_array(array: np.ndarray | torch.Tensor, image_size: int) -> list:
-    """Split an array or tensor into pictures, each (height, width) or with a channel axis; refuse two readings."""
+def _images_of_array(array: np.ndarray | torch.Tensor, image_size: int) -> list:
+    """Split an array or tensor into images, each (height, width) or with a channel axis; refuse an ambiguous shape."""
     shape, side = tuple(array.shape), image_size
     if array.ndim in (1, 2) and shape[-1] == side**2 and side > 1:
         raise ValueError(_FLAT.format(shape, side))
@@ -49,11 +48,11 @@ def _pictures_of_array(array: np.ndarray | torch.Tensor, image_size: int) -> lis
         return [array]
     if array.ndim == 3 and shape[2] in CHANNELS and shape[1] > shape[2]:
         return [array]  # (height, width, channels), as PIL, OpenCV and matplotlib have it
-    # Binary pixels have no color: this package's own arrays, from `decode_pixels`, are always pictures.
+    # Binary pixels have no color: this package's own arrays, from `decode_pixels`, are always (n, height, width).
     if array.ndim == 3 and shape[0] == 3 and not _has_binary_integers(array):
         raise ValueError(
-            f"an array of shape {shape} may be one color picture (channels, height, width), or three gray ones: pass "
-            "[array] for one color picture, list(array) for three gray ones."
+            f"an array of shape {shape} may be one color image (channels, height, width), or three gray ones: pass "
+            "[array] for one color image, list(array) for three gray ones."
         )
     if array.ndim in (3, 4):
         return list(array)
@@ -69,18 +68,18 @@ def _has_binary_integers(array: np.ndarray | torch.Tensor) -> bool:
     return not is_fraction and bool(((array == 0) | (array == 1)).all())
 
 
-def as_picture(pixels: np.ndarray) -> Image.Image:
-    """(height, width), uint8, white on black -> a PIL image that says so of itself, also in a PNG file."""
-    picture, text = Image.fromarray(pixels), PngInfo()
+def to_marked_image(pixels: np.ndarray) -> Image.Image:
+    """(height, width), uint8, white on black -> a PIL image with a mark that says so, also in a PNG file."""
+    image, text = Image.fromarray(pixels), PngInfo()
     for key, value in WHITE_FOREGROUND.items():
         text.add_text(key, value)
-    picture.info.update(WHITE_FOREGROUND)
-    picture.encoderinfo = {"pnginfo": text}  # what `save` adds to its arguments
-    return picture
+    image.info.update(WHITE_FOREGROUND)
+    image.encoderinfo = {"pnginfo": text}  # what `save` adds to its arguments
+    return image
 
 
 def read_image(image, index: int) -> tuple[Image.Image, bool]:
-    """Anything image-like -> (gray picture, whether it is known to be white on black)."""
+    """Anything image-like -> (gray image, whether it is known to be white on black)."""
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
         image = (image.float() if image.is_floating_point() else image).numpy()  # numpy has no bfloat16
@@ -90,10 +89,10 @@ def read_image(image, index: int) -> tuple[Image.Image, bool]:
         if image.width == 0 or image.height == 0:
             raise ValueError(f"image {index} is empty: {image.width}x{image.height} pixels.")
         is_white = image.info.get("foreground") == WHITE_FOREGROUND["foreground"]
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # a photograph that was taken sideways
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # a photo that was taken sideways
             image = ImageOps.exif_transpose(image)
         try:
-            return _picture_to_gray(image), is_white
+            return _pil_to_gray(image), is_white
         except ValueError as error:
             raise ValueError(f"image {index} (mode {image.mode}) cannot be made gray: {error}") from error
     return _array_to_gray(_pixel_array(image, index), index)
@@ -109,7 +108,7 @@ def _pixel_array(image, index: int) -> np.ndarray:
     if array.dtype == object or array.size == 0 or (array.ndim != 2 and len(where) != 1):
         raise ValueError(
             f"image {index} must be a PIL image, a path or an (height, width) array, with or without an axis of "
-            f"1 to 4 channels, first or last (if both are so short, nobody knows which), got {type(image).__name__} "
+            f"1 to 4 channels, first or last (if both are so short, it is ambiguous), got {type(image).__name__} "
             f"of shape {array.shape}."
         )
     if array.ndim == 3:
@@ -126,23 +125,23 @@ def _array_to_gray(array: np.ndarray, index: int) -> tuple[Image.Image, bool]:
     is_binary = bool(np.isin(array, (0, 1)).all())
     if is_binary or top == 1:
         array = np.rint(array.astype(np.float32) * 255)
-    return _picture_to_gray(Image.fromarray(array.astype(np.uint8))), is_binary
+    return _pil_to_gray(Image.fromarray(array.astype(np.uint8))), is_binary
 
 
-def _picture_to_gray(picture: Image.Image) -> Image.Image:
+def _pil_to_gray(image: Image.Image) -> Image.Image:
     """A PIL image of any mode -> mode "L"; alpha is laid over black, 16-bit levels are scaled, not clipped."""
-    if picture.mode == "L" and "transparency" not in picture.info:
-        return picture
-    if picture.mode.startswith("I") or picture.mode == "F":
-        levels = np.asarray(picture, dtype=np.float64)
+    if image.mode == "L" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        levels = np.asarray(image, dtype=np.float64)
         if not np.isfinite(levels).all():
-            raise ValueError("it has pixels that are no numbers.")
-        top = 65535 if picture.mode.startswith("I") and levels.max() > 255 else 1 if levels.max() <= 1 else 255
+            raise ValueError("it has NaN or infinite pixels.")
+        top = 65535 if image.mode.startswith("I") and levels.max() > 255 else 1 if levels.max() <= 1 else 255
         return Image.fromarray(np.rint(levels.clip(0, top) / top * 255).astype(np.uint8))
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("L")
-    return (picture.convert("RGB") if picture.mode == "LAB" else picture).convert("L")
+    return (image.convert("RGB") if image.mode == "LAB" else image).convert("L")
 
 
 def has_light_border(gray: Image.Image) -> bool:

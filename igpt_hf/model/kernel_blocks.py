@@ -1,20 +1,20 @@
-"""All of a small model but its head on the CPU, forward and backward, compiled by numba: one image at a time.
+"""All of a small model except its head on the CPU, forward and backward, compiled by numba: one image at a time.
 
 torch runs a small model operation by operation over the whole batch: each result is written to memory and read again,
 and products of matrices with 16 columns leave most of the processor idle. Here an image goes through all blocks before
 the next one begins. What `IGPTBlock` computes, with rms(x) = x / sqrt(mean(x**2) + eps):
 
-    query, key, value = W (rms(x) gain) + b, query and key turned by the angles of rotary positions
+    query, key, value = W (rms(x) gain) + b, query and key rotated by rotary positions
     a = x + W (attention(query, key, value) + mixing(value)) + b
     y = a + W act(W (rms(a) gain) + b) + b
 
-with the embeddings before the first block, the norm after the last, and the gradients of all of it. The gain is the
+with the embeddings before the first block, the norm after the last, and all gradients. The gain is the
 row of the image's class where norms are class-conditional. The scale of the scores is multiplied into the matrix of
-the queries, outside (`scale_queries`).
+the queries by the caller (`scale_queries`).
 
 Attention, for one head: the scores are in base 2, and a vector holds those of LANES queries (or keys) side by side.
 
-    e[i, j] = 2**(query[i] . key[j] - highest[i])    out[i] = inverse[i] sum_j e[i, j] value[j], inverse = 1 / sum_j e
+    e[i, j] = 2**(query[i] . key[j] - row_max[i])    out[i] = inverse[i] sum_j e[i, j] value[j], inverse = 1 / sum_j e
 
 As in FlashAttention (Dao et al. 2022, https://arxiv.org/abs/2205.14135) the T x T matrix e is not kept for backward
 but computed again. With p[i, j] = inverse[i] e[i, j] and g = d loss / d out:
@@ -22,18 +22,20 @@ but computed again. With p[i, j] = inverse[i] e[i, j] and g = d loss / d out:
     dscore[i, j] = p[i, j] (g[i] . value[j] - g[i] . out[i]) ln 2
     dquery[i] = sum_j dscore[i, j] key[j]    dkey[j] = sum_i dscore[i, j] query[i]    dvalue[j] = sum_i p[i, j] g[i]
 
-The keys' lanes give dkey and dvalue; their dscores are written down, and a second, short pass sums them into dquery.
+With keys in the lanes, dkey and dvalue are sums over rows; dscores is stored, and a short second pass sums it into
+dquery.
 
-Position t stands in row t of most arrays; in those of query, key and value in row FRONT + t, and the rows before it
-are zeros, so that a block of queries may begin, and a neighbor may lie, outside the image (row 0).
+Position t is row t of most arrays, but row PAD_ROWS + t of those of query, key and value. The PAD_ROWS rows in front
+are zeros: a block of queries may begin before the first position, and row 0 stands for neighbors outside the image.
 
 A group of images is one task with a fixed order of operations: results do not depend on the number of threads. The
-gradients of the groups are summed in pairs (`pairwise_sum`), so that neither do they depend on how a batch is split
-into halves, quarters, ... over processes or accumulation steps, as long as each group is one image.
+gradients of the groups are summed in pairs (`pairwise_sum`), so that they do not depend on how a batch is split into
+halves, quarters, ... over processes or accumulation steps either, as long as each group is one image.
 """
 
 import functools
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -56,10 +58,42 @@ from .kernel_simd import (
 )
 
 
-FRONT = LANES
-HEAD_SIZE = 8  # so many vectors of queries, gradients and sums fit into the registers together
+PAD_ROWS = LANES
+HEAD_SIZE = 8  # then the vectors of queries, gradients and sums fit into the registers together
 LN_2, LOG2_E = np.float32(math.log(2)), math.log2(math.e)
 float32 = np.float32
+
+
+class BlockWeights(NamedTuple):
+    """The weights of an IGPTModel, or their gradients, as kernels take them: one array of each kind for all layers.
+
+    Matrices are (L, inputs, outputs), biases (L, 1, outputs), gains (L, R, C) with R = 1, or a row for each prompt if
+    norms are class-conditional. What is not in a layer has L = 1. Gradients have one more dimension, the groups.
+    """
+
+    context_table: np.ndarray  # (1, rows, C)
+    position_table: np.ndarray  # (1, 1 + N, C)
+    qkv_weight: np.ndarray
+    qkv_bias: np.ndarray
+    mixing_weight: np.ndarray  # (L, K, C)
+    out_weight: np.ndarray
+    out_bias: np.ndarray
+    up_weight: np.ndarray
+    up_bias: np.ndarray
+    down_weight: np.ndarray
+    down_bias: np.ndarray
+    attention_gain: np.ndarray
+    mlp_gain: np.ndarray
+    last_gain: np.ndarray  # (1, R, C)
+
+
+class TransposedWeights(NamedTuple):
+    """The matrices again for the backward pass, (L, outputs, inputs)."""
+
+    qkv: np.ndarray
+    out: np.ndarray
+    up: np.ndarray
+    down: np.ndarray
 
 
 # --- matrices, norms, activation -------------------------------------------------------------------------------------
@@ -162,18 +196,18 @@ def add_normalize_gradient(x, scales, gains, row, grad, dx, dgains):
 
 
 @kernel
-def activate(x, slope, slopes, wants_slopes):
-    """x = act(x) and, if wanted, slopes = act'(x)"""
-    one, rate = splat(1), splat(-slope * float32(LOG2_E))
-    lowest = splat(float32(-60) / slope)  # sigmoid(-60) is nearly 0
+def activate(x, beta, derivative, wants_derivative):
+    """x = act(x) = x sigmoid(beta x) and, if wanted, derivative = act'(x)"""
+    one, rate = splat(1), splat(-beta * float32(LOG2_E))
+    lowest = splat(float32(-60) / beta)  # sigmoid(-60) is nearly 0
     for t in range(len(x)):
         for c in range(0, x.shape[1], LANES):
             z = load(x, t, c)
             sigmoid = one / (one + exp2(maximum(z, lowest) * rate))
             y = z * sigmoid
             store(x, t, c, y)
-            if wants_slopes:
-                store(slopes, t, c, fma(splat(slope) * y, one - sigmoid, sigmoid))
+            if wants_derivative:
+                store(derivative, t, c, fma(splat(beta) * y, one - sigmoid, sigmoid))
 
 
 @kernel
@@ -188,16 +222,16 @@ def multiply(x, y):
 
 
 @kernel
-def turn(qkv, turns, length, direction):
-    """Rotary positions: turn query and key of each position, row FRONT + t, by its angles; back, if direction is -1.
+def apply_rotary(qkv, cos_sin, length, direction):
+    """Rotate query and key of each position, in row PAD_ROWS + t, by its angles; back, if direction is -1.
 
-    turns (2, T, LANES): cosines, and sines with the sign that the first and the second channel of a pair take.
+    cos_sin (2, T, LANES): cosines, and sines with the sign for the first and for the second channel of a pair.
     """
     for t in range(length):
-        cosines, sines = load(turns[0], t, 0), load(turns[1], t, 0) * splat(direction)
+        cosines, sines = load(cos_sin[0], t, 0), load(cos_sin[1], t, 0) * splat(direction)
         for c in range(0, qkv.shape[1] // 3 * 2, LANES):
-            x = load(qkv, FRONT + t, c)
-            store(qkv, FRONT + t, c, fma(swap_halves(x), sines, x * cosines))
+            x = load(qkv, PAD_ROWS + t, c)
+            store(qkv, PAD_ROWS + t, c, fma(swap_halves(x), sines, x * cosines))
 
 
 @kernel
@@ -218,26 +252,26 @@ def dot(c0, c1, c2, c3, c4, c5, c6, c7, x, row, column):
 
 
 @kernel
-def attend(qkv, highest, inverse, out, scores, columns, length):
-    """Causal attention of all heads -> out (rows, C); `highest` and `inverse` (H, rows) are for backward."""
+def attend(qkv, row_max, inverse, out, scores, columns, length):
+    """Causal attention of all heads -> out (rows, C); `row_max` and `inverse` (H, rows) are for backward."""
     channels = out.shape[1]
     for q in range(0, channels, HEAD_SIZE):
         head, k, v = q // HEAD_SIZE, channels + q, 2 * channels + q
         for start in range(-(-length % LANES), length, LANES):  # lane: query start + lane; the first block has fewest
-            take_columns(qkv, FRONT + start, q, columns)
+            take_columns(qkv, PAD_ROWS + start, q, columns)
             q0, q1, q2, q3 = load(columns, 0, 0), load(columns, 1, 0), load(columns, 2, 0), load(columns, 3, 0)
             q4, q5, q6, q7 = load(columns, 4, 0), load(columns, 5, 0), load(columns, 6, 0), load(columns, 7, 0)
-            most = splat(-np.inf)
+            largest = splat(-np.inf)
             for j in range(start + LANES):
-                s = dot(q0, q1, q2, q3, q4, q5, q6, q7, qkv, FRONT + j, k)
+                s = dot(q0, q1, q2, q3, q4, q5, q6, q7, qkv, PAD_ROWS + j, k)
                 if j > start:
                     s = from_lane(j - start, s, -np.inf)  # queries before the key
-                most = maximum(most, s)
+                largest = maximum(largest, s)
                 store(scores, j, 0, s)
 
             norm = t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = splat(0)
             for j in range(start + LANES):
-                e, r = exp2(load(scores, j, 0) - most), FRONT + j
+                e, r = exp2(load(scores, j, 0) - largest), PAD_ROWS + j
                 norm += e
                 t0 = fma(e, qkv[r, v], t0)
                 t1 = fma(e, qkv[r, v + 1], t1)
@@ -253,37 +287,37 @@ def attend(qkv, highest, inverse, out, scores, columns, length):
             for lane in range(max(-start, 0), LANES):
                 for d in range(HEAD_SIZE):
                     out[start + lane, q + d] = columns[d, lane]
-            store(columns, 0, 0, most)
+            store(columns, 0, 0, largest)
             store(columns, 1, 0, factor)
             for lane in range(max(-start, 0), LANES):
-                highest[head, FRONT + start + lane] = columns[0, lane]
-                inverse[head, FRONT + start + lane] = columns[1, lane]
+                row_max[head, PAD_ROWS + start + lane] = columns[0, lane]
+                inverse[head, PAD_ROWS + start + lane] = columns[1, lane]
 
 
 @kernel
-def attend_backward(qkv, highest, inverse, out, grad, dqkv, deltas, columns, dscores, pairs, length):
-    """d loss / d out, in `grad` (FRONT + rows, C), -> d loss / d query, key and value, without what mixing adds."""
+def attend_backward(qkv, row_max, inverse, out, grad, dqkv, deltas, columns, dscores, pairs, length):
+    """d loss / d out, in `grad` (PAD_ROWS + rows, C), -> d loss / d query, key and value, without what mixing adds."""
     channels = out.shape[1]
     for q in range(0, channels, HEAD_SIZE):
         head, k, v = q // HEAD_SIZE, channels + q, 2 * channels + q
         for i in range(length):
             delta = float32(0)
             for d in range(HEAD_SIZE):
-                delta += grad[FRONT + i, q + d] * out[i, q + d]
-            deltas[0, FRONT + i] = delta
+                delta += grad[PAD_ROWS + i, q + d] * out[i, q + d]
+            deltas[0, PAD_ROWS + i] = delta
 
         for start in range(0, length, LANES):  # lane: key start + lane
-            take_columns(qkv, FRONT + start, k, columns)
+            take_columns(qkv, PAD_ROWS + start, k, columns)
             k0, k1, k2, k3 = load(columns, 0, 0), load(columns, 1, 0), load(columns, 2, 0), load(columns, 3, 0)
             k4, k5, k6, k7 = load(columns, 4, 0), load(columns, 5, 0), load(columns, 6, 0), load(columns, 7, 0)
-            take_columns(qkv, FRONT + start, v, columns)
+            take_columns(qkv, PAD_ROWS + start, v, columns)
             v0, v1, v2, v3 = load(columns, 0, 0), load(columns, 1, 0), load(columns, 2, 0), load(columns, 3, 0)
             v4, v5, v6, v7 = load(columns, 4, 0), load(columns, 5, 0), load(columns, 6, 0), load(columns, 7, 0)
             t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = splat(0)
             u0 = u1 = u2 = u3 = u4 = u5 = u6 = u7 = splat(0)
             for i in range(start, length):
-                r = FRONT + i
-                s = dot(k0, k1, k2, k3, k4, k5, k6, k7, qkv, r, q) - splat(highest[head, r])
+                r = PAD_ROWS + i
+                s = dot(k0, k1, k2, k3, k4, k5, k6, k7, qkv, r, q) - splat(row_max[head, r])
                 if i < start + LANES - 1:
                     s = up_to_lane(i - start, s, -np.inf)  # keys after the query
                 p = exp2(s) * splat(inverse[head, r])
@@ -310,18 +344,18 @@ def attend_backward(qkv, highest, inverse, out, grad, dqkv, deltas, columns, dsc
             put_rows(columns, 4, 0, t4 * factor, t5 * factor, t6 * factor, t7 * factor, False)
             for lane in range(min(LANES, length - start)):
                 for d in range(HEAD_SIZE):
-                    dqkv[FRONT + start + lane, k + d] = columns[d, lane]
+                    dqkv[PAD_ROWS + start + lane, k + d] = columns[d, lane]
             put_rows(columns, 0, 0, u0, u1, u2, u3, False)
             put_rows(columns, 4, 0, u4, u5, u6, u7, False)
             for lane in range(min(LANES, length - start)):
                 for d in range(HEAD_SIZE):
-                    dqkv[FRONT + start + lane, v + d] = columns[d, lane]
+                    dqkv[PAD_ROWS + start + lane, v + d] = columns[d, lane]
 
         # dquery = dscores times keys. A vector holds two keys, channel by channel: lane 2 d + e is channel d of key e.
         for j in range(0, len(out), 2):
             for d in range(HEAD_SIZE):
-                pairs[j // 2, 2 * d] = qkv[FRONT + j, k + d]
-                pairs[j // 2, 2 * d + 1] = qkv[FRONT + j + 1, k + d]
+                pairs[j // 2, 2 * d] = qkv[PAD_ROWS + j, k + d]
+                pairs[j // 2, 2 * d + 1] = qkv[PAD_ROWS + j + 1, k + d]
         for i in range(0, length, 4):
             t0 = t1 = t2 = t3 = splat(0)
             for j in range(0, i // LANES * LANES + LANES, 2):
@@ -333,7 +367,7 @@ def attend_backward(qkv, highest, inverse, out, grad, dqkv, deltas, columns, dsc
             put_rows(columns, 0, 0, t0, t1, t2, t3, False)
             for n in range(min(4, length - i)):
                 for d in range(HEAD_SIZE):
-                    dqkv[FRONT + i + n, q + d] = (columns[n, 2 * d] + columns[n, 2 * d + 1]) * LN_2
+                    dqkv[PAD_ROWS + i + n, q + d] = (columns[n, 2 * d] + columns[n, 2 * d + 1]) * LN_2
 
 
 @kernel
@@ -361,14 +395,14 @@ def mix_backward(qkv, weight, places, grad, dqkv, dweight):
         for k in range(0, neighbors, 4):
             s0 = s1 = s2 = s3 = splat(0)
             for t in range(len(places)):
-                g = load(grad, FRONT + t, c)
+                g = load(grad, PAD_ROWS + t, c)
                 s0 = fma(g, load(qkv, places[t, k], v), s0)
                 s1 = fma(g, load(qkv, places[t, k + 1], v), s1)
                 s2 = fma(g, load(qkv, places[t, k + 2], v), s2)
                 s3 = fma(g, load(qkv, places[t, k + 3], v), s3)
             put_rows(dweight, k, c, s0, s1, s2, s3, True)
         for t in range(len(places)):
-            g = load(grad, FRONT + t, c)
+            g = load(grad, PAD_ROWS + t, c)
             for k in range(neighbors):
                 r = places[t, k]
                 store(dqkv, r, v, fma(load(weight, k, c), g, load(dqkv, r, v)))
@@ -411,55 +445,66 @@ def embed_backward(ids, context, grad, dtable, dposition):
 
 
 def blocks_forward(
-    ids, gain_rows, states, attendeds, statistics, out, weights, places, context, turns, eps, slope, keeps, first, last
+    ids,
+    gain_rows,
+    states,
+    attention_outputs,
+    statistics,
+    out,
+    weights,
+    places,
+    context,
+    cos_sin,
+    eps,
+    beta,
+    save_for_backward,
+    first,
+    last,
 ):
     """Images `first` to `last` - 1 through all blocks and the last norm: ids -> `out` (B, T, C).
 
     Args:
         ids: Prompt and tokens (B, T).
         gain_rows: Which row of the gains is each image's (B,).
-        states, attendeds, statistics: What backward needs, if `keeps`: inputs of the blocks and output of the last
-            (B, L + 1, rows, C), where rows is T rounded up to a multiple of LANES; results of attention (B, L, rows,
-            C), and of its softmax (B, L, 2 H, FRONT + rows). Otherwise empty.
-        weights: Tables of the context and of the positions (1, rows, C), then matrices (L, inputs, outputs), vectors
-            (L, 1, outputs) and the mixing's (L, K, C); then the gains of the attention's and of the MLP's norms (L, R,
-            C) and of the last (1, R, C), where R is 1, or the number of prompts.
+        states, attention_outputs, statistics: Filled in if `save_for_backward`, otherwise empty: inputs of the blocks
+            and output of the last (B, L + 1, rows, C), where rows is T rounded up to a multiple of LANES; outputs of
+            attention (B, L, rows, C); maxima and inverse sums of its softmax (B, L, 2 H, PAD_ROWS + rows).
+        weights: `BlockWeights`, with the scale of the scores in the queries' matrices and biases.
         places: Rows of the neighbors (T, K); 0 is outside.
         context: For `embed`.
-        turns: For `turn`.
+        cos_sin: For `apply_rotary`.
     """
-    table, position, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, down_w, down_b, gain1, gain2, last_gain = weights
-    (length, channels), inner = out.shape[1:], up_w.shape[2]
+    (length, channels), inner = out.shape[1:], weights.up_weight.shape[2]
     rows = (length + LANES - 1) // LANES * LANES
     heads = channels // HEAD_SIZE
     x, normed = np.empty((rows, channels), float32), np.empty((rows, channels), float32)
-    attended, mixed = np.zeros((rows, channels), float32), np.empty((rows, channels), float32)
-    qkv, hidden = np.zeros((FRONT + rows, 3 * channels), float32), np.empty((rows, inner), float32)
-    statistic, scales = np.zeros((2 * heads, FRONT + rows), float32), np.empty(rows, float32)
+    attention_output, mixed = np.zeros((rows, channels), float32), np.empty((rows, channels), float32)
+    qkv, hidden = np.zeros((PAD_ROWS + rows, 3 * channels), float32), np.empty((rows, inner), float32)
+    statistic, scales = np.zeros((2 * heads, PAD_ROWS + rows), float32), np.empty(rows, float32)
     scores, columns = np.empty((rows + LANES, LANES), float32), np.empty((HEAD_SIZE, LANES), float32)
     for image in range(first, last):
         gain_row = gain_rows[image]
         x[length:] = float32(0)
-        embed(ids[image], table[0], position[0], context, x)
-        if keeps:
+        embed(ids[image], weights.context_table[0], weights.position_table[0], context, x)
+        if save_for_backward:
             states[image, 0] = x
-        for layer in range(len(qkv_w)):
-            normalize(x, eps, gain1[layer], gain_row, normed, scales)
-            linear(normed, qkv_w[layer], qkv_b[layer], qkv, FRONT, False)
-            turn(qkv, turns, length, 1)
-            attend(qkv, statistic[:heads], statistic[heads:], attended, scores, columns, length)
-            mixed[:] = attended
-            mix(qkv, mixing[layer], places, mixed)
-            if keeps:
-                attendeds[image, layer], statistics[image, layer] = attended, statistic
-            linear(mixed, out_w[layer], out_b[layer], x, 0, True)
-            normalize(x, eps, gain2[layer], gain_row, normed, scales)
-            linear(normed, up_w[layer], up_b[layer], hidden, 0, False)
-            activate(hidden, slope, hidden, False)
-            linear(hidden, down_w[layer], down_b[layer], x, 0, True)
-            if keeps:
+        for layer in range(len(weights.qkv_weight)):
+            normalize(x, eps, weights.attention_gain[layer], gain_row, normed, scales)
+            linear(normed, weights.qkv_weight[layer], weights.qkv_bias[layer], qkv, PAD_ROWS, False)
+            apply_rotary(qkv, cos_sin, length, 1)
+            attend(qkv, statistic[:heads], statistic[heads:], attention_output, scores, columns, length)
+            mixed[:] = attention_output
+            mix(qkv, weights.mixing_weight[layer], places, mixed)
+            if save_for_backward:
+                attention_outputs[image, layer], statistics[image, layer] = attention_output, statistic
+            linear(mixed, weights.out_weight[layer], weights.out_bias[layer], x, 0, True)
+            normalize(x, eps, weights.mlp_gain[layer], gain_row, normed, scales)
+            linear(normed, weights.up_weight[layer], weights.up_bias[layer], hidden, 0, False)
+            activate(hidden, beta, hidden, False)
+            linear(hidden, weights.down_weight[layer], weights.down_bias[layer], x, 0, True)
+            if save_for_backward:
                 states[image, layer + 1] = x
-        normalize(x, eps, last_gain[0], gain_row, normed, scales)
+        normalize(x, eps, weights.last_gain[0], gain_row, normed, scales)
         out[image] = normed[:length]
 
 
@@ -467,15 +512,15 @@ def blocks_backward(
     ids,
     gain_rows,
     states,
-    attendeds,
+    attention_outputs,
     statistics,
     weights,
     transposed,
     places,
     context,
-    turns,
+    cos_sin,
     eps,
-    slope,
+    beta,
     grad,
     grads,
     first,
@@ -484,61 +529,66 @@ def blocks_backward(
     """Groups `first` to `last` - 1: d loss / d out (B, T, C), `grad`, -> `grads`.
 
     Args:
-        states, attendeds, statistics: As `blocks_forward` kept them. What else it computed is computed again.
-        transposed: The matrices of query, key and value, of the attention's output, up and down: (L, outputs, inputs).
-        grads: A gradient for each of the weights and each group of images (groups, L, ...), zero at first.
+        states, attention_outputs, statistics: As `blocks_forward` saved them. Everything else is recomputed.
+        transposed: `TransposedWeights`.
+        grads: `BlockWeights` of gradients for each group of images (groups, L, ...), zero at first.
     """
-    _, _, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, _, _, gain1, gain2, last_gain = weights
-    qkv_wt, out_wt, up_wt, down_wt = transposed
-    dtable, dposition, dqkv_w, dqkv_b, dmixing, dout_w, dout_b, dup_w, dup_b, ddown_w, ddown_b = grads[:11]
-    dgain1, dgain2, dlast_gain = grads[11:]
-    (rows, channels), inner, images = states.shape[2:], up_w.shape[2], len(states)
+    (rows, channels), inner, images = states.shape[2:], weights.up_weight.shape[2], len(states)
     heads = channels // HEAD_SIZE
     normed, scales = np.empty((rows, channels), float32), np.empty(rows, float32)  # of the attention's input
     normed2, scales2 = np.empty((rows, channels), float32), np.empty(rows, float32)  # of the MLP's input
     dnormed, after = np.empty((rows, channels), float32), np.empty((rows, channels), float32)
-    hidden, slopes = np.empty((rows, inner), float32), np.empty((rows, inner), float32)
+    hidden, derivative = np.empty((rows, inner), float32), np.empty((rows, inner), float32)
     dhidden, no_bias = np.empty((rows, inner), float32), np.zeros((1, max(channels, inner)), float32)
-    qkv, dqkv = np.zeros((FRONT + rows, 3 * channels), float32), np.zeros((FRONT + rows, 3 * channels), float32)
-    mixed, dmixed = np.empty((rows, channels), float32), np.zeros((FRONT + rows, channels), float32)
-    deltas, columns = np.zeros((1, FRONT + rows), float32), np.empty((HEAD_SIZE, LANES), float32)
+    qkv, dqkv = np.zeros((PAD_ROWS + rows, 3 * channels), float32), np.zeros((PAD_ROWS + rows, 3 * channels), float32)
+    mixed, dmixed = np.empty((rows, channels), float32), np.zeros((PAD_ROWS + rows, channels), float32)
+    deltas, columns = np.zeros((1, PAD_ROWS + rows), float32), np.empty((HEAD_SIZE, LANES), float32)
     dscores, pairs = np.empty((rows, rows), float32), np.empty((rows // 2, LANES), float32)
     dx, length = np.empty((rows, channels), float32), grad.shape[1]
     for group in range(first, last):
-        for image in range(group * images // len(dqkv_w), (group + 1) * images // len(dqkv_w)):
-            x, gain_row = states[image, len(qkv_w)], gain_rows[image]
+        for image in range(group * images // len(grads.qkv_weight), (group + 1) * images // len(grads.qkv_weight)):
+            x, gain_row = states[image, len(weights.qkv_weight)], gain_rows[image]
             dx[:] = float32(0)
-            normalize(x, eps, last_gain[0], gain_row, normed, scales)
-            add_normalize_gradient(x, scales, last_gain[0], gain_row, grad[image], dx, dlast_gain[group, 0])
-            for layer in range(len(qkv_w) - 1, -1, -1):
-                x, attended, statistic = states[image, layer], attendeds[image, layer], statistics[image, layer]
-                normalize(x, eps, gain1[layer], gain_row, normed, scales)
-                linear(normed, qkv_w[layer], qkv_b[layer], qkv, FRONT, False)
-                turn(qkv, turns, length, 1)
-                mixed[:], after[:] = attended, x
-                mix(qkv, mixing[layer], places, mixed)
-                linear(mixed, out_w[layer], out_b[layer], after, 0, True)
-                normalize(after, eps, gain2[layer], gain_row, normed2, scales2)
-                linear(normed2, up_w[layer], up_b[layer], hidden, 0, False)
-                activate(hidden, slope, slopes, True)
+            normalize(x, eps, weights.last_gain[0], gain_row, normed, scales)
+            add_normalize_gradient(
+                x, scales, weights.last_gain[0], gain_row, grad[image], dx, grads.last_gain[group, 0]
+            )
+            for layer in range(len(weights.qkv_weight) - 1, -1, -1):
+                x, attention_output = states[image, layer], attention_outputs[image, layer]
+                statistic = statistics[image, layer]
+                normalize(x, eps, weights.attention_gain[layer], gain_row, normed, scales)
+                linear(normed, weights.qkv_weight[layer], weights.qkv_bias[layer], qkv, PAD_ROWS, False)
+                apply_rotary(qkv, cos_sin, length, 1)
+                mixed[:], after[:] = attention_output, x
+                mix(qkv, weights.mixing_weight[layer], places, mixed)
+                linear(mixed, weights.out_weight[layer], weights.out_bias[layer], after, 0, True)
+                normalize(after, eps, weights.mlp_gain[layer], gain_row, normed2, scales2)
+                linear(normed2, weights.up_weight[layer], weights.up_bias[layer], hidden, 0, False)
+                activate(hidden, beta, derivative, True)
 
-                add_outer(hidden, dx, 0, ddown_w[group, layer], ddown_b[group, layer])
-                linear(dx, down_wt[layer], no_bias, dhidden, 0, False)
-                multiply(dhidden, slopes)
-                add_outer(normed2, dhidden, 0, dup_w[group, layer], dup_b[group, layer])
-                linear(dhidden, up_wt[layer], no_bias, dnormed, 0, False)
-                add_normalize_gradient(after, scales2, gain2[layer], gain_row, dnormed, dx, dgain2[group, layer])
+                add_outer(hidden, dx, 0, grads.down_weight[group, layer], grads.down_bias[group, layer])
+                linear(dx, transposed.down[layer], no_bias, dhidden, 0, False)
+                multiply(dhidden, derivative)
+                add_outer(normed2, dhidden, 0, grads.up_weight[group, layer], grads.up_bias[group, layer])
+                linear(dhidden, transposed.up[layer], no_bias, dnormed, 0, False)
+                add_normalize_gradient(
+                    after, scales2, weights.mlp_gain[layer], gain_row, dnormed, dx, grads.mlp_gain[group, layer]
+                )
 
-                add_outer(mixed, dx, 0, dout_w[group, layer], dout_b[group, layer])
-                linear(dx, out_wt[layer], no_bias, dmixed, FRONT, False)
+                add_outer(mixed, dx, 0, grads.out_weight[group, layer], grads.out_bias[group, layer])
+                linear(dx, transposed.out[layer], no_bias, dmixed, PAD_ROWS, False)
                 softmax = statistic[:heads], statistic[heads:]
-                attend_backward(qkv, *softmax, attended, dmixed, dqkv, deltas, columns, dscores, pairs, length)
-                turn(dqkv, turns, length, -1)
-                mix_backward(qkv, mixing[layer], places, dmixed, dqkv, dmixing[group, layer])
-                add_outer(normed, dqkv, FRONT, dqkv_w[group, layer], dqkv_b[group, layer])
-                linear(dqkv[FRONT:], qkv_wt[layer], no_bias, dnormed, 0, False)
-                add_normalize_gradient(x, scales, gain1[layer], gain_row, dnormed, dx, dgain1[group, layer])
-            embed_backward(ids[image], context, dx, dtable[group, 0], dposition[group, 0])
+                attend_backward(qkv, *softmax, attention_output, dmixed, dqkv, deltas, columns, dscores, pairs, length)
+                apply_rotary(dqkv, cos_sin, length, -1)
+                mix_backward(
+                    qkv, weights.mixing_weight[layer], places, dmixed, dqkv, grads.mixing_weight[group, layer]
+                )
+                add_outer(normed, dqkv, PAD_ROWS, grads.qkv_weight[group, layer], grads.qkv_bias[group, layer])
+                linear(dqkv[PAD_ROWS:], transposed.qkv[layer], no_bias, dnormed, 0, False)
+                add_normalize_gradient(
+                    x, scales, weights.attention_gain[layer], gain_row, dnormed, dx, grads.attention_gain[group, layer]
+                )
+            embed_backward(ids[image], context, dx, grads.context_table[group, 0], grads.position_table[group, 0])
 
 
 @functools.cache
@@ -546,12 +596,12 @@ def make_kernels():
     """Compile (forward, backward)."""
     three, four, number = numba.float32[:, :, ::1], numba.float32[:, :, :, ::1], numba.int64
     ids, places, context, real = number[:, ::1], number[:, ::1], number[:, :, ::1], numba.float32
-    kept, tables = (ids, number[::1], four, four, four), (places, context, three, real, real)
-    weights, transposed, grads = (numba.types.UniTuple(*x) for x in ((three, 14), (three, 4), (four, 14)))
-    return (
-        compile_kernel(blocks_forward, (*kept, three, weights, *tables, numba.boolean, number, number)),
-        compile_kernel(blocks_backward, (*kept, weights, transposed, *tables, three, grads, number, number)),
+    saved, tables = (ids, number[::1], four, four, four), (places, context, three, real, real)
+    weights, grads = (
+        numba.types.NamedUniTuple(array, len(BlockWeights._fields), BlockWeights) for array in (three, four)
     )
-
-
-__all__ = []
+    transposed = numba.types.NamedUniTuple(three, len(TransposedWeights._fields), TransposedWeights)
+    return (
+        compile_kernel(blocks_forward, (*saved, three, weights, *tables, numba.boolean, number, number)),
+        compile_kernel(blocks_backward, (*saved, weights, transposed, *tables, three, grads, number, number)),
+    )

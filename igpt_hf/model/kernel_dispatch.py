@@ -1,6 +1,8 @@
-"""When a compiled kernel replaces the model's modules, what it is given, and its gradients."""
+"""When a compiled kernel replaces the model's modules, how it is called, and its gradients."""
 
 import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -9,20 +11,63 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.activations import ACT2FN
 
-from .kernel_blocks import FRONT, HEAD_SIZE, LOG2_E, float32, make_kernels
-from .kernel_sampling import make_kernel
-from .kernel_simd import (
-    LANES,
-    is_numba_usable,
-    run_tasks,
+from .input_checks import check_prompt
+from .kernel_blocks import HEAD_SIZE, PAD_ROWS, BlockWeights, TransposedWeights, float32, make_kernels
+from .kernel_packing import (
+    context_rows,
+    gain_rows,
+    named_weights,
+    neighbor_rows,
+    rotary_table,
+    scale_queries,
+    stacked_weights,
 )
-from .neighborhood import context_ids, neighbor_index, rotations
+from .kernel_sampling import make_kernel
+from .kernel_simd import LANES, numba
+from .neighborhood import context_ids, neighbor_index, rotary_cos_sin
 
 
 MAX_CHANNELS, MAX_VOCAB_SIZE = 64, 512  # beyond, torch's matrix products are as fast, and gradients of tables large
-TASKS = 32  # at most so many groups of images, each with gradients of its own
-MATRICES = (2, 5, 7, 9)  # among the weights: of query, key and value; of the output; up; down
-SLOPES = {"quick_gelu": 1.702, "silu": 1.0, "swish": 1.0}  # act(x) = x sigmoid(slope x)
+MAX_HIDDEN_SIZE = 128  # of the sampler; beyond, torch's matrix products win. `sample_token` sorts: MAX_VOCAB_SIZE too
+TASKS = 32  # at most this many groups of images, each with gradients of its own
+BETAS = {"quick_gelu": 1.702, "silu": 1.0, "swish": 1.0}  # act(x) = x sigmoid(beta x)
+DEFAULTS = (1.0, 0, 1.0, 0.0, 1.0)  # temperature, top_k, top_p, min_p, guidance_scale
+# The classes of the model's modules are defined in these files; a subclass elsewhere may compute something else.
+MODEL_CODE = (f"{__package__}.layers_igpt", f"{__package__}.modeling_igpt")
+
+
+def is_numba_usable() -> bool:
+    """Whether kernels can be compiled and called here."""
+    return numba is not None and not numba.config.DISABLE_JIT and not torch.compiler.is_compiling()
+
+
+# --- threads --------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def thread_pool(process, threads):
+    """One pool per process, since a forked process does not inherit the threads."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="igpt")
+
+
+def run_tasks(kernel, tasks: int):
+    """Call kernel(first, last) for all tasks, on torch's number of threads, including this one."""
+    threads = max(1, min(torch.get_num_threads(), tasks))
+    share = max(1, tasks // (4 * threads))  # several shares per thread: one that is held up takes fewer of them
+    starts = iter(range(0, tasks, share))  # all threads take from it
+
+    def work():
+        for start in starts:
+            kernel(start, min(start + share, tasks))
+
+    helpers = [thread_pool(os.getpid(), threads).submit(work) for _ in range(threads - 1)]
+    work()
+    for helper in helpers:
+        if not helper.cancel():  # it has begun
+            helper.result()
+
+
+# --- blocks: forward and backward -----------------------------------------------------------------------------------
 
 
 def pairwise_sum(x: torch.Tensor) -> torch.Tensor:
@@ -39,34 +84,40 @@ def pairwise_sum(x: torch.Tensor) -> torch.Tensor:
 
 
 class Blocks(torch.autograd.Function):
+    """The kernels `blocks_forward` and `blocks_backward`, for autograd."""
+
     @staticmethod
-    def forward(ctx, model, input_ids, gain_rows, places, context, turns, eps, slope, *weights):
-        (batch, length), channels = input_ids.shape, weights[0].shape[2]
-        keeps, layers, rows = any(ctx.needs_input_grad), len(weights[2]), -(-length // LANES) * LANES
-        kept = (batch, layers) if keeps else (0, 0)
-        states = weights[0].new_empty(kept[0], layers + 1, rows, channels)
-        attendeds = states.new_empty(*kept, rows, channels)
-        statistics = states.new_empty(*kept, 2 * channels // HEAD_SIZE, FRONT + rows)
+    def forward(ctx, model, input_ids, gain_rows, tables, constants, *weights):
+        weights = BlockWeights(*weights)
+        (batch, length), channels = input_ids.shape, weights.context_table.shape[2]
+        layers, rows = len(weights.qkv_weight), -(-length // LANES) * LANES
+        save_for_backward = any(ctx.needs_input_grad)
+        saved = (batch, layers) if save_for_backward else (0, 0)
+        states = weights.context_table.new_empty(saved[0], layers + 1, rows, channels)
+        attention_outputs = states.new_empty(*saved, rows, channels)
+        statistics = states.new_empty(*saved, 2 * channels // HEAD_SIZE, PAD_ROWS + rows)
         out = states.new_empty(batch, length, channels)
         ctx.save_for_backward(*weights)
         ctx.model, ctx.input_ids = model, input_ids
-        ctx.arrays = [tensor.numpy() for tensor in (input_ids, gain_rows, states, attendeds, statistics)]
-        ctx.scaled = tuple(weight.detach().numpy() for weight in scale_queries(weights, HEAD_SIZE))
-        ctx.settings = (places.numpy(), context.numpy(), turns.numpy(), float32(eps), float32(slope))
-        arrays = (*ctx.arrays, out.numpy(), ctx.scaled, *ctx.settings, keeps)
+        ctx.arrays = [x.numpy() for x in (input_ids, gain_rows, states, attention_outputs, statistics)]
+        ctx.scaled = BlockWeights(*(weight.detach().numpy() for weight in scale_queries(weights, HEAD_SIZE)))
+        ctx.settings = (*(table.numpy() for table in tables), *map(float32, constants))
+        arrays = (*ctx.arrays, out.numpy(), ctx.scaled, *ctx.settings, save_for_backward)
         run_tasks(functools.partial(make_kernels()[0], *arrays), batch)
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        if torch.is_grad_enabled():  # create_graph: the gradient shall have a gradient, which the kernel's has not
+        if torch.is_grad_enabled():  # create_graph: the gradient needs a gradient, which the kernel does not have
             wanted = ctx.needs_input_grad[-len(ctx.saved_tensors) :]
-            return *[None] * 8, *module_gradients(ctx.model, ctx.input_ids, ctx.saved_tensors, wanted, grad)
-        grads = [grad.new_zeros(min(len(grad), TASKS), *weight.shape) for weight in ctx.scaled]
-        transposed = tuple(np.ascontiguousarray(ctx.scaled[i].transpose(0, 2, 1)) for i in MATRICES)
+            return *[None] * 5, *module_gradients(ctx.model, ctx.input_ids, ctx.saved_tensors, wanted, grad)
+        grads = BlockWeights(*(grad.new_zeros(min(len(grad), TASKS), *weight.shape) for weight in ctx.scaled))
+        matrices = (ctx.scaled.qkv_weight, ctx.scaled.out_weight, ctx.scaled.up_weight, ctx.scaled.down_weight)
+        transposed = TransposedWeights(*(np.ascontiguousarray(matrix.transpose(0, 2, 1)) for matrix in matrices))
         arrays = (*ctx.arrays, ctx.scaled, transposed, *ctx.settings, grad.contiguous().numpy())
-        run_tasks(functools.partial(make_kernels()[1], *arrays, tuple(x.numpy() for x in grads)), len(grads[0]))
-        return *[None] * 8, *map(pairwise_sum, scale_queries(grads, HEAD_SIZE))
+        kernel = functools.partial(make_kernels()[1], *arrays, BlockWeights(*(x.numpy() for x in grads)))
+        run_tasks(kernel, len(grads.context_table))
+        return *[None] * 5, *map(pairwise_sum, scale_queries(grads, HEAD_SIZE))
 
 
 def module_gradients(model, input_ids, weights, wanted: list[bool], grad) -> list[torch.Tensor | None]:
@@ -78,9 +129,9 @@ def module_gradients(model, input_ids, weights, wanted: list[bool], grad) -> lis
         grad: d loss / d `last_hidden_state`, (B, T, C).
     """
     positions = torch.arange(input_ids.shape[1])
-    context = context_ids(input_ids, positions, model.config)  # a call with it is left to the modules
+    context = context_ids(input_ids, positions, model.config)  # with it, the modules are used
     with sdpa_kernel(SDPBackend.MATH):  # the only attention of torch that has a second derivative
-        parameters = named_weights(model, weights)
+        parameters = named_weights(model, BlockWeights(*weights))
         out = functional_call(model, parameters, (input_ids,), {"context": context, "use_cache": False})
     inputs = [weight for weight, is_wanted in zip(weights, wanted, strict=True) if is_wanted]
     grads = iter(torch.autograd.grad(out.last_hidden_state, inputs, grad, create_graph=True))
@@ -101,104 +152,11 @@ class LinearOfImages(torch.autograd.Function):
         return grad @ weight, pairwise_sum(grad.mT @ x)
 
 
-# The parameters of a block, in the order of `stacked_weights`.
-BLOCK_WEIGHTS = (
-    *("attention.qkv_proj.weight", "attention.qkv_proj.bias", "attention.local_mixing.weight"),
-    *("attention.out_proj.weight", "attention.out_proj.bias"),
-    *("mlp.up_proj.weight", "mlp.up_proj.bias", "mlp.down_proj.weight", "mlp.down_proj.bias"),
-    *("attention_norm.weight", "mlp_norm.weight"),
-)
-
-
-def stacked_weights(model) -> tuple[torch.Tensor, ...]:
-    """The weights of an IGPTModel, each kind as one tensor, as `blocks_forward` takes them but for `scale_queries`.
-
-    Autograd leads back to the parameters.
-    """
-    layers, embeddings = model.layers, model.embeddings
-
-    def matrices(modules):
-        return torch.stack([module.weight.mT for module in modules])
-
-    def vectors(modules):
-        return torch.stack([module.bias for module in modules])[:, None]
-
-    def gains(norms):
-        return torch.stack([norm.weight.view(-1, norm.weight.shape[-1]) for norm in norms])
-
-    attentions, mlps = [layer.attention for layer in layers], [layer.mlp for layer in layers]
-    qkv, out = [x.qkv_proj for x in attentions], [x.out_proj for x in attentions]
-    up, down = [x.up_proj for x in mlps], [x.down_proj for x in mlps]
-    if attentions[0].local_mixing is None:
-        mixing = torch.zeros(len(layers), 0, out[0].in_features)
-    else:
-        mixing = matrices([x.local_mixing for x in attentions])
-    return (
-        *(embeddings.context.weight[None], embeddings.position.weight[None]),
-        *(matrices(qkv), vectors(qkv), mixing, matrices(out), vectors(out)),
-        *(matrices(up), vectors(up), matrices(down), vectors(down)),
-        *(gains([x.attention_norm for x in layers]), gains([x.mlp_norm for x in layers]), gains([model.norm])),
-    )
-
-
-def named_weights(model, weights: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
-    """Undo `stacked_weights`: an IGPTModel's parameters, by name."""
-    table, position, *stacked, last_gain = weights
-    named = {"norm.weight": last_gain, "embeddings.context.weight": table, "embeddings.position.weight": position}
-    for name, layers in zip(BLOCK_WEIGHTS, stacked, strict=True):
-        is_matrix = "norm" not in name  # of which the stack holds the transpose
-        named |= {f"layers.{index}.{name}": weight.mT if is_matrix else weight for index, weight in enumerate(layers)}
-    return {name: named[name].reshape(parameter.shape) for name, parameter in model.named_parameters()}
-
-
-def query_scale(channels: int, head_size: int) -> torch.Tensor:
-    """Factors of query, key and value (3 C,): log2(e) / sqrt(head size) for the queries, and 1."""
-    scale = torch.ones(3 * channels)
-    scale[:channels] = head_size**-0.5 * LOG2_E
-    return scale
-
-
-def scale_queries(weights, head_size: int) -> tuple[torch.Tensor, ...]:
-    """Multiply the scale of the scores into the queries' matrix and bias: of `stacked_weights`, or of gradients.
-
-    d loss / d weight is the same multiple of d loss / d (scaled weight): one function serves both.
-    """
-    table, position, qkv_w, qkv_b, *rest = weights
-    scale = query_scale(qkv_w.shape[-2], head_size)
-    return table, position, qkv_w * scale, qkv_b * scale, *rest
-
-
-def gain_rows(input_ids: torch.Tensor, config) -> torch.Tensor:
-    """Which row of a norm's gains each prompt takes: (B, T) ids -> (B,)."""
-    return (input_ids[:, 0] - config.vocab_size) * config.class_conditional_norm
-
-
-def neighbor_rows(length: int, config) -> torch.Tensor:
-    """Rows of the neighbors in query, key and value, (T, K); row 0, of zeros, stands for those outside."""
-    if config.neighborhood_radius == 0:
-        return torch.zeros(length, 0, dtype=torch.long)
-    places, is_inside = neighbor_index(torch.arange(length), config)
-    return torch.where(is_inside, FRONT + places, 0)
-
-
-def context_rows(length: int, first_rows: list[int], config) -> torch.Tensor:
-    """The table that `embed` reads, (T, K + 1, 2)."""
-    places, is_inside = neighbor_index(torch.arange(length), config, wraps=True)
-    rows = torch.tensor(first_rows[:-1]) + torch.where(is_inside, 0, config.vocab_size)
-    neighbors = torch.stack([torch.where(is_inside, places, -1), rows], dim=2)
-    prompt = torch.tensor([0, first_rows[-1]]).expand(length, 1, 2)
-    return torch.cat([neighbors, prompt], dim=1)
-
-
-def turn_rows(length: int, config) -> torch.Tensor:
-    """The table that `turn` reads, (2, T, LANES)."""
-    cos, sin = rotations(torch.arange(length), config)  # (T, HEAD_SIZE / 2) each
-    signed = torch.stack([torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)])
-    return signed.repeat(1, 1, LANES // HEAD_SIZE)
+# --- when the kernels are used --------------------------------------------------------------------------------------
 
 
 def are_blocks_usable(model, input_ids: torch.Tensor) -> bool:
-    """Whether `run_blocks` computes what an IGPTModel's modules would: small, and nothing but themselves."""
+    """Whether the compiled kernel can replace the modules: a small, unmodified float32 model on the CPU."""
     config = model.config
     return (
         is_numba_usable()
@@ -208,7 +166,7 @@ def are_blocks_usable(model, input_ids: torch.Tensor) -> bool:
         and config._attn_implementation == "sdpa"
         and config.hidden_size == HEAD_SIZE * config.num_attention_heads <= MAX_CHANNELS
         and config.hidden_size % LANES == config.intermediate_size % LANES == 0
-        and config.hidden_act in SLOPES
+        and config.hidden_act in BETAS
         and (config.vocab_size <= MAX_VOCAB_SIZE or not torch.is_grad_enabled())  # a gradient for each group of images
         and not (model.training and (config.attention_dropout or model.layers[0].gradient_checkpointing))
         and is_plain(model, config)
@@ -216,7 +174,7 @@ def are_blocks_usable(model, input_ids: torch.Tensor) -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether a transformation of torch.func (grad, vmap, ...) is at work; it can follow torch's operations only."""
+    """Whether a transformation of torch.func (grad, vmap, ...) is active; it can follow only torch's operations."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
@@ -232,45 +190,45 @@ def are_in_range(input_ids: torch.Tensor, config) -> bool:
 def run_blocks(model, input_ids: torch.LongTensor) -> torch.Tensor:
     """All of an IGPTModel, from the first position on: ids (B, T) -> `last_hidden_state`, float32 (B, T, C)."""
     config, length = model.config, input_ids.shape[1]
-    tables = neighbor_rows(length, config), context_rows(length, model.embeddings.first_rows, config)
-    constants = (*tables, turn_rows(length, config), config.rms_norm_eps, SLOPES[config.hidden_act])
-    weights = stacked_weights(model)
+    tables = (
+        neighbor_rows(length, config),
+        context_rows(length, model.embeddings.first_rows, config),
+        rotary_table(length, config),
+    )
+    constants = (config.rms_norm_eps, BETAS[config.hidden_act])
     rows = gain_rows(input_ids, config)
-    return Blocks.apply(model, input_ids.contiguous(), rows, *constants, *weights)
+    return Blocks.apply(model, input_ids.contiguous(), rows, tables, constants, *stacked_weights(model))
 
 
 def is_plain(model: nn.Module, config) -> bool:
-    """Whether all modules are the model's own, float32 on the CPU, and no hook or wrapper changes what they do.
-
-    Hooks that the library leaves behind once it was asked for hidden states or attentions do nothing by themselves.
-    """
+    """Whether all modules are the model's own, float32 on the CPU, and no hook or wrapper changes what they do."""
     kinds = (nn.Linear, nn.Embedding, nn.ModuleList, type(ACT2FN[config.hidden_act]))
 
-    def is_changed(module) -> bool:
-        left_behind = "transformers.utils.output_capturing"
-        hooks = [hook for hook in module._forward_hooks.values() if getattr(hook, "__module__", None) != left_behind]
-        others = (module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-        return bool(hooks) or any(others) or "forward" in vars(module)
+    def is_own(module) -> bool:
+        weights = [weight for weight in module._parameters.values() if weight is not None]
+        are_plain = all(weight.dtype == torch.float32 and weight.device.type == "cpu" for weight in weights)
+        is_known = type(module) in kinds or type(module).__module__ in MODEL_CODE
+        return is_known and are_plain and not is_changed(module)
 
-    def is_table_whole() -> bool:  # what lies beyond it would be read too
-        embeddings = model.base_model.embeddings
-        return embeddings.context.weight.shape[0] == embeddings.first_rows[-1] + config.start_token_id + 1
-
-    return (
-        all(
-            (type(module) in kinds or type(module).__module__.rpartition(".")[2] == "modeling_igpt")
-            and not is_changed(module)
-            and all(
-                x is None or (x.dtype == torch.float32 and x.device.type == "cpu") for x in module._parameters.values()
-            )
-            for module in model.modules()
-        )
-        and is_table_whole()
-    )
+    if not all(is_own(module) for module in model.modules()):
+        return False
+    # The kernels do not check bounds: a table of another size than the configuration's would be read beyond its end.
+    embeddings = model.base_model.embeddings
+    return embeddings.context.weight.shape[0] == embeddings.first_rows[-1] + config.start_token_id + 1
 
 
-MAX_HIDDEN_SIZE = 128  # beyond, torch's matrix products win; a vocabulary may have MAX_VOCAB_SIZE, `pick` sorts slowly
-DEFAULTS = (1.0, 0, 1.0, 0.0, 1.0)  # temperature, top_k, top_p, min_p, guidance_scale
+def is_changed(module: nn.Module) -> bool:
+    """Whether hooks or another `forward` change what a module does.
+
+    Hooks that transformers leaves behind once it was asked for hidden states or attentions do nothing by themselves.
+    """
+    left_behind = "transformers.utils.output_capturing"
+    hooks = [hook for hook in module._forward_hooks.values() if getattr(hook, "__module__", None) != left_behind]
+    others = (module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return bool(hooks) or any(others) or "forward" in vars(module)
+
+
+# --- sampling -------------------------------------------------------------------------------------------------------
 
 
 def padded(size: int) -> int:
@@ -279,8 +237,8 @@ def padded(size: int) -> int:
 
 
 @torch.no_grad()
-def padded_weights(model) -> tuple[np.ndarray, ...]:
-    """The weights as `complete_images` takes them: those of `scale_queries` and of the head, padded with zeros."""
+def padded_weights(model) -> tuple[BlockWeights, np.ndarray]:
+    """The weights as `complete_images` takes them: those of `scale_queries`, and the head, padded with zeros."""
 
     def pad(weight, inputs, outputs, parts=1):
         """(L, i, parts * o) -> (L, inputs, parts * outputs)"""
@@ -290,30 +248,40 @@ def padded_weights(model) -> tuple[np.ndarray, ...]:
 
     config = model.config
     scaled = scale_queries(stacked_weights(model.model), config.hidden_size // config.num_attention_heads)
-    table, position, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, down_w, down_b, *gains = scaled
     width, inner, outputs = (padded(n) for n in (config.hidden_size, config.intermediate_size, config.vocab_size))
-    return (
-        *(pad(table, table.shape[1], width), pad(position, position.shape[1], width)),
-        *(pad(qkv_w, width, width, 3), pad(qkv_b, 1, width, 3), pad(mixing, mixing.shape[1], width)),
-        *(pad(out_w, width, width), pad(out_b, 1, width), pad(up_w, width, inner), pad(up_b, 1, inner)),
-        *(pad(down_w, inner, width), pad(down_b, 1, width), *(pad(gain, gain.shape[1], width) for gain in gains)),
-        pad(model.lm_head.weight.T[None], width, outputs),
-        np.zeros((1, 1, outputs), float32),
-    )
+    weights = {name: pad(weight, weight.shape[1], width) for name, weight in scaled._asdict().items()}
+    weights |= {
+        "qkv_weight": pad(scaled.qkv_weight, width, width, parts=3),
+        "qkv_bias": pad(scaled.qkv_bias, 1, width, parts=3),
+        "out_weight": pad(scaled.out_weight, width, width),
+        "up_weight": pad(scaled.up_weight, width, inner),
+        "up_bias": pad(scaled.up_bias, 1, inner),
+        "down_weight": pad(scaled.down_weight, inner, width),
+    }
+    return BlockWeights(**weights), pad(model.lm_head.weight.T[None], width, outputs)
 
 
 def is_sampler_usable(model) -> bool:
-    """Whether `sample_images` can take this model: numba is here, and the model small and nothing but itself."""
+    """Whether `sample_images` can take this model: numba is installed, and the model is small and unmodified."""
     config = model.config
     return (
         is_numba_usable()
         and config.hidden_size <= MAX_HIDDEN_SIZE
         and config.vocab_size <= MAX_VOCAB_SIZE
-        and config.hidden_act in SLOPES
+        and config.hidden_act in BETAS
         and not (model.training and config.attention_dropout)
         and is_plain(model, config)
         and model.lm_head.bias is None
     )
+
+
+def sampler_tables(model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The `tables` of `complete_images`."""
+    config = model.config
+    positions = torch.arange(config.num_image_tokens)
+    places, is_inside = neighbor_index(positions, config)
+    context = context_rows(len(positions), model.model.embeddings.first_rows, config)
+    return torch.where(is_inside, places, 0).numpy(), context.numpy(), rotary_cos_sin(positions, config).numpy()
 
 
 def sample_images(
@@ -331,54 +299,51 @@ def sample_images(
 ):
     """Sample images: prompts and given tokens (B, 1 + given) -> (B, 1 + N), int64.
 
-    The settings have the meaning that they have for the library's `generate`. All randomness is one draw from torch's
-    generator of the CPU: `torch.manual_seed` makes samples repeatable, and the first of a larger batch are the same.
+    The settings mean what they mean for transformers' `generate`. All randomness comes from one call of torch's CPU
+    generator: `torch.manual_seed` makes samples repeatable, and the first samples of a larger batch are the same.
 
     Args:
-        noise: Uniform numbers in [0, 1) instead of that draw, float64 (B, N - given).
+        noise: Uniform numbers in [0, 1) to use instead, float64 (B, N - given).
         return_log_probs: Return also the log-probability of each token by the model as it is, float64 (B, N).
 
     Raises:
         ValueError: Ids out of range, a prompt that is a whole image, or a temperature that is not positive.
-        RuntimeError: Probabilities that are not numbers, because some weights are not.
+        RuntimeError: NaN probabilities, because some weights are NaN or infinite.
     """
-    model._check_prompt(input_ids)
-    if do_sample and temperature is not None and not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}; do_sample=False takes the likeliest.")
     config, batch, given = model.config, len(input_ids), input_ids.shape[1] - 1
-    steps = config.num_image_tokens - given
+    check_prompt(input_ids, config)
+    if do_sample and temperature is not None and not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}; do_sample=False takes the most likely.")
     if noise is None:
-        noise = (torch.rand if do_sample else torch.zeros)(batch, steps, dtype=torch.float64)
+        noise = (torch.rand if do_sample else torch.zeros)(batch, config.num_image_tokens - given, dtype=torch.float64)
     settings = (temperature if do_sample else 0.0, top_k, top_p, min_p, guidance_scale)
     settings = tuple(float(default if x is None else x) for x, default in zip(settings, DEFAULTS, strict=True))
-    ids = nn.functional.pad(input_ids.long(), (0, steps)).contiguous()
-    log_probs = torch.empty(batch, config.num_image_tokens, dtype=torch.float64)
-
-    positions = torch.arange(config.num_image_tokens)
-    places, is_inside = neighbor_index(positions, config)
-    context = context_rows(len(positions), model.model.embeddings.first_rows, config)
-    turns = rotations(positions, config).numpy()
-    starts = torch.full_like(ids[:, :1], config.start_token_id)
-    rows = torch.stack([gain_rows(ids, config), gain_rows(starts, config)], dim=1)
-    arguments = (
-        *(padded_weights(model), (torch.where(is_inside, places, 0).numpy(), context.numpy(), turns)),
-        (config.num_attention_heads, config.hidden_size, config.vocab_size),
-        (float32(config.rms_norm_eps), float32(SLOPES[config.hidden_act])),
-        *(config.start_token_id, ids.numpy(), rows.numpy(), given, noise.numpy(), settings, log_probs.numpy()),
-    )
-    run_tasks(functools.partial(make_kernel(), *arguments), batch)
+    ids, log_probs = complete(model, input_ids, noise, settings)
     if log_probs.isnan().any():
-        raise RuntimeError("The probabilities of the next token are not numbers: some weights are not.")
+        raise RuntimeError("the probabilities of the next token are NaN: some weights are NaN or infinite.")
     return (ids, log_probs) if return_log_probs else ids
 
 
-__all__ = [
-    "LinearOfImages",
-    "MAX_VOCAB_SIZE",
-    "are_blocks_usable",
-    "is_plain",
-    "is_sampler_usable",
-    "is_transformed",
-    "run_blocks",
-    "sample_images",
-]
+@torch.no_grad()
+def complete(model, input_ids, noise, settings: tuple[float, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Call `complete_images`: checked ids, noise and settings -> ids (B, 1 + N), log-probabilities (B, N)."""
+    config, batch, given = model.config, len(input_ids), input_ids.shape[1] - 1
+    ids = nn.functional.pad(input_ids.long(), (0, config.num_image_tokens - given)).contiguous()
+    log_probs = torch.empty(batch, config.num_image_tokens, dtype=torch.float64)
+    starts = torch.full_like(ids[:, :1], config.start_token_id)
+    rows = torch.stack([gain_rows(ids, config), gain_rows(starts, config)], dim=1)
+    arguments = (
+        *padded_weights(model),
+        sampler_tables(model),
+        (config.num_attention_heads, config.hidden_size, config.vocab_size),
+        (float32(config.rms_norm_eps), float32(BETAS[config.hidden_act])),
+        config.start_token_id,
+        ids.numpy(),
+        rows.numpy(),
+        given,
+        noise.numpy(),
+        settings,
+        log_probs.numpy(),
+    )
+    run_tasks(functools.partial(make_kernel(), *arguments), batch)
+    return ids, log_probs

@@ -1,19 +1,19 @@
 """Sampling of whole images on the CPU, compiled by numba: all steps of the model with no Python between them.
 
-`sample_images(model, prompts)` draws from the distribution that `model.generate` draws from, thousands of times faster
-where a model is so small that the library's loop is nearly all overhead.
+`sample_images(model, prompts)` samples from the same distribution as transformers' `generate`, thousands of times
+faster where a model is so small that transformers' loop is nearly all overhead.
 
 Position t knows the tokens before token t. It goes through the layers and yields the probabilities of token t:
 
     x = embeddings of the neighbors, the prompt and the position; then, in each layer,
-    query, key, value = W (rms(x) gain) + b    key and value are kept for the positions to come, query and key turned
+    query, key, value = W (rms(x) gain) + b    query and key are rotated, key and value kept for later positions
     x = x + W (attention + mixing) + b         attention reads positions j <= t, mixing the neighbors
     x = x + W act(W (rms(x) gain) + b) + b
 
-How it becomes fast: SLOTS sequences go through all their steps together, before the next ones begin: so few that their
-keys and values stay in a core's own cache, and enough that one need not wait for another's result. A vector register
-holds LANES numbers side by side: channels of the result in `times`, positions in `attend_row`, for which keys and
-values are stored as (channel, position). Sizes are padded with zeros to multiples of LANES.
+Why it is fast: SLOTS sequences go through all their steps together before the next ones begin: few enough that their
+keys and values stay in a core's own cache, and enough that the processor need not wait for one sequence's results. A
+vector register holds LANES numbers side by side: channels of the result in `linear_row`, positions in `attend_row`,
+for which keys and values are stored as (channel, position). Sizes are padded with zeros to multiples of LANES.
 
 An image's tokens follow from its prompt and its own row of random numbers by a fixed order of operations: they depend
 neither on the number of threads nor on the other images.
@@ -23,17 +23,17 @@ import functools
 
 import numpy as np
 
-from .kernel_blocks import activate
+from .kernel_blocks import BlockWeights, activate
 from .kernel_simd import (
     LANES,
     compile_kernel,
     exp2,
     fma,
-    highest,
     kernel,
     load,
     maximum,
     numba,
+    reduce_max,
     splat,
     store,
     total,
@@ -46,7 +46,7 @@ float32 = np.float32
 
 
 @kernel
-def times(x, row, weight, bias, out, adds):
+def linear_row(x, row, weight, bias, out, adds):
     """out[row] = x[row] weight + bias, plus what it was if `adds`."""
     inputs, outputs = weight.shape
     for o in range(0, outputs, LANES):
@@ -72,8 +72,8 @@ def normalize_row(x, row, size, eps, gains, gain_row, normed):
 
 
 @kernel
-def turn_row(qkv, row, cosines, sines, heads, size, channels):
-    """Rotary positions: turn query and key of qkv[row], from columns 0 and `channels` on, by a position's angles."""
+def apply_rotary_row(qkv, row, cosines, sines, heads, size, channels):
+    """Rotate query and key of qkv[row], from columns 0 and `channels` on, by a position's angles."""
     pairs = len(cosines)
     for part in range(2):
         for head in range(heads):
@@ -90,18 +90,18 @@ def attend_row(query, row, keys, values, first, t, heads, size, scores, mixed):
     last = t // LANES
     for head in range(heads):
         channel = head * size
-        most = splat(-np.inf)
+        largest = splat(-np.inf)
         for block in range(last + 1):
             s = splat(0)
             for d in range(size):
                 s = fma(query[row, channel + d], load(keys, first + channel + d, block * LANES), s)
             if block == last:
                 s = up_to_lane(t % LANES, s, -np.inf)
-            most = maximum(most, s)
+            largest = maximum(largest, s)
             store(scores, block, 0, s)
-        most, norm = splat(highest(most)), splat(0)
+        largest, norm = splat(reduce_max(largest)), splat(0)
         for block in range(last + 1):
-            e = exp2(load(scores, block, 0) - most)
+            e = exp2(load(scores, block, 0) - largest)
             norm += e
             store(scores, block, 0, e)
         factor = float32(1) / total(norm)
@@ -115,20 +115,20 @@ def attend_row(query, row, keys, values, first, t, heads, size, scores, mixed):
 @kernel
 def log_sum_exp(scores):
     """log of the sum of exp(scores)"""
-    most, result = scores.max(), 0.0
+    largest, result = scores.max(), 0.0
     for score in scores:
-        result += np.exp(score - most)
-    return most + np.log(result)
+        result += np.exp(score - largest)
+    return largest + np.log(result)
 
 
 @kernel
-def pick(scores, uniform, settings, order, weights):
-    """Choose a token by its score, as the library's logits processors and a draw do; overwrites the scores (V,).
+def sample_token(scores, uniform, settings, order, weights):
+    """Sample a token by its score, as transformers' logits processors and sampling do; overwrites the scores (V,).
 
     Args:
-        uniform: In [0, 1); chosen is the first token at which the sum of the probabilities is larger.
-        settings: temperature (0: no draw, the first of the highest scores), top_k (0: all), top_p, min_p, and more.
-        order, weights: Room for V numbers each.
+        uniform: In [0, 1); the first token at which the cumulative probability is larger is chosen.
+        settings: temperature (0: the first of the highest scores), top_k (0: all), top_p, min_p, and more.
+        order, weights: Work space of V numbers each.
     """
     temperature, top_k, top_p, min_p, _ = settings
     vocab = len(scores)
@@ -136,9 +136,9 @@ def pick(scores, uniform, settings, order, weights):
         return np.argmax(scores)
     for v in range(vocab):
         scores[v] /= temperature
-    most = scores.max()
+    largest = scores.max()
     for v in range(vocab):
-        weights[v] = np.exp(scores[v] - most)
+        weights[v] = np.exp(scores[v] - largest)
     if 0 < top_k < vocab or top_p < 1:
         for v in range(vocab):  # insertion sort: order[0] is the token of the lowest score
             i = v
@@ -152,7 +152,7 @@ def pick(scores, uniform, settings, order, weights):
             if scores[v] < lowest:  # all that equal the k-th stay
                 weights[v] = 0
             mass += weights[v]
-        for v in order[:-1]:  # the likeliest stays in any case
+        for v in order[:-1]:  # the most likely always stays
             cumulative += weights[v]
             if cumulative <= (1 - top_p) * mass:
                 weights[v] = 0
@@ -170,29 +170,28 @@ def pick(scores, uniform, settings, order, weights):
 
 
 def complete_images(
-    weights, tables, shape, constants, start_token, ids, rows, given, noise, settings, log_probs, first, last
+    weights, head, tables, shape, constants, start_token, ids, rows, given, noise, settings, log_probs, first, last
 ):
     """Complete images `first` to `last` - 1.
 
     Args:
-        weights: From `padded_weights`.
-        tables: Places of the neighbors that mixing reads, 0 outside (N, K), `context_rows`, and cosines and sines of
-            the angles (2, N, P).
+        weights: `BlockWeights`, from `padded_weights`.
+        head: Matrix of the head (1, C, V), padded.
+        tables: Places of the neighbors that mixing reads, 0 outside (N, K), `context_rows`, and `rotary_cos_sin`
+            (2, N, P).
         shape: Heads, hidden size and vocabulary, without padding.
-        constants: eps of the norms, slope of the activation.
+        constants: eps of the norms, beta of the activation.
         ids: Prompts and tokens (B, 1 + N); all tokens after the first `given` are filled in.
         rows: Rows of the gains for each image's prompt and for the start token (B, 2).
-        noise: (B, N - given), for `pick`.
+        noise: (B, N - given), for `sample_token`.
         settings: temperature, top_k, top_p, min_p, guidance_scale.
-        log_probs: Filled in with what the model, without any of the settings, gives each token (B, N).
+        log_probs: Filled in with each token's log-probability by the model, without any of the settings (B, N).
     """
-    table, position, qkv_w, qkv_b, mixing, out_w, out_b, up_w, up_b, down_w, down_b = weights[:11]
-    gain1, gain2, last_gain, head_w, no_bias = weights[11:]
-    (places, context, turns), (heads, hidden_size, vocab) = tables, shape
-    (eps, slope), guidance = constants, settings[4]
+    (places, context, cos_sin), (heads, hidden_size, vocab) = tables, shape
+    (eps, beta), guidance = constants, settings[4]
     branches = 1 if guidance == 1 else 2  # with guidance: an image with its prompt, and with the start token
     slots = min(SLOTS, branches * (last - first))
-    length, (layers, channels, _), inner = len(places), qkv_w.shape, up_w.shape[2]
+    length, (layers, channels, _), inner = len(places), weights.qkv_weight.shape, weights.up_weight.shape[2]
     longest, size = (length + LANES - 1) // LANES * LANES, hidden_size // heads
     keys = np.zeros((slots * layers * channels, longest), float32)  # a row for each channel
     values = np.zeros((slots * layers * channels, longest), float32)
@@ -200,30 +199,31 @@ def complete_images(
     x, normed = np.zeros((slots, channels), float32), np.zeros((slots, channels), float32)
     qkv, mixed = np.zeros((slots, 3 * channels), float32), np.zeros((slots, channels), float32)
     hidden, scores = np.zeros((slots, inner), float32), np.zeros((longest // LANES, LANES), float32)
-    logits, chances = np.zeros((slots, head_w.shape[2]), float32), np.zeros((slots, vocab))
-    picked, room, order = np.zeros(vocab), np.zeros(vocab), np.zeros(vocab, np.int64)
+    logits, chances = np.zeros((slots, head.shape[2]), float32), np.zeros((slots, vocab))
+    no_bias = np.zeros((1, head.shape[2]), float32)
+    guided, work, order = np.zeros(vocab), np.zeros(vocab), np.zeros(vocab, np.int64)
     for start in range(first, last, slots // branches):
         active = min(slots, branches * (last - start))
         for t in range(length):
             for slot in range(active):
                 image = start + slot // branches
                 for c in range(0, channels, LANES):
-                    s = load(position[0], t, c)
+                    s = load(weights.position_table[0], t, c)
                     for k in range(context.shape[1]):
                         place, row = context[t, k, 0], context[t, k, 1]
                         if place > 0:
                             row += ids[image, place]
                         elif place == 0:
                             row += ids[image, 0] if slot % branches == 0 else start_token
-                        s += load(table[0], row, c)
+                        s += load(weights.context_table[0], row, c)
                     store(x, slot, c, s)
 
             for layer in range(layers):
                 for slot in range(active):
                     gain_row = rows[start + slot // branches, slot % branches]
-                    normalize_row(x, slot, hidden_size, eps, gain1[layer], gain_row, normed)
-                    times(normed, slot, qkv_w[layer], qkv_b[layer], qkv, False)
-                    turn_row(qkv, slot, turns[0, t], turns[1, t], heads, size, channels)
+                    normalize_row(x, slot, hidden_size, eps, weights.attention_gain[layer], gain_row, normed)
+                    linear_row(normed, slot, weights.qkv_weight[layer], weights.qkv_bias[layer], qkv, False)
+                    apply_rotary_row(qkv, slot, cos_sin[0, t], cos_sin[1, t], heads, size, channels)
                 for slot in range(active):
                     cache = slot * layers + layer
                     for c in range(channels):
@@ -234,35 +234,35 @@ def complete_images(
                     attend_row(qkv, slot, keys, values, cache * channels, t, heads, size, scores, mixed)
                     for c in range(0, channels, LANES):
                         s = load(mixed, slot, c)
-                        for k in range(mixing.shape[1]):
+                        for k in range(weights.mixing_weight.shape[1]):
                             if places[t, k] > 0:
                                 row = cache * longest + places[t, k]
-                                s = fma(load(mixing[layer], k, c), load(value_rows, row, c), s)
+                                s = fma(load(weights.mixing_weight[layer], k, c), load(value_rows, row, c), s)
                         store(mixed, slot, c, s)
                 for slot in range(active):
-                    times(mixed, slot, out_w[layer], out_b[layer], x, True)
+                    linear_row(mixed, slot, weights.out_weight[layer], weights.out_bias[layer], x, True)
                     gain_row = rows[start + slot // branches, slot % branches]
-                    normalize_row(x, slot, hidden_size, eps, gain2[layer], gain_row, normed)
-                    times(normed, slot, up_w[layer], up_b[layer], hidden, False)
-                activate(hidden, slope, hidden, False)
+                    normalize_row(x, slot, hidden_size, eps, weights.mlp_gain[layer], gain_row, normed)
+                    linear_row(normed, slot, weights.up_weight[layer], weights.up_bias[layer], hidden, False)
+                activate(hidden, beta, hidden, False)
                 for slot in range(active):
-                    times(hidden, slot, down_w[layer], down_b[layer], x, True)
+                    linear_row(hidden, slot, weights.down_weight[layer], weights.down_bias[layer], x, True)
 
             for slot in range(active):
                 gain_row = rows[start + slot // branches, slot % branches]
-                normalize_row(x, slot, hidden_size, eps, last_gain[0], gain_row, normed)
-                times(normed, slot, head_w[0], no_bias[0], logits, False)
+                normalize_row(x, slot, hidden_size, eps, weights.last_gain[0], gain_row, normed)
+                linear_row(normed, slot, head[0], no_bias, logits, False)
                 norm = log_sum_exp(logits[slot, :vocab])
                 for v in range(vocab):
                     chances[slot, v] = logits[slot, v] - norm
             for slot in range(0, active, branches):
                 image = start + slot // branches
                 for v in range(vocab):
-                    picked[v] = chances[slot, v]
+                    guided[v] = chances[slot, v]
                     if branches == 2:
-                        picked[v] = chances[slot + 1, v] + guidance * (picked[v] - chances[slot + 1, v])
+                        guided[v] = chances[slot + 1, v] + guidance * (guided[v] - chances[slot + 1, v])
                 if t >= given:
-                    ids[image, t + 1] = pick(picked, noise[image, t - given], settings, order, room)
+                    ids[image, t + 1] = sample_token(guided, noise[image, t - given], settings, order, work)
                 log_probs[image, t] = chances[slot, ids[image, t + 1]]
 
 
@@ -270,12 +270,9 @@ def complete_images(
 def make_kernel():
     """Compile `complete_images`."""
     number, real, types = numba.int64, numba.float32, numba.types
-    weights = types.UniTuple(real[:, :, ::1], 16)
-    tables = types.Tuple((number[:, ::1], number[:, :, ::1], real[:, :, ::1]))
-    matrix, numbers = number[:, ::1], numba.float64[:, ::1]
-    sizes = (weights, tables, types.UniTuple(number, 3), types.UniTuple(real, 2), number)
+    array, matrix, numbers = real[:, :, ::1], number[:, ::1], numba.float64[:, ::1]
+    weights = types.NamedUniTuple(array, len(BlockWeights._fields), BlockWeights)
+    tables = types.Tuple((matrix, number[:, :, ::1], array))
+    sizes = (weights, array, tables, types.UniTuple(number, 3), types.UniTuple(real, 2), number)
     signature = (*sizes, matrix, matrix, number, numbers, types.UniTuple(numba.float64, 5), numbers, number, number)
     return compile_kernel(complete_images, signature)
-
-
-__all__ = []

@@ -1,7 +1,7 @@
-"""Vectors of 16 floats for numba kernels: LANES numbers that one instruction works on, written as such.
+"""Vectors of LANES = 16 floats for numba kernels: SIMD operations, written explicitly.
 
-numba leaves it to the compiler to find loops that can be turned into vector instructions, and in a kernel of some size
-it finds few. Here a kernel says what it means: `load` a vector from a row of an array, `fma(a, b, c)` = a * b + c,
+numba leaves it to the compiler to vectorize loops, and in a large kernel it vectorizes few of them. Here kernels are
+written in vectors: `load` a vector from a row of an array, `fma(a, b, c)` = a * b + c,
 `+ - *`, `store`. The compiler makes one AVX-512 instruction of each, or two with AVX2, or four with SSE or NEON.
 
     s = splat(0)
@@ -9,18 +9,16 @@ it finds few. Here a kernel says what it means: `load` a vector from a row of an
         s = fma(x[t, i], load(weight, i, first), s)  # a number times a vector of 16 weights
     store(out, t, first, s)
 
-Without numba (`is_numba_usable()` is False) the names are here, for modules to import, but stand for nothing.
+Without numba, `numba` and the names of these operations are None, so that other modules can import them.
 """
 
-import functools
+import hashlib
 import logging
 import operator
-import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
-import torch
 
 
 try:
@@ -30,58 +28,42 @@ try:
     from numba.core.extending import intrinsic, lower_builtin, models, register_model, type_callable
 except ImportError:
     numba = None
-    exp2 = fma = from_lane = highest = load = load_pair = maximum = splat = store = swap_halves = total = None
+    exp2 = fma = from_lane = load = load_pair = maximum = reduce_max = splat = store = swap_halves = total = None
     up_to_lane = None
 
 LANES = 16
+SOURCES = ("kernel_simd.py", "kernel_blocks.py", "kernel_sampling.py")  # a kernel calls functions of all of them
 logger = logging.getLogger(__name__)
 
 
-def is_numba_usable() -> bool:
-    """Whether kernels can be compiled and called here."""
-    return numba is not None and not numba.config.DISABLE_JIT and not torch.compiler.is_compiling()
-
-
 def kernel(function):
-    """Marks a function that numba compiles for kernels to call; each has its own types, and is compiled when used."""
+    """Mark a function that numba compiles for kernels to call, for the types that it is called with."""
     return function if numba is None else numba.njit(error_model="numpy", fastmath={"contract"})(function)
 
 
+def source_digest() -> str:
+    """Digest of the files whose code is compiled into a kernel, in hexadecimal."""
+    folder = Path(__file__).parent
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in SOURCES)).hexdigest()[:16]
+
+
 def compile_kernel(function, signature):
-    """Compile a kernel for one signature, and say so if it takes long: it is kept on disk where that is possible."""
+    """Compile a kernel for one signature; the result is kept on disk where possible, and slow compilation is logged.
+
+    numba recompiles when the kernel's own file changes, but not when a function that it calls from another file does.
+    The name of the file in numba's cache contains the kernel's qualified name: a digest of all sources is put there.
+    """
     message = f"compiling `{function.__name__}` for this processor, once; the result is kept on disk"
     timer = threading.Timer(2, logger.warning, [message])  # loading from disk does not take that long
     timer.start()
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}  # contract: a * b + c rounds once
     try:
+        function.__qualname__ = f"{function.__name__}_{source_digest()}"
         return numba.njit(signature, cache=True, **options)(function)
     except (RuntimeError, OSError, ImportError):  # no folder to cache in, or this file was cached under another name
         return numba.njit(signature, **options)(function)
     finally:
         timer.cancel()
-
-
-@functools.cache
-def thread_pool(process, threads):
-    """One pool per process, since a forked process does not inherit the threads."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="igpt")
-
-
-def run_tasks(kernel, tasks: int):
-    """Call kernel(first, last) for all tasks, on torch's number of threads, this one among them."""
-    threads = max(1, min(torch.get_num_threads(), tasks))
-    share = max(1, tasks // (4 * threads))  # several shares per thread: one that is held up takes fewer of them
-    starts = iter(range(0, tasks, share))  # all threads draw from it
-
-    def work():
-        for start in starts:
-            kernel(start, min(start + share, tasks))
-
-    helpers = [thread_pool(os.getpid(), threads).submit(work) for _ in range(threads - 1)]
-    work()
-    for helper in helpers:
-        if not helper.cancel():  # it has begun
-            helper.result()
 
 
 if numba is not None:
@@ -101,7 +83,7 @@ if numba is not None:
         return ir.Constant(kind, [number] * LANES)
 
     def _splat(context, builder, kind, value):
-        """A number of any kind, or a vector, -> a vector."""
+        """A scalar of any type, or a vector -> a vector."""
         if isinstance(kind, Vector):
             return value
         number = context.cast(builder, value, kind, types.float32)
@@ -154,7 +136,7 @@ if numba is not None:
 
     @intrinsic
     def splat(typing, number):
-        """16 times the same number."""
+        """A vector of 16 equal numbers."""
 
         def generate(context, builder, signature, values):
             return _splat(context, builder, signature.args[0], values[0])
@@ -163,7 +145,7 @@ if numba is not None:
 
     @intrinsic
     def fma(typing, a, b, c):
-        """a * b + c; numbers among them stand for vectors of 16 times themselves."""
+        """a * b + c; scalars among them are broadcast."""
 
         def generate(context, builder, signature, values):
             a, b, c = (_splat(context, builder, k, v) for k, v in zip(signature.args, values, strict=True))
@@ -175,7 +157,7 @@ if numba is not None:
 
     @intrinsic
     def maximum(typing, a, b):
-        """The larger of each two numbers."""
+        """Elementwise maximum."""
 
         def generate(context, builder, signature, values):
             a, b = (_splat(context, builder, k, v) for k, v in zip(signature.args, values, strict=True))
@@ -184,7 +166,7 @@ if numba is not None:
         return vector(a, b), generate
 
     def _choose(comparison):
-        """Make the generator of x where the lane's number compares with `lane` like that, otherwise another number."""
+        """Make the code generator of: x in the lanes whose index compares with `lane` like that, otherwise `other`."""
 
         def generate(context, builder, signature, values):
             lane, x, other = values
@@ -253,8 +235,8 @@ if numba is not None:
         return types.float32(x), generate
 
     @intrinsic
-    def highest(typing, x):
-        """The largest of the 16 numbers."""
+    def reduce_max(typing, x):
+        """Maximum of the 16 numbers."""
 
         def generate(context, builder, signature, values):
             name = f"llvm.vector.reduce.fmax.v{LANES}f32"
@@ -276,17 +258,17 @@ if numba is not None:
         def lower(context, builder, signature, values):
             return getattr(builder, instruction)(*values)
 
-    for _symbol, _instruction in (
-        *((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"), (operator.truediv, "fdiv")),
-        *((operator.iadd, "fadd"), (operator.isub, "fsub"), (operator.imul, "fmul")),
-    ):
+    INSTRUCTIONS = {
+        operator.add: "fadd",
+        operator.iadd: "fadd",
+        operator.sub: "fsub",
+        operator.isub: "fsub",
+        operator.mul: "fmul",
+        operator.imul: "fmul",
+        operator.truediv: "fdiv",
+    }
+    for _symbol, _instruction in INSTRUCTIONS.items():
         _define(_symbol, _instruction)
 
 # 2**r for |r| <= 1/2, highest power first: of the polynomials of degree 5 with p(0) = 1, the least relative error.
 EXP2_POLYNOMIAL = (1.326471444e-3, 9.671508966e-3, 5.550733740e-2, 2.402224214e-1, 6.931469776e-1, 1.0)
-
-__all__ = [
-    *("LANES", "compile_kernel", "exp2", "fma", "from_lane", "highest", "is_numba_usable", "kernel", "load"),
-    "load_pair",
-    *("maximum", "numba", "run_tasks", "splat", "store", "swap_halves", "total", "up_to_lane"),
-]

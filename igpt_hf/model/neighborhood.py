@@ -21,10 +21,10 @@ def neighborhood_offsets(radius: int) -> list[tuple[int, int]]:
 def neighbor_index(
     position_ids: torch.Tensor, config: IGPTConfig, wraps: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find where in the sequence the known tokens around the token lie that each position predicts.
+    """Find the places in the sequence of each position's neighbors: the known tokens around the one that it predicts.
 
     Args:
-        position_ids: (T,); position t predicts image token t, which stands at t + 1 in the sequence.
+        position_ids: (T,); position t predicts image token t, which is at t + 1 in the sequence.
         wraps: At the start of a row, the last token of the row above takes the place of the left neighbor. Then
             position t knows the token t - 1 in any case, and attention over positions up to t all tokens before t.
 
@@ -42,11 +42,11 @@ def neighbor_index(
 
 
 def context_ids(input_ids: torch.Tensor, position_ids: torch.Tensor, config: IGPTConfig) -> torch.Tensor:
-    """Gather what each position is told: its known neighbors and the prompt: (B, S), (T,) -> (B, T, K + 1).
+    """Gather each position's input, the ids of its known neighbors and the prompt: (B, S), (T,) -> (B, T, K + 1).
 
     Args:
         input_ids: The whole sequence so far, prompt first.
-        position_ids: The positions asked for; all smaller than S.
+        position_ids: All smaller than S.
 
     Returns:
         K token ids, `vocab_size` where a neighbor is outside the image, and the prompt's id.
@@ -57,11 +57,11 @@ def context_ids(input_ids: torch.Tensor, position_ids: torch.Tensor, config: IGP
     return torch.cat([neighbors, prompt], dim=2)
 
 
-def rotation_angles(position_ids: torch.Tensor, config: IGPTConfig) -> torch.Tensor:
+def rotary_angles(position_ids: torch.Tensor, config: IGPTConfig) -> torch.Tensor:
     """Angles of rotary positions (Su et al. 2021, section 3.2) on the grid, in radians: (T,) -> (T, P).
 
-    Of the P pairs of a head's channels one half turns with the row of the predicted token, the other with its column,
-    by 1 to 0.2 radians a step: about 6 to 31 tokens for a whole turn. P is half the head size, rounded down to an even
+    Of the P pairs of a head's channels, half rotate with the row of the predicted token and half with its column, by 1
+    to 0.2 radians per step: 6 to 31 tokens for a full rotation. P is half the head size, rounded down to an even
     number.
     """
     pairs = config.hidden_size // config.num_attention_heads // 4  # for each direction
@@ -70,10 +70,7 @@ def rotation_angles(position_ids: torch.Tensor, config: IGPTConfig) -> torch.Ten
     return torch.cat([rows[:, None] * speeds, columns[:, None] * speeds], dim=1)
 
 
-def rotations(position_ids: torch.Tensor, config: IGPTConfig) -> torch.Tensor:
-    """Cosines and sines of `rotation_angles`: (T,) -> (2, T, P)."""
-    angles = rotation_angles(position_ids, config)
+def rotary_cos_sin(position_ids: torch.Tensor, config: IGPTConfig) -> torch.Tensor:
+    """Cosines and sines of `rotary_angles`: (T,) -> (2, T, P)."""
+    angles = rotary_angles(position_ids, config)
     return torch.stack([angles.cos(), angles.sin()])
-
-
-__all__ = ["context_ids", "neighbor_index", "neighborhood_offsets", "rotation_angles", "rotations"]

@@ -1,4 +1,4 @@
-"""The `binary-image-generation` pipeline: a class, or half a picture, in; pictures out."""
+"""The `binary-image-generation` pipeline: a class or the upper part of an image in, images out."""
 
 import os
 from numbers import Integral
@@ -11,19 +11,19 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 
 class BinaryImageGenerationPipeline(Pipeline):
-    """Draw binary images with an Image GPT.
+    """Sample binary images with an Image GPT.
 
     ```python
     draw = pipeline("binary-image-generation", model="runs/hoda")
-    draw()                                      # a picture of any class
+    draw()                                      # an image of any class
     draw(4)                                     # of class 4; or draw("cat"), by the class's name
-    draw([0, 1, 2], batch_size=3, seed=7)       # three pictures, repeatable
-    draw(picture, keep_rows=14, class_label=4)  # the upper 14 rows kept, the rest drawn anew
-    draw(4, num_return_sequences=5)             # five pictures
+    draw([0, 1, 2], batch_size=3, seed=7)       # three images, repeatable
+    draw(image, keep_rows=14, class_label=4)    # the upper 14 rows kept, the rest sampled
+    draw(4, num_return_sequences=5)             # five images
     ```
 
-    Each picture is a PIL image (mode "L", 0 and 255). One input gives one picture, a list of inputs a list of
-    pictures, and with `num_return_sequences` above 1 each is a list itself. Other arguments go to `model.generate`:
+    Each result is a PIL image (mode "L", 0 and 255). One input gives one image, a list of inputs a list of
+    images, and with `num_return_sequences` above 1 each is a list itself. Other arguments go to `model.generate`:
     `temperature`, `top_p`, `guidance_scale`, ...
     """
 
@@ -41,18 +41,18 @@ class BinaryImageGenerationPipeline(Pipeline):
         return {name: value for name, value in known.items() if value is not None}, generate_kwargs, {}
 
     def __call__(self, inputs=None, seed: int | None = None, batch_size: int | None = None, **kwargs):
-        """Draw pictures.
+        """Sample images.
 
         Args:
-            inputs: None for any class, a class index or name, a picture to complete (PIL image, path or array), or a
-                list or tuple of these; a generator or a torch dataset of these yields pictures as you iterate.
+            inputs: None for any class, a class index or name, an image to complete (PIL image, path or array), or a
+                list or tuple of these; a generator or a torch dataset of these yields images as you iterate.
             seed: Makes the result repeatable; the global random state is set, as by `transformers.set_seed`.
-            batch_size: How many are drawn at a time; of a list up to 256 unless said, of a generator one.
-            keep_rows: With a picture: how many rows of pixels are kept from the top; half of them unless said.
-            class_label: With a picture: the class, by index or name, that the rest is to be of.
+            batch_size: How many are sampled at a time; by default up to 256 of a list, and one of a generator.
+            keep_rows: With an image: how many rows of pixels are kept from the top; half of them by default.
+            class_label: With an image: the class of the completed image, by index or name.
 
         Raises:
-            ValueError: A class that there is none of, rows that do not fit, or something that is no input.
+            ValueError: An unknown class, a number of rows that does not fit, or an invalid input.
         """
         if seed is not None:
             set_seed(seed)
@@ -61,7 +61,9 @@ class BinaryImageGenerationPipeline(Pipeline):
         if isinstance(inputs, list):
             are_classes = {self._is_class(item) for item in inputs}
             if len(are_classes) > 1:
-                raise ValueError("a list holds either classes or pictures to complete: prompts of one length.")
+                raise ValueError(
+                    "a list holds either classes or images to complete, so that all prompts have one length."
+                )
             if not inputs:
                 return []
             batch_size = min(256, len(inputs)) if batch_size is None else batch_size
@@ -75,13 +77,13 @@ class BinaryImageGenerationPipeline(Pipeline):
         labels = None if label is None else [label]
         if is_class:
             if keep_rows is not None or class_label is not None:
-                raise ValueError("keep_rows and class_label go with a picture to complete, not with a class.")
+                raise ValueError("keep_rows and class_label go with an image to complete, not with a class.")
             return processor.prompt(class_labels=labels)
         rows = processor.grid_size // 2 * processor.patch_size if keep_rows is None else keep_rows
         return processor.prompt(class_labels=labels, images=inputs, keep_rows=rows)
 
     def _is_class(self, item) -> bool:
-        """Whether an input asks for a class, or for any; a text that is no class's name is a path if there is one."""
+        """Whether an input asks for a class, or for any; a string that is no class's name is a path if it exists."""
         if isinstance(item, str) and (item in self._class_names() or not os.path.isfile(item)):
             return True
         if item is None or isinstance(item, Integral):
@@ -89,7 +91,7 @@ class BinaryImageGenerationPipeline(Pipeline):
         if isinstance(item, Image.Image | np.ndarray | torch.Tensor | os.PathLike | str):
             return False
         raise ValueError(
-            f"an input is None, a class (index or name), a picture (PIL, path, array), or a list of them; got {item!r}"
+            f"an input is None, a class (index or name), an image (PIL, path, array), or a list of them; got {item!r}"
         )
 
     def _class_names(self) -> dict[str, int]:
@@ -100,17 +102,17 @@ class BinaryImageGenerationPipeline(Pipeline):
             return int(label) if isinstance(label, Integral) and not isinstance(label, bool) else label
         names = self._class_names()
         if label not in names:
-            raise ValueError(f"{label!r} is no class ({', '.join(names)}), and no file.")
+            raise ValueError(f"{label!r} is not a class ({', '.join(names)}), and not a file.")
         return names[label]
 
     def _forward(self, model_inputs, **generate_kwargs):
         ids = self.model.generate(**model_inputs, **generate_kwargs)
-        return {"ids": ids.view(len(model_inputs["input_ids"]), -1, ids.shape[1])}  # (B, pictures of each, 1 + N)
+        return {"ids": ids.view(len(model_inputs["input_ids"]), -1, ids.shape[1])}  # (B, images of each, 1 + N)
 
     def postprocess(self, model_outputs):
-        """Tokens (1, n, 1 + N) -> a picture or, if n > 1, a list of them."""
-        pictures: list[Image.Image] = self.image_processor.decode(model_outputs["ids"].flatten(0, 1))
-        return pictures[0] if len(pictures) == 1 else pictures
+        """Tokens (1, n, 1 + N) -> an image or, if n > 1, a list of them."""
+        images: list[Image.Image] = self.image_processor.decode(model_outputs["ids"].flatten(0, 1))
+        return images[0] if len(images) == 1 else images
 
 
 PIPELINE_REGISTRY.register_pipeline(

@@ -20,6 +20,3 @@ def tokens_to_pixels(tokens: np.ndarray, patch_size: int, image_size: int) -> np
     bits = (tokens[..., None].astype(np.int64) >> np.arange(p * p)) & 1  # (n, tokens, p * p)
     blocks = bits.reshape(-1, grid, grid, p, p).transpose(0, 1, 3, 2, 4)  # (n, rows, p, columns, p)
     return blocks.reshape(-1, image_size, image_size).astype(np.uint8)
-
-
-__all__ = ["pixels_to_tokens", "tokens_to_pixels"]

@@ -1,8 +1,11 @@
 """The blocks compiled by numba equal the model's modules, in values and in gradients, whatever the threads."""
 
+import ast
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -365,3 +368,45 @@ def test_without_numba_the_model_gives_the_same_likelihoods(tmp_path):
     usable, *nats = run.stdout.split()
     assert usable == "False"
     torch.testing.assert_close(torch.tensor([*map(float, nats)]), model.log_likelihood(ids).float(), rtol=0, atol=1e-4)
+
+
+def test_a_kernel_is_compiled_again_after_an_edit_in_another_file_that_it_calls(tmp_path):
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    (folder / "kernel_simd.py").write_text(Path(kernel_simd.__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    (folder / "kernel_sampling.py").write_text(
+        "from .kernel_blocks import helper\nfrom .kernel_simd import compile_kernel, numba\n"
+        "def call(x):\n    return helper(x)\n"
+        "kernel = compile_kernel(call, (numba.int64,))\n"
+        "print(kernel(1), sum(kernel.stats.cache_hits.values()))\n"
+    )
+    helper = "from .kernel_simd import kernel\n@kernel\ndef helper(x):\n    return x + {}\n"
+    printed = []
+    for number in (1, 1, 2, 1):
+        (folder / "kernel_blocks.py").write_text(helper.format(number))
+        command = [sys.executable, "-c", "import kernels.kernel_sampling"]
+        run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+        printed.append(run.stdout.strip())
+    assert printed == ["2 0", "2 1", "3 0", "2 1"]
+
+
+def test_the_files_with_numba_code_import_neither_torch_nor_transformers():
+    folder = Path(kernel_simd.__file__).parent
+    for name in kernel_simd.SOURCES:
+        tree = ast.parse((folder / name).read_text(encoding="utf-8"))
+        names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        assert not {"torch", "transformers"} & {module.partition(".")[0] for module in names}, name
+    with_kernels = {
+        path.name for path in folder.glob("*.py") if re.search(r"^@kernel\b", path.read_text("utf-8"), re.M)
+    }
+    assert with_kernels | {"kernel_simd.py"} == set(kernel_simd.SOURCES)  # what the digest of the cache covers
+
+
+def test_a_class_of_another_module_that_is_called_like_the_model_s_is_left_to_the_modules(tiny_model, random_ids):
+    model = tiny_model()
+    ids = random_ids(model.config)
+    assert are_blocks_usable(model.model, ids)
+    other = type("IGPTMLP", (type(model.model.layers[0].mlp),), {"__module__": "elsewhere.modeling_igpt"})
+    model.model.layers[0].mlp.__class__ = other
+    assert not are_blocks_usable(model.model, ids)

@@ -9,7 +9,7 @@ from transformers import GenerationConfig, set_seed
 from transformers.generation.streamers import BaseStreamer
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
-from igpt_hf.model.modeling_igpt import CACHE_NAME
+from igpt_hf.model.generation_igpt import CACHE_NAME
 
 
 # The library's own loop, with each kind of cache; `generate` may be faster where nothing is asked for.

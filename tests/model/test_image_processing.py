@@ -223,7 +223,7 @@ def test_one_channel_is_gray_and_one_picture_however_it_is_written(processor):
 @pytest.mark.parametrize("levels", [bar(), bar(top=0.9, dtype=np.float32), bar(top=1, dtype=np.float32)])
 def test_three_planes_that_may_be_colors_are_refused_with_both_ways_to_say_it(processor, make, levels):
     planes = make(np.stack([levels, 0 * levels, levels]))  # (3, height, width)
-    with pytest.raises(ValueError, match=r"one color picture .*pass \[array\] .*list\(array\) for three gray ones"):
+    with pytest.raises(ValueError, match=r"one color image .*pass \[array\] .*list\(array\) for three gray ones"):
         processor(planes)
     color = levels if levels.dtype == np.uint8 else np.rint(levels * 255).astype(np.uint8)
     magenta = Image.merge("RGB", [Image.fromarray(band) for band in (color, 0 * color, color)])
@@ -629,7 +629,7 @@ def test_lab_pictures_and_bfloat16_tensors_are_read():
 
 def test_pixels_that_are_no_numbers_and_modes_that_cannot_be_gray_are_refused_with_their_place():
     black = Image.new("L", (4, 4))
-    with pytest.raises(ValueError, match=r"image 1 \(mode F\) cannot be made gray: it has pixels that are no numbers"):
+    with pytest.raises(ValueError, match=r"image 1 \(mode F\) cannot be made gray: it has NaN or infinite pixels"):
         IGPTImageProcessor().tokenize([black, Image.fromarray(np.full((4, 4), np.nan, np.float32))])
     with pytest.raises(ValueError, match=r"image 1 \(mode La\) cannot be made gray"):
         IGPTImageProcessor().tokenize([black, Image.new("La", (4, 4))])

@@ -12,9 +12,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, set_seed
 from transformers.cache_utils import DynamicCache
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTForImageClassification, IGPTModel
-from igpt_hf.model import modeling_igpt
-from igpt_hf.model.kernel_simd import is_numba_usable
-from igpt_hf.model.modeling_igpt import IGPTRMSNorm, context_ids, neighborhood_offsets
+from igpt_hf.model import classes_igpt, modeling_igpt
+from igpt_hf.model.kernel_dispatch import is_numba_usable
+from igpt_hf.model.layers_igpt import IGPTRMSNorm
+from igpt_hf.model.neighborhood import context_ids, neighborhood_offsets
 
 
 SHAPES = [
@@ -129,8 +130,8 @@ def reference_logits(model, ids: list[int]) -> np.ndarray:
                         mixed[position] += weight * value[place].reshape(-1)
         hidden = hidden + linear(mixed, f"{at}.attention.out_proj")
         up = linear(norm(hidden, f"{at}.mlp_norm"), f"{at}.mlp.up_proj")
-        slope = {"silu": 1, "quick_gelu": 1.702}[config.hidden_act]
-        hidden = hidden + linear(up / (1 + np.exp(-slope * up)), f"{at}.mlp.down_proj")
+        beta = {"silu": 1, "quick_gelu": 1.702}[config.hidden_act]
+        hidden = hidden + linear(up / (1 + np.exp(-beta * up)), f"{at}.mlp.down_proj")
     return norm(hidden, "model.norm") @ weights["lm_head.weight"].T
 
 
@@ -450,7 +451,7 @@ def test_a_call_with_labels_builds_no_cache_unless_asked_and_is_left_to_the_kern
     assert model(input_ids=ids).past_key_values.get_seq_length() == ids.shape[1]
 
 
-# --- adapters and the library's usual methods -----------------------------------------------------------------------
+# --- adapters and transformers' usual methods -----------------------------------------------------------------------
 
 
 class Adapted(nn.Module):
@@ -617,8 +618,8 @@ def test_a_model_with_other_classes_says_which_are_new_and_is_saved_and_loaded_a
     folder, _ = animals
     labels = {0: "eel", 1: "fox"}
     model = IGPTForCausalImageModeling.from_pretrained(folder, id2label=labels, ignore_mismatched_sizes=True)
-    said = [record.getMessage() for record in caplog.records if record.name == modeling_igpt.__name__]
-    assert said == [f"{folder}: the prompts of these classes are new, and want training: fox"]
+    said = [record.getMessage() for record in caplog.records if record.name == classes_igpt.__name__]
+    assert said == [f"{folder}: the prompts of these classes are new and need training: fox"]
     model.save_pretrained(tmp_path / "again")
     again = IGPTForCausalImageModeling.from_pretrained(tmp_path / "again")
     assert again.config.id2label == labels

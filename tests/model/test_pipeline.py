@@ -88,19 +88,19 @@ def test_a_generator_yields_a_picture_each(draw):
 
 
 def test_what_cannot_be_drawn_is_refused_in_words(draw):
-    with pytest.raises(ValueError, match=r"'fox' is no class \(cat, dog, eel\), and no file"):
+    with pytest.raises(ValueError, match=r"'fox' is not a class \(cat, dog, eel\), and not a file"):
         draw("fox")
     with pytest.raises(ValueError, match="class label 3 is not one of the 3 classes"):
         draw(3)
     with pytest.raises(ValueError, match="keep_rows must be a multiple of patch_size=2"):
         draw(Image.new("L", (8, 8)), keep_rows=3)
-    with pytest.raises(ValueError, match="either classes or pictures"):
+    with pytest.raises(ValueError, match="either classes or images"):
         draw([0, Image.new("L", (8, 8))])
     for nothing in (3.5, {"a": 1}, b"cat", [[0]], [(0, 1)]):
-        with pytest.raises(ValueError, match="an input is None, a class .index or name., a picture"):
+        with pytest.raises(ValueError, match="an input is None, a class .index or name., an image"):
             draw(nothing)
     for setting in ({"keep_rows": 4}, {"class_label": 1}):
-        with pytest.raises(ValueError, match="go with a picture to complete, not with a class"):
+        with pytest.raises(ValueError, match="go with an image to complete, not with a class"):
             draw(0, **setting)
     with pytest.raises(ValueError, match="num_return_sequences must be at least 1, got 0"):
         draw(0, num_return_sequences=0)

@@ -1,4 +1,4 @@
-"""The numba sampler draws from the model's own distribution, by the rules of the library's `generate`."""
+"""The numba sampler samples from the model's own distribution, by the rules of transformers' `generate`."""
 
 import subprocess
 import sys
@@ -11,8 +11,8 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling
 from igpt_hf.model import kernel_simd
+from igpt_hf.model.generation_igpt import IGPTGuidanceLogitsProcessor
 from igpt_hf.model.kernel_dispatch import is_sampler_usable, sample_images
-from igpt_hf.model.modeling_igpt import IGPTGuidanceLogitsProcessor
 
 
 pytestmark = pytest.mark.skipif(kernel_simd.numba is None, reason="numba is not installed")
@@ -80,14 +80,14 @@ def make_noise(model, batch, given=0):
 
 
 def processed_probabilities(model, ids, processors, position):
-    """Probabilities (B, V) of the token after `position`, by a full forward and the library's processors."""
+    """Probabilities (B, V) of the token after `position`, by a full forward and transformers' processors."""
     scores = model(input_ids=ids[:, : position + 1], use_cache=False).logits[:, -1]
     return processors(ids[:, : position + 1], scores).double().softmax(-1)
 
 
 @torch.no_grad()
 def reference(model, input_ids, noise, **settings):
-    """What `sample_images` must return: one full forward per token, the library's processors, the inverse CDF."""
+    """What `sample_images` must return: one full forward per token, transformers' processors, the inverse CDF."""
     settings = {**PLAIN, **settings}
     scale = settings.pop("guidance_scale")
     custom = LogitsProcessorList([IGPTGuidanceLogitsProcessor(model, scale)] if scale != 1 else [])
@@ -288,7 +288,7 @@ def test_wrong_input_is_rejected_with_a_clear_error():
             sample_images(model, make_prompts(model, 1), temperature=temperature)
     with torch.no_grad():
         model.lm_head.weight[3, 3] = float("nan")
-    with pytest.raises(RuntimeError, match="not numbers"):
+    with pytest.raises(RuntimeError, match="are NaN"):
         sample_images(model, make_prompts(model, 3))
 
 

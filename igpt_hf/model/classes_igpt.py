@@ -1,0 +1,91 @@
+"""Other classes than those that a checkpoint was trained for: load it, keep what fits, start the rest."""
+
+import copy
+import functools
+
+import torch
+from torch import nn
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
+
+from .layers_igpt import IGPTRMSNorm
+
+
+logger = logging.get_logger(__name__)
+# Arguments of `from_pretrained` that say where a checkpoint is found.
+WHERE = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+
+
+class IGPTClassesMixin:
+    """What an IGPTPreTrainedModel does to change its classes."""
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *model_args, config=None, ignore_mismatched_sizes=False, **kwargs
+    ):
+        """As in transformers; with `ignore_mismatched_sizes=True`, load a checkpoint of other classes.
+
+        `num_labels`, `id2label` or `config` then say which; only the prompts of new classes are not loaded (see
+        `set_classes`).
+        """
+        name = pretrained_model_name_or_path
+        load = functools.partial(
+            super().from_pretrained, name, *model_args, ignore_mismatched_sizes=ignore_mismatched_sizes
+        )
+        if not ignore_mismatched_sizes or name is None:
+            return load(config=config, **kwargs)
+        where = {key: kwargs[key] for key in WHERE if key in kwargs}
+        saved = cls.config_class.from_pretrained(name, **where)
+        if isinstance(config, PreTrainedConfig):
+            wanted, config = config, copy.deepcopy(config)
+            config.id2label, config.label2id = saved.id2label, saved.label2id
+        else:
+            asked = {key: kwargs.pop(key) for key in ("num_labels", "id2label", "label2id") if key in kwargs}
+            wanted = cls.config_class.from_pretrained(name if config is None else config, **where, **asked)
+            kwargs |= {"id2label": saved.id2label, "label2id": saved.label2id}
+        result = load(config=config, **kwargs)
+        model = result[0] if kwargs.get("output_loading_info") else result
+        names = [str(wanted.id2label[label]) for label in range(wanted.num_labels)]
+        if wanted.num_labels == saved.num_labels:  # other names for the same classes
+            model._name_classes(names)
+        elif new := model.set_classes(names):
+            logger.warning("%s: the prompts of these classes are new and need training: %s", name, ", ".join(new))
+        return result
+
+    @torch.no_grad()
+    def set_classes(self, names: list[str]) -> list[str]:
+        """Change the classes: those that the model knows by name keep their prompt, a new one starts as "any class".
+
+        Args:
+            names: Names of the classes, in the order of their labels.
+
+        Returns:
+            The names that are new.
+
+        Raises:
+            ValueError: No name, or a name twice.
+        """
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"classes need names that are all different, got {', '.join(names) or 'none'}.")
+        config, context = self.config, self.base_model.embeddings.context
+        known = self._labels_by_name()
+        any_class = config.num_labels
+        first = context.num_embeddings - config.num_labels - 1  # the row of the first class's prompt
+        prompts = torch.tensor([*(known.get(name, any_class) for name in names), any_class])
+        rows = torch.cat([torch.arange(first), first + prompts]).to(context.weight.device)
+        context.weight = nn.Parameter(context.weight[rows], requires_grad=context.weight.requires_grad)
+        context.num_embeddings = len(rows)
+        for norm in self.modules():
+            if isinstance(norm, IGPTRMSNorm) and config.class_conditional_norm:
+                norm.weight = nn.Parameter(norm.weight[prompts], requires_grad=norm.weight.requires_grad)
+        self._name_classes(names)
+        if self.can_generate():
+            self.generation_config.bos_token_id = config.start_token_id
+        return [name for name in names if name not in known]
+
+    def _name_classes(self, names: list[str]):
+        self.config.id2label = dict(enumerate(names))
+        self.config.label2id = {name: label for label, name in enumerate(names)}
+
+    def _labels_by_name(self) -> dict[str, int]:
+        return {str(self.config.id2label[label]): label for label in range(self.config.num_labels)}

@@ -1,0 +1,208 @@
+"""Sampling of images: transformers' `generate` with an image's checks, the compiled sampler, and guidance."""
+
+import math
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+from transformers.generation import GenerationMixin, LogitsProcessor, LogitsProcessorList
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from .input_checks import check_no_padding, check_prompt
+from .kernel_dispatch import is_sampler_usable, sample_images
+from .neighborhood import context_ids
+
+
+# transformers 5.24 renamed the cache, in what `generate` hands to a model and in what a model returns. Both names are
+# taken as arguments; this is the one that the installed version uses.
+CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+# Arguments of transformers' `generate` that would be ignored, spoil the image, or fail without saying why.
+UNSUPPORTED = {
+    "tokens are sampled one at a time, and none are drafted": (
+        "assistant_model",
+        "prompt_lookup_num_tokens",
+        "assistant_early_exit",
+        "use_mtp",
+        "speculation_type",
+    ),
+    "each position embeds several neighboring tokens, so the ids of the whole sequence are needed": (
+        "inputs_embeds",
+        "prefill_chunk_size",
+    ),
+    "guidance is away from the start token": ("negative_prompt_ids", "negative_prompt_attention_mask"),
+    "all images have the same number of tokens, with neither an end token nor padding": (
+        "eos_token_id",
+        "pad_token_id",
+        "exponential_decay_length_penalty",
+    ),
+    "a token is a part of an image, and there is no text": ("stop_strings", "token_healing"),
+    "a token's position is its place in the image": ("position_ids",),
+    "the prompt's ids are none that can be sampled": ("encoder_repetition_penalty",),
+    "transformers 5 no longer has this way of decoding": (
+        "penalty_alpha",
+        "dola_layers",
+        "constraints",
+        "force_words_ids",
+        "num_beam_groups",
+        "diversity_penalty",
+    ),
+}
+
+
+class IGPTGenerationMixin(GenerationMixin):
+    """`generate` for images; "GenerationMixin" in a base's name tells transformers that a model can generate."""
+
+    @torch.no_grad()
+    def generate(self, inputs=None, generation_config=None, logits_processor=None, **kwargs):
+        """Sample images; everything that `transformers.GenerationMixin.generate` takes, with the same meaning.
+
+        Without arguments one image is sampled: (1, 1 + N). Prompts come from `IGPTImageProcessor.prompt`. A sequence
+        always has the length of one prompt and one image, unless `max_time` or `stopping_criteria` end it before.
+
+        Small models on the CPU sample with a compiled kernel (`sample_images`), hundreds of times faster, unless an
+        argument asks for what only transformers' loop has (beams, scores, streamers, a cache of your own,
+        `use_cache=False`, ...). The distribution is the same, but one seed gives different samples.
+
+        Args:
+            inputs, input_ids: Prompts, (n, 1) or (n, 1 + given tokens): a tensor, an array or lists.
+            guidance_scale: Classifier-free guidance (Ho & Salimans 2022): each step samples from
+                p(any) * (p(class) / p(any))**scale, normalized. 1 is no guidance, more is more typical of the class.
+
+        Raises:
+            ValueError: A prompt id or token out of range, a prompt that is a whole image already, an attention mask
+                with zeros, a length that is not that of one image, guidance with beams, or an argument that is
+                `UNSUPPORTED`.
+        """
+        self._check_supported(generation_config, kwargs)
+        ids = self._prompt(inputs, kwargs)
+        self._check_length(1 if ids is None else ids.shape[1], generation_config, kwargs)
+        if logits_processor is None and (settings := self._kernel_settings(generation_config, kwargs)) is not None:
+            start = settings.pop("bos_token_id")
+            if ids is None:
+                ids = torch.full((1, 1), start)
+            ids = ids.repeat_interleave(settings.pop("num_return_sequences"), dim=0)
+            return sample_images(self, ids, **settings)
+
+        scale = self._setting("guidance_scale", generation_config, kwargs)
+        kwargs["guidance_scale"] = 1.0  # transformers' own guidance would not use the start token
+        if scale is not None and scale != 1:
+            if (self._setting("num_beams", generation_config, kwargs) or 1) > 1:
+                raise ValueError("guidance_scale works with samples, not with num_beams: leave out one of the two.")
+            logits_processor = LogitsProcessorList(logits_processor or [])
+            logits_processor.append(IGPTGuidanceLogitsProcessor(self, scale))
+        return super().generate(ids, generation_config, logits_processor, **kwargs)
+
+    def _check_supported(self, generation_config, kwargs):
+        """Refuse arguments with which transformers' loop would spoil an image."""
+        for reason, names in UNSUPPORTED.items():
+            for name in names:
+                value = self._setting(name, generation_config, kwargs)
+                if value is not None and value is not False:
+                    raise ValueError(f"{name} is not supported: {reason}.")
+        if self._setting("cache_implementation", generation_config, kwargs) == "paged":
+            raise ValueError(
+                'cache_implementation="paged" is not supported: leave it out to sample images in batches.'
+            )
+
+    def _prompt(self, inputs, kwargs) -> torch.LongTensor | None:
+        """Take the prompt, and the mask that may come with it, out of the arguments: ids (n, 1 + given) or None."""
+        mask = kwargs.pop("attention_mask", None)
+        if mask is not None:
+            check_no_padding(torch.as_tensor(mask))
+        named = kwargs.pop("input_ids", None)
+        if inputs is not None and named is not None:
+            raise ValueError("inputs and input_ids are two names for the prompt: leave out one of the two.")
+        ids = named if inputs is None else inputs
+        if ids is None:
+            return None
+        if not isinstance(ids, torch.Tensor):
+            ids = torch.as_tensor(ids, device=self.device)
+        check_prompt(ids, self.config)
+        return ids.long()
+
+    def _setting(self, name: str, generation_config, kwargs):
+        """An argument of `generate`, or what the given configuration says, or the model's own; None if none has it."""
+        sources = (
+            kwargs.get(name),
+            getattr(generation_config, name, None),
+            getattr(self.generation_config, name, None),
+        )
+        return next((value for value in sources if value is not None), None)
+
+    def _kernel_settings(self, generation_config, kwargs) -> dict | None:
+        """Settings for `sample_images`, or None where an argument needs transformers' loop."""
+        asked = {name: value for name, value in kwargs.items() if value is not None}
+        settings = self.generation_config.to_diff_dict()
+        if generation_config is not None:
+            settings.update(generation_config.to_diff_dict())
+        settings.update(asked)
+        for name in ("transformers_version", "_from_model_config"):
+            settings.pop(name, None)
+        if settings.pop("max_length", None) != self.config.max_position_embeddings:
+            return None
+        defaults = {"do_sample": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+        defaults |= {"guidance_scale": 1.0, "num_return_sequences": 1, "bos_token_id": self.config.start_token_id}
+        if not settings.keys() <= defaults.keys() or not is_sampler_usable(self):
+            return None
+        settings = defaults | settings
+        in_range = settings["temperature"] > 0 and settings["top_k"] >= 0 and 0 < settings["top_p"] <= 1
+        if not (in_range and 0 <= settings["min_p"] <= 1 and math.isfinite(settings["guidance_scale"])):
+            return None  # transformers has errors for these
+        if not settings["do_sample"] and settings["num_return_sequences"] > 1:
+            return None  # transformers has an error for that
+        return settings
+
+    def _check_length(self, given: int, generation_config, kwargs):
+        """Refuse a length that is not that of one prompt and one image."""
+        whole = self.config.max_position_embeddings
+        for name, expected in (("max_length", whole), ("max_new_tokens", whole - given)):
+            length = self._setting(name, generation_config, kwargs)
+            if length is not None and length != expected:
+                raise ValueError(
+                    f"{name}={length}, but what is sampled is one whole image: leave {name} out (it is {expected})."
+                )
+
+    def prepare_inputs_for_generation(self, input_ids, **kwargs):
+        """Look up the context while the whole sequence is at hand; transformers then keeps only the new ids."""
+        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        new = inputs["input_ids"].shape[1]
+        cache = kwargs.get(CACHE_NAME)
+        past = cache.get_seq_length() if cache is not None else 0
+        if past + new != input_ids.shape[1]:
+            raise ValueError(
+                f"generate needs the whole sequence, also with a cache of your own: the cache holds {past} positions, "
+                f"and input_ids has {input_ids.shape[1]} ids, of which {new} are new."
+            )
+        positions = torch.arange(input_ids.shape[1] - new, input_ids.shape[1], device=input_ids.device)
+        inputs["context"] = context_ids(input_ids, positions, self.config)
+        return inputs
+
+    def adjust_generation_fn(self, *args, **kwargs):
+        """Keep the model's settings for a checkpoint without generation_config.json, such as a classifier's."""
+        own = self.generation_config
+        super().adjust_generation_fn(*args, **kwargs)
+        if getattr(self.generation_config, "_from_model_config", False):
+            self.generation_config = own
+
+
+class IGPTGuidanceLogitsProcessor(LogitsProcessor):
+    """Classifier-free guidance: scores -> uncond + scale * (cond - uncond), in log-probabilities (B, V).
+
+    The unconditional branch is the same model with the start token as prompt; it keeps its own cache.
+    """
+
+    def __init__(self, model: PreTrainedModel, scale: float):
+        self.model, self.scale = model, scale
+        self.cache = DynamicCache(config=model.config)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        past = self.cache.get_seq_length()
+        start = torch.full_like(input_ids[:, :1], self.model.config.start_token_id)
+        ids = torch.cat([start, input_ids[:, 1:]], dim=1)
+        positions = torch.arange(past, ids.shape[1], device=ids.device)
+        context = context_ids(ids, positions, self.model.config)
+        outputs = self.model(
+            input_ids=ids[:, past:], past_key_values=self.cache, context=context, use_cache=True, logits_to_keep=1
+        )
+        unconditional = outputs.logits[:, -1].float().log_softmax(-1)
+        return unconditional + self.scale * (scores.log_softmax(-1) - unconditional)
