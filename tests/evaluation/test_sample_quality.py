@@ -34,6 +34,7 @@ def bars(n: int, seed: int = 0, side: int = 8) -> Images:
 # --- the classifier -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_classifier_learns_and_the_seed_decides_it():
     train, test = bars(300), bars(100, seed=1)
     first, again, other = (train_classifier(train, 2, seed) for seed in (1, 1, 2))
@@ -148,6 +149,7 @@ def test_samples_have_the_classes_of_the_prior_and_the_seed_decides_them(tiny_mo
     assert draw_samples(model, tiny_processor, torch.tensor([0.0, 1.0, 0.0]), 3, 0).labels.tolist() == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_another_draw_of_the_data_is_a_perfect_sample(monkeypatch, tmp_path):
     monkeypatch.setattr(sample_quality, "cached_assets_path", lambda *args, **kwargs: tmp_path)
     splits = {"train": bars(300), "validation": bars(180, seed=1), "test": bars(150, seed=2)}

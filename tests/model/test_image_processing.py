@@ -70,6 +70,7 @@ def test_every_token_stands_for_a_picture_of_its_own(patch_size):
     assert np.array_equal(processor.tokenize(pictures), tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HODA_FILE.is_file(), reason=f"no real data at {HODA_FILE}")
 def test_tokens_are_an_exact_code_of_every_image_of_the_hoda_file():
     images, _ = read_cdb(HODA_FILE)

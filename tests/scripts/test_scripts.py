@@ -121,6 +121,7 @@ def assert_same_results(first: Path, second: Path):
 # --- train.py: what it writes ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["synthetic_run", "animals_run"])
 def test_a_run_leaves_every_file_of_the_contract(request, name):
     folder = request.getfixturevalue(name)
@@ -129,6 +130,7 @@ def test_a_run_leaves_every_file_of_the_contract(request, name):
     assert [path for path in folder.iterdir() if path.name.startswith("checkpoint-")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["synthetic_run", "animals_run"])
 def test_the_results_have_every_key_and_agree_with_each_other(request, name):
     folder = request.getfixturevalue(name)
@@ -172,6 +174,7 @@ def test_there_is_a_sheet_of_samples_for_each_evaluation(animals_run):
     assert sorted(path.name for path in (animals_run / "samples").iterdir()) == ["step-000007.png", "step-000014.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["synthetic_run", "animals_run"])
 def test_the_card_is_filled_with_the_facts_of_the_run(request, name):
     folder = request.getfixturevalue(name)
@@ -200,6 +203,7 @@ def test_class_names_of_the_folders_are_those_of_the_model(animals_run):
     assert "cat, dog, eel" in (animals_run / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["synthetic_run", "animals_run"])
 def test_the_saved_model_and_processor_load_and_generate(request, name):
     folder = request.getfixturevalue(name)
@@ -299,6 +303,7 @@ def test_a_run_that_ends_before_its_results_are_complete_gets_them_without_anoth
     assert "finished run" not in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "end", "more"),
     [
@@ -715,6 +720,7 @@ NEED_CLASSES |= {"sample_accuracy", "sample_accuracy_stderr", "classifier_test_a
 NEED_CLASSES |= {"train_on_samples_accuracy", "train_on_real_accuracy"}
 
 
+@pytest.mark.slow
 def test_one_class_is_trained_sampled_and_evaluated_and_what_needs_classes_is_null(script, cats, tmp_path, capsys):
     model, output = tmp_path / "run", tmp_path / "report.json"
     flags = [*TINY, "--image_size", "12", "--per_device_train_batch_size", "32"]

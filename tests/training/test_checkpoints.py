@@ -344,6 +344,7 @@ def assert_goes_on_like(whole_run, folder, splits, processor):
     assert_equal_weights(load_file(whole_run / last), load_file(folder / last))
 
 
+@pytest.mark.slow
 def test_sigterm_saves_a_checkpoint_from_which_the_run_goes_on_bit_by_bit(splits, tiny_processor, whole_run, tmp_path):
     terminate = At(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
@@ -355,6 +356,7 @@ def test_sigterm_saves_a_checkpoint_from_which_the_run_goes_on_bit_by_bit(splits
     assert_goes_on_like(whole_run, tmp_path, splits, tiny_processor)
 
 
+@pytest.mark.slow
 def test_sigterm_in_the_last_step_of_an_epoch_waits_for_the_epochs_evaluation(splits, tiny_processor, tmp_path):
     def begin(folder, *callbacks):
         return new_trainer(tmp_path / folder, splits, tiny_processor, callbacks, config=RANDOM_PARTS)

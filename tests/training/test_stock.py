@@ -91,6 +91,7 @@ def test_a_stock_run_is_of_use_with_transformers_alone_and_has_the_nats_it_says(
     assert not list(stock_run.glob("*.py"))
 
 
+@pytest.mark.slow
 def test_a_stock_run_leaves_the_files_of_any_run(stock_run):
     files = {"model.safetensors", "config.json", "generation_config.json", "preprocessor_config.json", "README.md"}
     files |= {"all_results.json", "loss_curve.png", "samples.png", "completions.png"}

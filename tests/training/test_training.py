@@ -394,6 +394,7 @@ def test_training_stops_after_evaluations_without_a_better_loss(
     assert "early stopping" not in library_warnings.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["epoch", "steps"])
 def test_training_stops_when_its_minutes_are_over_and_goes_on_from_there(splits, tiny_processor, tmp_path, strategy):
     def train(folder, **overrides):
@@ -447,6 +448,7 @@ def test_a_second_training_of_one_trainer_is_that_of_a_new_one_with_the_same_wei
     assert logged(trainer) == logged(other)
 
 
+@pytest.mark.slow
 def test_a_second_training_has_its_patience_and_its_minutes_again(splits, tiny_processor, tmp_path):
     rates = {"learning_rate": 0.0, "muon_learning_rate": 0.0}
     trainer = new_trainer(tmp_path, splits, tiny_processor, num_train_epochs=9, early_stopping_patience=2, **rates)
@@ -470,6 +472,7 @@ class OutOfMemory(TrainerCallback):
             raise RuntimeError("CUDA out of memory.")
 
 
+@pytest.mark.slow
 def test_a_smaller_batch_after_running_out_of_memory_trains_as_if_it_had_been_asked_for(
     splits, tiny_processor, tmp_path
 ):
@@ -493,6 +496,7 @@ class Averages(TrainerCallback):
                 self.seen = {name: weight.clone() for name, weight in self.trainer.model.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_running_out_of_memory_after_a_resume_loses_neither_the_weights_nor_their_average(
     splits, tiny_processor, tmp_path
 ):
