@@ -32,7 +32,7 @@ import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 from transformers.utils import logging as transformers_logging
 
-from igpt_hf import DataError, load_splits
+from igpt_hf import IGPTError, load_splits
 from igpt_hf.distributed import use_all_cores
 from igpt_hf.evaluation.codecs import codec_sizes
 from igpt_hf.hub.loading import load_pretrained
@@ -103,7 +103,7 @@ def main():
     parser.add_argument("--output", default="anomaly.png")
     args = parser.parse_args()
     if not Path(args.output).absolute().parent.is_dir():
-        raise DataError(f"the folder of --output {args.output} does not exist.")
+        raise IGPTError(f"the folder of --output {args.output} does not exist.")
     transformers_logging.disable_progress_bar()
     use_all_cores()
     torch.manual_seed(args.seed)
@@ -125,5 +125,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (DataError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

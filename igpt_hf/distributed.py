@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from .errors import DataError
+from .errors import IGPTError
 
 
 Result = TypeVar("Result")
@@ -75,15 +75,15 @@ def end_with_launcher():
 
 
 def on_first_process(function: Callable[[], Result]) -> Result:
-    """Call a function in the first process alone; all processes get its result, or raise its DataError."""
+    """Call a function in the first process alone; all processes get its result, or raise its IGPTError."""
     outcome = [None]
     if PartialState().is_main_process:
         try:
             outcome = [function()]
-        except DataError as error:
+        except IGPTError as error:
             outcome = [error]
     broadcast_object_list(outcome)
-    if isinstance(outcome[0], DataError):
+    if isinstance(outcome[0], IGPTError):
         raise outcome[0]
     return outcome[0]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from igpt_hf import DataError
+from igpt_hf import IGPTError
 from igpt_hf.hub.loading import load_pretrained
 
 
@@ -30,11 +30,11 @@ def main():
     parser.add_argument("--space", type=Path, metavar="FOLDER", help="write a Space there, and serve nothing")
     args = parser.parse_args()
     if importlib.util.find_spec("gradio") is None:
-        raise DataError(
+        raise IGPTError(
             "the app needs Gradio: `make app` brings it, or pip install 'igpt_hf[demo]' (checkout: '.[demo]')."
         )
     if args.model == SEED_MODEL and not Path(SEED_MODEL).is_dir():
-        raise DataError(
+        raise IGPTError(
             f"there is no model in {SEED_MODEL} yet: `make train` makes one in minutes. "
             "Or name another: igpt app MODEL."
         )
@@ -54,5 +54,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (DataError, OSError) as error:
+    except (IGPTError, OSError) as error:
         sys.exit(f"error: {error}")

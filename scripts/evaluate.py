@@ -28,7 +28,7 @@ import torch
 from datasets import DatasetDict
 from transformers.utils import logging as transformers_logging
 
-from igpt_hf import DataError, load_splits, tokenize
+from igpt_hf import IGPTError, load_splits, tokenize
 from igpt_hf.data.tokenized import TokenDataset
 from igpt_hf.distributed import use_all_cores
 from igpt_hf.evaluation.codecs import codec_bits
@@ -68,15 +68,15 @@ def parse_arguments():
     args = parser.parse_args()
     for name in ("max_images", "samples", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise DataError(f"--{name} must be at least 1, got {getattr(args, name)}.")
+            raise IGPTError(f"--{name} must be at least 1, got {getattr(args, name)}.")
     if not (args.temperature > 0 and args.guidance_scale >= 0):
-        raise DataError("--temperature must be positive, --guidance_scale not negative.")
+        raise IGPTError("--temperature must be positive, --guidance_scale not negative.")
     if not Path(args.output).absolute().parent.is_dir():
-        raise DataError(f"the folder of --output {args.output} does not exist.")
+        raise IGPTError(f"the folder of --output {args.output} does not exist.")
     if Path(args.output).is_dir():
-        raise DataError(f"--output {args.output} is a folder: name a file in it.")
+        raise IGPTError(f"--output {args.output} is a folder: name a file in it.")
     if Path(args.output).suffix == ".png":
-        raise DataError(f"--output {args.output} is the JSON file; the picture gets its name with .png.")
+        raise IGPTError(f"--output {args.output} is the JSON file; the picture gets its name with .png.")
     return args
 
 
@@ -84,7 +84,7 @@ def load_checked(args):
     """Load model, processor and splits -> also the model's class index of each class of the data.
 
     Raises:
-        DataError: They do not belong together, or there is too little to work on.
+        IGPTError: They do not belong together, or there is too little to work on.
     """
     model, processor = load_pretrained(args.model)
     splits = load_splits(
@@ -244,7 +244,7 @@ def print_table(report: dict):
 if __name__ == "__main__":
     try:
         main()
-    except (DataError, ValueError, OSError) as error:
+    except (IGPTError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except ModuleNotFoundError as error:
         sys.exit(f"error: {error}. `make install` brings it, or pip install 'igpt_hf[eval]' (checkout: '.[eval]').")

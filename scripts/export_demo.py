@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from igpt_hf import DataError
+from igpt_hf import IGPTError
 from igpt_hf.hub.export import copy_page, export_page
 from igpt_hf.hub.loading import load_pretrained
 
@@ -26,7 +26,7 @@ def main():
     args = parser.parse_args()
     is_new = not args.page.exists()
     if not is_new and not (args.page / "igpt.js").is_file():
-        raise DataError(f"{args.page} is there, but holds no page (igpt.js): name a new folder.")
+        raise IGPTError(f"{args.page} is there, but holds no page (igpt.js): name a new folder.")
     transformers_logging.disable_progress_bar()
     model, _ = load_pretrained(args.model)
     if is_new:
@@ -39,5 +39,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (DataError, OSError) as error:
+    except (IGPTError, OSError) as error:
         sys.exit(f"error: {error}")

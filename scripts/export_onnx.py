@@ -19,7 +19,7 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from igpt_hf import DataError
+from igpt_hf import IGPTError
 from igpt_hf.hub.export import export_onnx
 from igpt_hf.hub.loading import load_pretrained
 
@@ -32,7 +32,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("step.onnx"))
     args = parser.parse_args()
     if not args.output.absolute().parent.is_dir():
-        raise DataError(f"the folder of {args.output} does not exist.")
+        raise IGPTError(f"the folder of {args.output} does not exist.")
     transformers_logging.disable_progress_bar()
     model, _ = load_pretrained(args.model)
     for name in ("torch.onnx", "onnxscript"):
@@ -46,5 +46,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (DataError, OSError) as error:
+    except (IGPTError, OSError) as error:
         sys.exit(f"error: {error}")

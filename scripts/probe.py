@@ -23,7 +23,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 import numpy as np
 from transformers.utils import logging as transformers_logging
 
-from igpt_hf import DataError, load_splits, tokenize
+from igpt_hf import IGPTError, load_splits, tokenize
 from igpt_hf.data.tokenized import TokenDataset
 from igpt_hf.distributed import use_all_cores
 from igpt_hf.evaluation.compatibility import check_data, check_two_classes, seen_images_warning, was_trained_on
@@ -51,13 +51,13 @@ def parse_arguments():
     parser.add_argument("--output", default="probe.json", help="the plot is written beside it, as .png")
     args = parser.parse_args()
     if args.batch_size < 1:
-        raise DataError(f"--batch_size must be at least 1, got {args.batch_size}.")
+        raise IGPTError(f"--batch_size must be at least 1, got {args.batch_size}.")
     if not Path(args.output).absolute().parent.is_dir():
-        raise DataError(f"the folder of --output {args.output} does not exist.")
+        raise IGPTError(f"the folder of --output {args.output} does not exist.")
     if Path(args.output).is_dir():
-        raise DataError(f"--output {args.output} is a folder: name a file in it.")
+        raise IGPTError(f"--output {args.output} is a folder: name a file in it.")
     if Path(args.output).suffix == ".png":
-        raise DataError(f"--output {args.output} is the JSON file; the plot gets its name with .png.")
+        raise IGPTError(f"--output {args.output} is the JSON file; the plot gets its name with .png.")
     return args
 
 
@@ -113,7 +113,7 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (DataError, ValueError, OSError) as error:
+    except (IGPTError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except ModuleNotFoundError as error:
         sys.exit(f"error: {error}. `make install` brings it, or pip install 'igpt_hf[eval]' (checkout: '.[eval]').")

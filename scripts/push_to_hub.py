@@ -18,7 +18,7 @@ from pathlib import Path
 
 from transformers import ImageGPTConfig
 
-from igpt_hf import DataError, IGPTForCausalImageModeling, IGPTForImageClassification
+from igpt_hf import IGPTError, IGPTForCausalImageModeling, IGPTForImageClassification
 from igpt_hf.hub.loading import load_pretrained
 from igpt_hf.hub.push import push_folder
 
@@ -38,7 +38,7 @@ def main():
     args = parse_arguments()
     logging.basicConfig(format="%(message)s")
     if not args.model.is_dir():
-        raise DataError(f"{args.model} is no folder.")
+        raise IGPTError(f"{args.model} is no folder.")
     if not is_stock(args.model):
         load_pretrained(str(args.model), model_class(args.model))  # an error here is better than a broken repository
     print(push_folder(args.model, args.repo, args.private, args.message))
@@ -65,5 +65,5 @@ def _settings(folder: Path) -> dict:
 if __name__ == "__main__":
     try:
         main()
-    except DataError as error:
+    except IGPTError as error:
         sys.exit(f"error: {error}")

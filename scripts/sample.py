@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from igpt_hf import DataError
+from igpt_hf import IGPTError
 from igpt_hf.hub.loading import load_pretrained
 from igpt_hf.plots import image_grid
 
@@ -50,7 +50,7 @@ def class_indices(names: list[str], config) -> list[int]:
     indices = [known.get(name, int(name) if name.isdigit() else -1) for name in names]
     for name, index in zip(names, indices, strict=True):
         if not 0 <= index < config.num_labels:
-            raise DataError(f"--labels {name} is no class of this model: {', '.join(known)}.")
+            raise IGPTError(f"--labels {name} is no class of this model: {', '.join(known)}.")
     return indices
 
 
@@ -59,16 +59,16 @@ def main():
     transformers_logging.disable_progress_bar()
     for path in (args.output, args.npz):
         if path is not None and not Path(path).absolute().parent.is_dir():
-            raise DataError(f"the folder of {path} does not exist.")
+            raise IGPTError(f"the folder of {path} does not exist.")
     model, processor = load_pretrained(args.model)
     labels = None if args.labels is None else class_indices(args.labels, model.config)
     num = args.num if args.num is not None else len(labels or [0] * 10)
     if num < 1:
-        raise DataError(f"--num must be at least 1, got {num}.")
+        raise IGPTError(f"--num must be at least 1, got {num}.")
     if args.batch_size < 1:
-        raise DataError(f"--batch_size must be at least 1, got {args.batch_size}.")
+        raise IGPTError(f"--batch_size must be at least 1, got {args.batch_size}.")
     if args.keep_rows is not None and args.complete is None:
-        raise DataError("--keep_rows says how much of a picture is kept: pass --complete IMAGE too.")
+        raise IGPTError("--keep_rows says how much of a picture is kept: pass --complete IMAGE too.")
     given = {}
     if args.complete is not None:
         half = processor.grid_size // 2 * processor.patch_size
@@ -104,5 +104,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (DataError, ValueError, OSError, UnidentifiedImageError) as error:
+    except (IGPTError, ValueError, OSError, UnidentifiedImageError) as error:
         sys.exit(f"error: {error}")

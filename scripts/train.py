@@ -163,6 +163,6 @@ def train(script_args, model_args, args):
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, StrictDataclassError, FloatingPointError, OSError) as error:  # DataError is a ValueError
+    except (ValueError, StrictDataclassError, FloatingPointError, OSError) as error:  # IGPTError is a ValueError
         sys.exit(f"error: {error}")
     destroy_process_group()

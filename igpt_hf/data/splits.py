@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from ..errors import DataError
+from ..errors import DataError, IGPTError
 from .decoding import readable_rows
 from .sources.arrays import from_arrays
 from .sources.folder import open_folder
@@ -61,7 +61,8 @@ def load_splits(
         `train`, `validation` and `test` with the columns `image` (PIL) and `label` (ClassLabel).
 
     Raises:
-        DataError: if there is no such source, an image or a label is bad, or a class has fewer than 3 images.
+        DataError: There is no such file, an image or a label is bad, or a class has fewer than 3 images.
+        IGPTError: `max_images` is too small, or the Hub has no such dataset.
     """
     source = os.path.expanduser(source)
     if source == "synthetic" and max_images is not None:
@@ -91,7 +92,7 @@ def _open_source(source: str, seed: int, image_column: str, label_column: str, n
         return open_folder(Path(source), image_column, label_column)
     if os.path.isfile(source):
         return open_parquet(source, [Path(source)], image_column, label_column)
-    if _looks_like_path(source):
+    if looks_like_path(source):
         raise DataError(
             f"{source!r} does not exist. A source is 'synthetic', .cdb files (comma separated), a folder of class "
             "folders, parquet, or a Hub dataset id such as 'user/name'."
@@ -99,7 +100,7 @@ def _open_source(source: str, seed: int, image_column: str, label_column: str, n
     return open_hub(source, image_column, label_column)
 
 
-def _looks_like_path(source: str) -> bool:
+def looks_like_path(source: str) -> bool:
     """Whether `source` can only be a path: 'a/b' may be a Hub id, and so may 'a/b-v1.5', but not 'a/b.png'."""
     return HUB_ID.fullmatch(source) is None or re.search(r"\.[A-Za-z]\w*$", source) is not None
 
@@ -111,7 +112,7 @@ def _subset(labels: np.ndarray, names: list[str], max_images: int, seed: int) ->
     """Sorted rows of a random subset with the proportions of the classes; a larger one contains a smaller one."""
     if max_images < MIN_IMAGES_PER_CLASS * len(names):
         minimum = MIN_IMAGES_PER_CLASS * len(names)
-        raise DataError(f"max_images={max_images} is too small: {len(names)} classes need at least {minimum} images.")
+        raise IGPTError(f"max_images={max_images} is too small: {len(names)} classes need at least {minimum} images.")
     rng = np.random.default_rng(seed)
     order = np.zeros(len(labels))  # where each image stands in its shuffled class: 0 is first, 1 would be last
     for label in range(len(names)):

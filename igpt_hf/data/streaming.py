@@ -38,11 +38,16 @@ from huggingface_hub import dataset_info
 from tqdm.auto import tqdm
 
 from ..distributed import end_with_parent
-from ..errors import DataError
-from ..model import image_processing_igpt
-from . import splits as data
+from ..errors import DataError, IGPTError
+from ..model import image_processing_igpt, image_reading, tokens
+from . import decoding, splits, tokenized
 from .decoding import decode_image
-from .splits import TEST_SHARE, VALIDATION_SHARE
+from .sources.columns import natural_order
+from .sources.folder import visible_files
+from .sources.hub import HUB_ERRORS
+from .sources.parquet import num_rows
+from .splits import TEST_SHARE, VALIDATION_SHARE, looks_like_path
+from .tokenized import tokenize_batch
 
 
 logger = logging.getLogger(__name__)
@@ -92,10 +97,11 @@ def open_shards(
     Where the label column is no ClassLabel it is read once, and only that column, for the names.
 
     Raises:
-        DataError: There is no such source, it lacks a column, or `max_images` was given.
+        DataError: There is no such file, or it lacks a column.
+        IGPTError: `max_images` was given, or the Hub has no such dataset.
     """
     if max_images is not None:
-        raise DataError("--max_images chooses from all images at once, which --streaming never sees: leave one out.")
+        raise IGPTError("--max_images chooses from all images at once, which --streaming never sees: leave one out.")
     source = os.path.expanduser(source)
     shards = _parquet_shards(Path(source)) if os.path.exists(source) else _hub_shards(source)
     features = shards[0].open().features
@@ -107,13 +113,13 @@ def open_shards(
         names = features[label_column].names
     else:
         values = {str(value) for shard in shards for value in _labels(shard, label_column) if value is not None}
-        names = sorted(values, key=data.natural_order)
+        names = sorted(values, key=natural_order)
     return ShardedSource(tuple(shards), image_column, label_column, tuple(names), are_indices)
 
 
 def _parquet_shards(source: Path) -> list[Shard]:
-    paths = data.visible_files(source, {".parquet"}) if source.is_dir() else [source]
-    paths = [path for path in paths if data._num_rows(path) > 0]
+    paths = visible_files(source, {".parquet"}) if source.is_dir() else [source]
+    paths = [path for path in paths if num_rows(path) > 0]
     if not paths:
         raise DataError(f"--streaming reads parquet files or a Hub data set, and {source} holds no rows of parquet.")
     states = [path.stat() for path in paths]
@@ -123,13 +129,13 @@ def _parquet_shards(source: Path) -> list[Shard]:
 
 
 def _hub_shards(source: str) -> list[Shard]:
-    if data._looks_like_path(source):
+    if looks_like_path(source):
         raise DataError(f"{source!r} does not exist. --streaming reads parquet files or a Hub data set 'user/name'.")
     try:
         revision = dataset_info(source).sha
         splits = load_dataset(source, revision=revision, streaming=True)
-    except data.HUB_ERRORS as error:
-        raise DataError(f"{source!r} is no file or folder here, and no Hub data set was found: {error}") from error
+    except HUB_ERRORS as error:
+        raise IGPTError(f"{source!r} is no file or folder here, and no Hub data set was found: {error}") from error
     return [
         Shard(f"{source} {name} {index}", revision, source, name, index, rows.num_shards)
         for name, rows in splits.items()
@@ -177,10 +183,11 @@ def tokenize_shards(
         skip_bad_images: Count and leave out images that cannot be read.
 
     Raises:
-        DataError: An image or label is bad; `binarize="stochastic"`, which cannot be cached; an empty split.
+        DataError: An image or a label is bad, or a split is empty.
+        IGPTError: `binarize="stochastic"`, which cannot be cached.
     """
     if processor.binarize == "stochastic":
-        raise DataError("--streaming caches tokens, and --binarize stochastic draws them anew: leave out one of them.")
+        raise IGPTError("--streaming caches tokens, and --binarize stochastic draws them anew: leave out one of them.")
     folder = _cache_folder(source, processor, seed, skip_bad_images)
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
@@ -199,7 +206,7 @@ def tokenize_shards(
 
 def _cache_folder(source: ShardedSource, processor, seed: int, skip_bad_images: bool) -> Path:
     """A folder of its own for all that the tokens depend on: the data, the settings, and the code that makes them."""
-    modules = (image_processing_igpt, data, inspect.getmodule(Shard))
+    modules = (image_processing_igpt, image_reading, tokens, decoding, splits, tokenized, inspect.getmodule(Shard))
     code = "".join(inspect.getsource(module) for module in modules)
     names = [name for name in inspect.signature(type(processor)).parameters if name != "kwargs"]
     settings = {name: getattr(processor, name) for name in names}  # to_dict() has more, once it has been saved
@@ -266,7 +273,7 @@ def _tokenized_rows(source: ShardedSource, processor, seed: int, skip_bad_images
                     f"row {row} of {shard.name} {error}. Fix or remove it, or set --skip_bad_images to leave out "
                     "such images."
                 ) from error
-            tokens.append(data._tokenize_batch({"image": [picture]}, [row], shard.name, processor, "tokens")["tokens"])
+            tokens.append(tokenize_batch({"image": [picture]}, [row], shard.name, processor, "tokens")["tokens"])
             good.append(row - first_row)
         split = draw_splits(generator, len(labels))
         first_row += len(labels)

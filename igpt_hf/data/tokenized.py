@@ -99,9 +99,9 @@ def tokenize(splits: DatasetDict, processor: Any) -> DatasetDict:
     column = "gray" if processor.binarize == "stochastic" else "tokens"
     tokenized = DatasetDict()
     for name, split in splits.items():
-        first = _tokenize_batch(split[:1], [0], name, processor, column)[column]  # (1, length)
+        first = tokenize_batch(split[:1], [0], name, processor, column)[column]  # (1, length)
         tokenized[name] = split.map(
-            _tokenize_batch,
+            tokenize_batch,
             batched=True,
             batch_size=25,  # decoded pictures in memory at a time: photographs are large
             with_indices=True,
@@ -118,7 +118,7 @@ def tokenize(splits: DatasetDict, processor: Any) -> DatasetDict:
     return tokenized
 
 
-def _tokenize_batch(
+def tokenize_batch(
     batch: dict[str, list], indices: list[int], split_name: str, processor: Any, column: str
 ) -> dict[str, Any]:
     def prepare(images):

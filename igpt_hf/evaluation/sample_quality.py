@@ -22,7 +22,7 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from tqdm.auto import tqdm
 
-from ..errors import DataError
+from ..errors import IGPTError
 
 
 MIN_IMAGES = 10  # on each side of a comparison
@@ -137,10 +137,10 @@ def fidelity(real: torch.Tensor, fake: torch.Tensor) -> dict[str, float]:
     """Compare two sets of features, (n, d) each, float64: the Frechet distance and the four shares of prdc.
 
     Raises:
-        DataError: Fewer than ten images on a side.
+        IGPTError: Fewer than ten images on a side.
     """
     if min(len(real), len(fake)) < MIN_IMAGES:
-        raise DataError(f"comparing needs {MIN_IMAGES} images on each side, got {len(real)} and {len(fake)}.")
+        raise IGPTError(f"comparing needs {MIN_IMAGES} images on each side, got {len(real)} and {len(fake)}.")
     identity = nn.Identity()  # the features are at hand
     identity.num_features = real.shape[1]
     fid = FrechetInceptionDistance(feature=identity)
@@ -199,10 +199,10 @@ def check_sizes(num_samples: int, num_validation: int, num_test: int):
     """Refuse what cannot be compared, before any work.
 
     Raises:
-        DataError: Too few samples or real images.
+        IGPTError: Too few samples or real images.
     """
     if min(num_samples, num_validation, num_test) < MIN_IMAGES:
-        raise DataError(
+        raise IGPTError(
             f"--samples {num_samples} are compared with {num_test} test and {num_validation} validation images: at "
             f"least {MIN_IMAGES} of each are needed. Ask for more samples, give more data, or leave --samples out."
         )
@@ -246,7 +246,7 @@ def sample_report(samples: Images, splits: dict[str, Images], num_labels: int, s
     like are those of a network with random weights (Naeem et al. 2020 found that such features do).
 
     Raises:
-        DataError: Too few images.
+        IGPTError: Too few images.
     """
     train, validation, test = (splits[name] for name in ("train", "validation", "test"))
     num, num_compared = len(samples.labels), min(len(samples.labels), len(validation.labels), len(test.labels))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
-from ..errors import DataError
+from ..errors import IGPTError
 from ..model.kernel_dispatch import SLOPES
 from ..model.modeling_igpt import IGPTForCausalImageModeling
 from ..model.neighborhood import context_ids
@@ -63,10 +63,10 @@ def export_onnx(model: IGPTForCausalImageModeling, path: str | Path):
     """Write `DecodingStep` as an ONNX file, in which batch size and length are free.
 
     Raises:
-        DataError: The extra `onnx` is not installed.
+        IGPTError: The extra `onnx` is not installed.
     """
     if importlib.util.find_spec("onnxscript") is None:
-        raise DataError(
+        raise IGPTError(
             "ONNX export needs more packages: pip install 'igpt_hf[onnx]', or in a checkout pip install -e '.[onnx]'."
         )
     config, past, batch = model.config, torch.export.Dim("past"), torch.export.Dim("batch")
@@ -119,15 +119,15 @@ def export_page(model: IGPTForCausalImageModeling, path: str | Path):
     A script, not a binary file: a page that was opened from a folder may read no other.
 
     Raises:
-        DataError: An activation that the page does not know, or weights that are not finite numbers.
+        IGPTError: An activation that the page does not know, or weights that are not finite numbers.
     """
     if model.config.hidden_act not in SLOPES:
         known = ", ".join(SLOPES)
-        raise DataError(f"docs/demo/igpt.js knows hidden_act {known}, not {model.config.hidden_act!r}: add it there.")
+        raise IGPTError(f"docs/demo/igpt.js knows hidden_act {known}, not {model.config.hidden_act!r}: add it there.")
     tensors = {name: tensor.detach().cpu() for name, tensor in model.named_parameters()}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise DataError(f"{name} has values that are no numbers: the training failed, export another checkpoint.")
+            raise IGPTError(f"{name} has values that are no numbers: the training failed, export another checkpoint.")
     checkpoint = {
         "config": {name: getattr(model.config, name) for name in PAGE_CONFIG},
         "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},

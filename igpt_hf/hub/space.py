@@ -4,7 +4,7 @@ import shutil
 from importlib.metadata import requires, version
 from pathlib import Path
 
-from ..errors import DataError
+from ..errors import IGPTError
 from ..model.image_processing_igpt import IGPTImageProcessor
 from ..model.modeling_igpt import IGPTForCausalImageModeling
 
@@ -38,10 +38,10 @@ def write_space(model: IGPTForCausalImageModeling, processor: IGPTImageProcessor
     """Fill a new folder with all that a Space needs; nothing outside it is used.
 
     Raises:
-        DataError: The folder is there and not empty.
+        IGPTError: The folder is there and not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder} is not an empty folder: name a new one for the Space.")
+        raise IGPTError(f"{folder} is not an empty folder: name a new one for the Space.")
     package = Path(__file__).parents[1]
     shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     model.save_pretrained(folder / "model")

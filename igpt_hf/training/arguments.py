@@ -13,7 +13,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from ..errors import DataError
+from ..errors import IGPTError
 from ..model.configuration_igpt import PRESETS, IGPTConfig
 from .imagegpt_baseline import STOCK_PRESET
 
@@ -87,7 +87,7 @@ def parse_arguments(argv: list[str] | None = None):
     `--config FILE.yaml` holds flags without their dashes; flags on the command line win over it.
 
     Raises:
-        DataError: The YAML file is missing or not a flat mapping, or a flag is unknown or cannot be used.
+        IGPTError: The YAML file is missing or not a flat mapping, or a flag is unknown or cannot be used.
         SystemExit: A value of the wrong type, or `--help`.
     """
     settings, argv = _split_off_config(argv)
@@ -101,13 +101,13 @@ def parse_arguments(argv: list[str] | None = None):
             flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     *arguments, namespace, unknown = parser.parse_args_into_dataclasses(flags + argv, return_remaining_strings=True)
     if unknown:
-        raise DataError(f"unknown flag {' '.join(unknown)}; --help lists all.")
+        raise IGPTError(f"unknown flag {' '.join(unknown)}; --help lists all.")
     script_args, model_args, args = arguments
     if model_args.preset == STOCK_PRESET:
         args.use_muon = False  # the library's model, trained as the library would
     if script_args.task == "classification":
         if script_args.streaming:
-            raise DataError("--streaming is for --task generation: a classifier's data must fit into memory.")
+            raise IGPTError("--streaming is for --task generation: a classifier's data must fit into memory.")
         if args.metric_for_best_model == type(args).metric_for_best_model:  # the one of generation
             args.metric_for_best_model, args.greater_is_better = "eval_validation_accuracy", True
     _check_numbers(vars(script_args) | vars(args))
@@ -118,13 +118,13 @@ def parse_arguments(argv: list[str] | None = None):
 
 def _read_yaml(path: Path) -> dict:
     if not path.is_file():
-        raise DataError(f"--config {path}: no such file.")
+        raise IGPTError(f"--config {path}: no such file.")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise DataError(f"--config {path} must be lines of `flag: value`: {' '.join(str(error).split())}") from error
+        raise IGPTError(f"--config {path} must be lines of `flag: value`: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict) or any(isinstance(value, dict) for value in settings.values()):
-        raise DataError(f"--config {path} must be lines of `flag: value`, without dashes and nesting.")
+        raise IGPTError(f"--config {path} must be lines of `flag: value`, without dashes and nesting.")
     return settings
 
 
@@ -225,38 +225,38 @@ def _check_numbers(values: dict):
     for minimum, names in AT_LEAST.items():
         for name in names:
             if values[name] is not None and not values[name] >= minimum:  # not a number is refused, too
-                raise DataError(f"--{name} must be at least {minimum}, got {values[name]}")
+                raise IGPTError(f"--{name} must be at least {minimum}, got {values[name]}")
     if values["ema_decay"] >= 1:
-        raise DataError(f"--ema_decay must be below 1, or the average never moves; got {values['ema_decay']}")
+        raise IGPTError(f"--ema_decay must be below 1, or the average never moves; got {values['ema_decay']}")
 
 
 def _check_length(args):
     """Refuse a run of no steps at all."""
     if args.max_steps != -1 and args.max_steps < 1:  # -1: as many as num_train_epochs make
-        raise DataError(f"--max_steps {args.max_steps} leaves nothing to train: take at least 1, or leave it out.")
+        raise IGPTError(f"--max_steps {args.max_steps} leaves nothing to train: take at least 1, or leave it out.")
     if args.max_steps == -1 and not 0 < args.num_train_epochs < math.inf:
-        raise DataError(
+        raise IGPTError(
             f"--num_train_epochs {args.num_train_epochs} cannot be trained: take more than 0, or --max_steps."
         )
     if args.max_minutes is not None and not args.max_minutes > 0:
-        raise DataError(f"--max_minutes {args.max_minutes} leaves no time to train: take more than 0.")
+        raise IGPTError(f"--max_minutes {args.max_minutes} leaves no time to train: take more than 0.")
 
 
 def _check_selection(task: str, args):
     """Refuse what leaves nothing to choose the best model by, or names what is not measured."""
     if args.eval_strategy == "no":
-        raise DataError("--eval_strategy no leaves nothing to choose the best model by: take epoch or steps.")
+        raise IGPTError("--eval_strategy no leaves nothing to choose the best model by: take epoch or steps.")
     if args.prediction_loss_only:
-        raise DataError("--prediction_loss_only true leaves nothing to choose the best model by: leave it out.")
+        raise IGPTError("--prediction_loss_only true leaves nothing to choose the best model by: leave it out.")
     is_by_steps = args.eval_strategy == IntervalStrategy.STEPS
     limit = args.max_steps if args.max_steps != -1 else args.num_train_epochs
     if args.eval_delay > limit and is_by_steps == (args.max_steps != -1):  # both in steps, or both in epochs
-        raise DataError(
+        raise IGPTError(
             f"--eval_delay {args.eval_delay} is later than the end of the training: there is no evaluation."
         )
     measured = [f"{split}_{metric}" for split in ("validation", "train") for metric in METRICS[task]]
     if args.metric_for_best_model.removeprefix("eval_") not in measured:
-        raise DataError(
+        raise IGPTError(
             f"--metric_for_best_model {args.metric_for_best_model} is not measured; there are {', '.join(measured)}."
         )
 

@@ -8,7 +8,7 @@ those that are no pixels counts against it, in the nats as in the library's own 
 
 from transformers import GenerationConfig, ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGPTImageProcessorPil
 
-from ..errors import DataError
+from ..errors import IGPTError
 from ..model.configuration_igpt import IGPTConfig
 
 
@@ -25,13 +25,13 @@ def stock_layout(num_classes: int, **overrides) -> IGPTConfig:
         overrides: `image_size` and `class_dropout_prob`, if they are to be others; the shape of the model is fixed.
 
     Raises:
-        DataError: More than ten classes, or a setting that this model does not have.
+        IGPTError: More than ten classes, or a setting that this model does not have.
     """
     if num_classes > MAX_CLASSES:
-        raise DataError(f"--preset {STOCK_PRESET} has prompts for {MAX_CLASSES} classes, the data has {num_classes}.")
+        raise IGPTError(f"--preset {STOCK_PRESET} has prompts for {MAX_CLASSES} classes, the data has {num_classes}.")
     fixed = sorted(overrides.keys() - {"image_size", "class_dropout_prob"})
     if fixed:
-        raise DataError(f"--preset {STOCK_PRESET} has a fixed shape: leave out --{', --'.join(fixed)}.")
+        raise IGPTError(f"--preset {STOCK_PRESET} has a fixed shape: leave out --{', --'.join(fixed)}.")
     # 13 class prompts, the last of them unused, put the start token at 2 + 13 = 15.
     return IGPTConfig(patch_size=1, num_labels=13, **overrides)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..errors import DataError
+from ..errors import IGPTError
 from ..hub.loading import load_pretrained
 from ..model.configuration_igpt import IGPTConfig
 from ..model.image_processing_igpt import IGPTImageProcessor
@@ -40,7 +40,7 @@ def make_initial_model(class_names: list[str], script_args: ScriptArguments, mod
     """Make or load the model that the flags ask for.
 
     Raises:
-        DataError: A checkpoint cannot be loaded, or flags contradict each other.
+        IGPTError: A checkpoint cannot be loaded, or flags contradict each other.
         ValueError: A setting out of its range.
     """
     if script_args.model_name_or_path is not None:
@@ -49,7 +49,7 @@ def make_initial_model(class_names: list[str], script_args: ScriptArguments, mod
     labels = {"id2label": dict(enumerate(class_names)), "label2id": {n: i for i, n in enumerate(class_names)}}
     is_stock = model_args.preset == STOCK_PRESET
     if is_stock and script_args.task != "generation":
-        raise DataError(f"--preset {STOCK_PRESET} draws images only: leave out --task {script_args.task}.")
+        raise IGPTError(f"--preset {STOCK_PRESET} draws images only: leave out --task {script_args.task}.")
     layout = (
         stock_layout(len(class_names), **settings)
         if is_stock
@@ -74,7 +74,7 @@ def _from_checkpoint(class_names: list[str], script_args: ScriptArguments, model
     for name in (*vars(model_args), "threshold", "invert", "margin", "binarize"):
         arguments = model_args if name in vars(model_args) else script_args
         if getattr(arguments, name) != getattr(type(arguments), name):
-            raise DataError(f"--{name} cannot be changed: it comes with --model_name_or_path {path}.")
+            raise IGPTError(f"--{name} cannot be changed: it comes with --model_name_or_path {path}.")
     model, processor = load_pretrained(path, MODELS[script_args.task])
     known = [str(model.config.id2label[label]) for label in range(model.config.num_labels)]
     if known != class_names:

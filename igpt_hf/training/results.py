@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, set_seed
 
 from .. import __version__
 from ..distributed import precision
-from ..errors import DataError
+from ..errors import IGPTError
 from ..hub.model_card import hardware, make_model_card, versions
 from ..plots import accuracy_curve, completion_sheet, loss_curve, sample_sheet
 from .arguments import ScriptArguments
@@ -69,10 +69,10 @@ def best_evaluation(trainer, history: LossHistory) -> int:
     """Index of the evaluation of the model that a run keeps: the best that was saved, or else the last one.
 
     Raises:
-        DataError: There was no evaluation.
+        IGPTError: There was no evaluation.
     """
     if not history.steps:
-        raise DataError(f"the training ended before its first evaluation: --eval_delay {trainer.args.eval_delay}.")
+        raise IGPTError(f"the training ended before its first evaluation: --eval_delay {trainer.args.eval_delay}.")
     saved = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     step = trainer.state.global_step if saved is None else int(saved.rpartition("-")[2])
     return max(index for index, evaluated in enumerate(history.steps) if evaluated <= step)

@@ -68,7 +68,7 @@ class IGPTTrainer(Trainer):
     def push_to_hub(self, commit_message: str = "End of training", **kwargs) -> str | None:
         """Upload what scripts/push_to_hub.py uploads, with the run's card as it is, not one of the library's.
 
-        Raises DataError where the Hub refuses or cannot be reached; the folder stays as it is.
+        Raises IGPTError where the Hub refuses or cannot be reached; the folder stays as it is.
         """
         if self.hub_model_id is None:
             self.init_hf_repo()
@@ -166,7 +166,7 @@ class IGPTTrainer(Trainer):
 def push_run(args: IGPTTrainingArguments, repo: str | None = None, message: str = "End of training") -> str:
     """Upload the finished run in output_dir as `--push_to_hub` asks for; returns the commit's address.
 
-    Raises DataError where the Hub refuses or cannot be reached.
+    Raises IGPTError where the Hub refuses or cannot be reached.
     """
     folder = Path(args.output_dir)
     about = {"private": args.hub_private_repo, "revision": args.hub_revision, "token": args.hub_token}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import set_seed
 
-from igpt_hf import DataError, IGPTImageProcessor, load_splits, tokenize
+from igpt_hf import IGPTError, IGPTImageProcessor, load_splits, tokenize
 from igpt_hf.training.arguments import IGPTTrainingArguments
 from igpt_hf.training.imagegpt_baseline import stock_layout, stock_model, stock_processor
 from igpt_hf.training.trainer import make_trainer
@@ -122,7 +122,7 @@ def test_accumulated_gradients_are_those_of_the_big_batch(splits, tmp_path):
 
 
 def test_more_than_ten_classes_and_another_shape_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(DataError, match="prompts for 10 classes, the data has 11"):
+    with pytest.raises(IGPTError, match="prompts for 10 classes, the data has 11"):
         stock_layout(11)
     flags = ["--preset", "stock-xxs", "--max_images", "60", "--hidden_size", "32", "--patch_size", "2"]
     monkeypatch.setattr(sys, "argv", ["train.py", *flags, "--output_dir", str(tmp_path / "run")])
