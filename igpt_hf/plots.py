@@ -82,7 +82,7 @@ def sample_sheet(model, processor, per_class: int = 10, **generate_arguments) ->
 
 def completion_sheet(model, processor, images, class_labels, per_image: int = 8, **generate_arguments) -> Image.Image:
     """Complete the lower half of images: a row has the whole image, what is given of it, `per_image` answers."""
-    keep_rows = processor.grid_size // 2 * processor.patch_size
+    keep_rows = processor.half_rows
     images = processor.decode_pixels(processor.tokenize(images))  # once: their pixels may be drawn from gray levels
     prompt = processor.prompt(class_labels=class_labels, images=images, keep_rows=keep_rows).to(model.device)
     answers = processor.decode(model.generate(**prompt, num_return_sequences=per_image, **generate_arguments))

@@ -8,12 +8,12 @@ The model has random weights and is so small that each vector fits in a line: 6x
 """
 
 import argparse
-import sys
 
 import numpy as np
 import torch
 
 from igpt_hf import IGPTConfig, IGPTError, IGPTForCausalImageModeling, IGPTImageProcessor
+from igpt_hf.cli import run_main
 from igpt_hf.model.modeling_igpt import rotate
 from igpt_hf.model.neighborhood import context_ids, neighbor_index, neighborhood_offsets, rotation_angles, rotations
 
@@ -182,7 +182,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except IGPTError as error:
-        sys.exit(f"error: {error}")
+    run_main(main)

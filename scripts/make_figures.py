@@ -7,7 +7,6 @@ completions.png and growing.gif (one digit of each class, drawn token by token).
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf import IGPTError, synthetic_digits
+from igpt_hf.cli import run_main
 from igpt_hf.hub.loading import load_pretrained
 from igpt_hf.plots import completion_sheet, image_grid
 
@@ -88,7 +88,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except IGPTError as error:
-        sys.exit(f"error: {error}")
+    run_main(main)

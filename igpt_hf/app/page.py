@@ -311,12 +311,11 @@ def build_app(model, processor) -> gr.Blocks:
             button.click(answer(generate), settings, pictures, api_name="generate", **alone)
         with gr.Tab("Complete"), gr.Row():
             with gr.Column(scale=2, min_width=300):
-                half = processor.grid_size // 2 * processor.patch_size
-                drawing = drawing_area("Draw the upper part, or upload a picture", size, kept_rows=half)
+                drawing = drawing_area("Draw the upper part, or upload a picture", size, kept_rows=processor.half_rows)
                 keep_rows = gr.Slider(
                     processor.patch_size,
                     size - processor.patch_size,
-                    value=half,
+                    value=processor.half_rows,
                     step=processor.patch_size,
                     label="Rows that are kept",
                     info=f"above the line, of {size}",

@@ -1,4 +1,4 @@
-"""Does this data fit this model, and has the model seen its test split?"""
+"""Whether data fits a model, and whether the model may have seen its test split."""
 
 import json
 from pathlib import Path
@@ -12,13 +12,10 @@ def labels_as_in_model(names: list[str], config) -> list[int]:
     Raises:
         DataError: A class that the model does not know.
     """
-    known = {str(name): index for index, name in config.id2label.items()}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise DataError(
-            f"the data has classes that the model does not know ({', '.join(unknown)}); it knows {', '.join(known)}."
-        )
-    return [known[name] for name in names]
+    try:
+        return [config.label_index(name) for name in names]
+    except ValueError as error:
+        raise DataError(f"the data has a class that the model does not know: {error}") from error
 
 
 def check_data(split, config, allow_resize: bool) -> list[int]:

@@ -23,6 +23,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from tqdm.auto import tqdm
 
 from ..errors import IGPTError
+from .likelihood import accuracy_stderr
 
 
 MIN_IMAGES = 10  # on each side of a comparison
@@ -161,7 +162,7 @@ def two_sample_accuracy(real: np.ndarray, fake: np.ndarray, seed: int) -> tuple[
     train = Images(np.concatenate([real[:half], fake[:half]]), labels)
     test = Images(np.concatenate([real[half : 2 * half], fake[half : 2 * half]]), labels)
     accuracy = train_classifier(train, 2, seed, what="two-sample classifier").accuracy(test)
-    return accuracy, math.sqrt(accuracy * (1 - accuracy) / len(labels))
+    return accuracy, accuracy_stderr(accuracy, len(labels))
 
 
 def nearest_neighbors(pixels: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -258,7 +259,7 @@ def sample_report(samples: Images, splits: dict[str, Images], num_labels: int, s
         "num_samples": num,
         "classifier_test_accuracy": classifier.accuracy(test) if has_classes else None,
         "sample_accuracy": accuracy,
-        "sample_accuracy_stderr": math.sqrt(accuracy * (1 - accuracy) / num) if has_classes else None,
+        "sample_accuracy_stderr": accuracy_stderr(accuracy, num) if has_classes else None,
         "num_compared": num_compared,
     }
     some_test, some_validation, some_samples = (_thin(images, num_compared) for images in (test, validation, samples))

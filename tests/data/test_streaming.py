@@ -1,5 +1,6 @@
 """Streaming: the same images as without, in constant memory, cached, shared among processes, resumed exactly."""
 
+import inspect
 import io
 import os
 import shutil

@@ -65,7 +65,7 @@ def test_the_report_is_what_its_formulas_say(every_picture):
 def test_classes_are_matched_by_name(tiny_model):
     config = tiny_model(id2label={0: "cat", 1: "dog", 2: "eel"}, label2id={"cat": 0, "dog": 1, "eel": 2}).config
     assert labels_as_in_model(["eel", "cat"], config) == [2, 0]
-    with pytest.raises(DataError, match=r"does not know \(fox\); it knows cat, dog, eel"):
+    with pytest.raises(DataError, match=r"does not know: \'fox\' is no class of this model \(cat, dog, eel\)"):
         labels_as_in_model(["cat", "fox"], config)
 
 

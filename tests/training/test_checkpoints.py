@@ -237,7 +237,7 @@ def test_a_read_only_folder_is_refused_before_anything_is_done(tmp_path, monkeyp
 
 HOLD = """
 import os, sys, time
-from igpt_hf.training.checkpoints import only_run_in
+from igpt_hf.training.output_dir import only_run_in
 
 with only_run_in(sys.argv[1]):
     if os.fork() == 0:  # as a worker of a DataLoader, which outlives a killed parent for a while
