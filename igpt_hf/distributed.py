@@ -110,14 +110,3 @@ def use_all_cores(num_threads: int | None = None) -> int:
         num_threads = max(1, num_cores // local_processes)
     torch.set_num_threads(num_threads)
     return num_threads
-
-
-__all__ = [
-    "describe_launch",
-    "destroy_process_group",
-    "end_with_launcher",
-    "end_with_parent",
-    "launch_warnings",
-    "on_first_process",
-    "precision",
-]

@@ -231,15 +231,3 @@ def probe_curve(path: str | Path, layers: list[dict], best: int, title: str):
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
-
-
-__all__ = [
-    "SHOWN",
-    "accuracy_curve",
-    "completion_sheet",
-    "evaluation_picture",
-    "image_grid",
-    "loss_curve",
-    "probe_curve",
-    "sample_sheet",
-]

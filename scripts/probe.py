@@ -35,7 +35,7 @@ def parse_arguments():
     parser = command_parser("probe", __doc__)
     parser.add_argument("model", help="folder of a trained model, or its id on the Hub")
     add_data_arguments(parser)
-    parser.add_argument("--max_images", type=int, help="a random, class-balanced subset of at most this many images")
+    parser.add_argument("--max_images", type=int, help="a random, stratified subset of at most this many images")
     parser.add_argument("--output", default="probe.json", help="the plot is written beside it, as .png")
     args = parser.parse_args()
     check_positive(args, "batch_size")

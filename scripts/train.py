@@ -112,7 +112,10 @@ def train(script_args, model_args, args):
             logger.warning("warning: %s", warning)
     if script_args.streaming:
         splits, tokens = stream_splits(
-            *(source, processor, split_seed, script_args.max_eval_images),
+            source,
+            processor,
+            split_seed,
+            script_args.max_eval_images,
             num_workers=num_threads,
             first_shard=len(source.shards) * args.process_index // args.world_size,
             skip_bad_images=script_args.skip_bad_images,
@@ -125,7 +128,7 @@ def train(script_args, model_args, args):
     sheet = SampleSheetCallback(lambda model: sample_sheet(model, processor, per_class=4))
     callbacks = [SaveOnSigterm()] if is_classifier else [sheet, SaveOnSigterm()]
     options = {"layout": start.layout, "shuffle_buffer": script_args.shuffle_buffer}
-    trainer = make_trainer(model, args, tokens, start.saved_processor, callbacks, **options)
+    trainer = make_trainer(model, args, tokens, start.saved_processor, callbacks=callbacks, **options)
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
     about = (script_args.data, sizes, len(class_names), model.num_parameters())
     logger.info("%s: %s images of %d classes; %d parameters", *about)

@@ -407,6 +407,3 @@ class TokenStream(torch.utils.data.IterableDataset):
             prompt = self.config.start_token_id if is_untold else self.config.vocab_size + row["label"]
             ids = torch.tensor([prompt, *row["tokens"]])
             yield {"input_ids": ids, "labels": torch.cat([torch.tensor([-100]), ids[1:]])}
-
-
-__all__ = ["ShardedSource", "ShardedTokens", "TokenStream", "open_shards", "stream_splits", "tokenize_shards"]

@@ -140,5 +140,7 @@ def _warn_of_empty_images(split: Dataset, name: str):
     if empty:
         logger.warning(
             "%d of %d %s images are black after binarization: lower --threshold, or set --invert",
-            *(empty, len(split), name),
+            empty,
+            len(split),
+            name,
         )

@@ -94,13 +94,3 @@ def seen_images_warning(name: str, data: str, seed: int, max_images: int | None 
     else:
         return None
     return f"{name} was trained on {data}, {reason}. It may have seen images of what is the test split here."
-
-
-__all__ = [
-    "check_data",
-    "check_image_size",
-    "check_two_classes",
-    "labels_as_in_model",
-    "seen_images_warning",
-    "was_trained_on",
-]

@@ -108,6 +108,3 @@ class SampleQuality(evaluate.Metric):
         from .sample_quality import fidelity  # needs the extra `eval`
 
         return fidelity(real, fake)
-
-
-__all__ = ["BayesAccuracy", "BitsPerPixel", "Likelihood", "SampleQuality", "prompt_log_likelihoods"]

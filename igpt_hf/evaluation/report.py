@@ -61,8 +61,7 @@ def evaluate_model(
         split: "train", "validation", "test" or "all".
         max_images: Only the first of the split.
         num_samples: How many images to sample; None: no samples. Needs the extra `eval`.
-        temperature: Of the samples.
-        guidance_scale: Of the samples.
+        temperature, guidance_scale: Of the samples.
         prior: p(class) of mixtures and samples: "data", as in the training split, or "uniform".
         seed: Of the samples and of the classifiers that judge them.
         batch_size: Images at a time.
@@ -72,26 +71,23 @@ def evaluate_model(
         DataError: The data does not fit the model, or the split is empty.
         IGPTError: Too few images or samples to compare.
     """
-    config = model.config
-    class_index = torch.tensor(check_data(splits["train"], config, allow_resize))
+    class_index = torch.tensor(check_data(splits["train"], model.config, allow_resize))
     if num_samples is not None:
         from .sample_quality import check_sizes  # needs the extra `eval`
 
         check_sizes(num_samples, len(splits["validation"]), len(splits["test"]))
-    class_prior = _class_prior(splits["train"], class_index, config.num_labels, prior)
+    class_prior = _class_prior(splits["train"], class_index, model.config.num_labels, prior)
     chosen = list(splits) if split == "all" else [split]
     needed = chosen if num_samples is None else list(splits)
-    ids = _class_prompted_ids({name: splits[name] for name in needed}, processor, class_index, seed, config)
+    ids = _class_prompted_ids({name: splits[name] for name in needed}, processor, class_index, seed, model.config)
     images = torch.cat([ids[name] for name in chosen])[:max_images]  # (n, 1 + N)
 
-    report = {"split": split, "seed": seed, "prior": prior}
-    measured, maps = _measure_images(model, processor, images, class_prior, batch_size)
-    report |= measured
-    nearest = {}
+    report, maps = _measure_images(model, processor, images, class_prior, batch_size)
+    quality, nearest = {}, {}
     if num_samples is not None:
         settings = {"temperature": temperature, "guidance_scale": guidance_scale}
         quality, nearest = _measure_samples((model, processor), ids, class_prior, num_samples, seed, settings)
-        report |= quality
+    report = {"split": split, "seed": seed, "prior": prior} | report | quality
     return Evaluation(report, _examples(processor.decode_pixels(images), maps), nearest)
 
 

@@ -48,9 +48,15 @@ class LeNet(nn.Module):
         super().__init__()
         side = math.ceil(image_size / 4)
         self.extract = nn.Sequential(
-            *(nn.Conv2d(1, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)),
-            *(nn.Conv2d(16, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)),
-            *(nn.Flatten(), nn.Linear(32 * side**2, 84), nn.ReLU()),
+            nn.Conv2d(1, 16, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.Conv2d(16, 32, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.Flatten(),
+            nn.Linear(32 * side**2, 84),
+            nn.ReLU(),
         )
         self.classify = nn.Linear(84, num_labels)
 
@@ -276,18 +282,3 @@ def sample_report(samples: Images, splits: dict[str, Images], num_labels: int, s
     told_apart = two_sample_accuracy(some_test.pixels, some_samples.pixels, seed)
     report["two_sample_accuracy"], report["two_sample_accuracy_stderr"] = told_apart
     return report | novelty(samples.pixels, test.pixels, train.pixels)
-
-
-__all__ = [
-    "Images",
-    "LeNet",
-    "cached_classifier",
-    "check_sizes",
-    "draw_samples",
-    "fidelity",
-    "nearest_neighbors",
-    "novelty",
-    "sample_report",
-    "train_classifier",
-    "two_sample_accuracy",
-]

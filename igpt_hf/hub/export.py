@@ -90,11 +90,8 @@ def export_onnx(model: IGPTForCausalImageModeling, path: str | Path):
 # --- the page -------------------------------------------------------------------------------------------------------
 
 # What docs/demo/igpt.js reads of the configuration.
-PAGE_CONFIG = (
-    "image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-    "hidden_act", "neighborhood_radius", "class_conditional_norm", "rms_norm_eps", "num_labels", "vocab_size",
-    "id2label",
-)  # fmt: skip
+PAGE_CONFIG = """image_size patch_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act
+    neighborhood_radius class_conditional_norm rms_norm_eps num_labels vocab_size id2label""".split()
 
 
 def upper_bytes(weights: torch.Tensor) -> bytes:
@@ -119,7 +116,7 @@ def export_page(model: IGPTForCausalImageModeling, path: str | Path):
     A script, not a binary file: a page that was opened from a folder may read no other.
 
     Raises:
-        IGPTError: An activation that the page does not know, or weights that are not finite numbers.
+        IGPTError: An activation that the page does not know, or NaN or infinite weights.
     """
     if model.config.hidden_act not in SLOPES:
         known = ", ".join(SLOPES)
@@ -127,13 +124,10 @@ def export_page(model: IGPTForCausalImageModeling, path: str | Path):
     tensors = {name: tensor.detach().cpu() for name, tensor in model.named_parameters()}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise IGPTError(f"{name} has values that are no numbers: the training failed, export another checkpoint.")
+            raise IGPTError(f"{name} has NaN or infinite values: the training diverged, export another checkpoint.")
     checkpoint = {
         "config": {name: getattr(model.config, name) for name in PAGE_CONFIG},
         "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
         "weights": base64.b64encode(b"".join(map(upper_bytes, tensors.values()))).decode(),
     }
     Path(path).write_text(f"const CHECKPOINT = {json.dumps(checkpoint, separators=(',', ':'))};\n")
-
-
-__all__ = ["DecodingStep", "copy_page", "empty_cache", "export_onnx", "export_page"]

@@ -141,6 +141,3 @@ def _check(model: IGPTPreTrainedModel, processor: IGPTImageProcessor, name: str)
                 f"{name}: config.json says {setting}={expected}, preprocessor_config.json {setting}={found}. They do "
                 "not belong together: save the model and its processor from the same run."
             )
-
-
-__all__ = ["load_pretrained"]

@@ -92,6 +92,3 @@ def retry_hub_request(request, repo: str, token: str | None = None):
                 raise IGPTError(f"the Hub cannot be reached ({error}); nothing was lost, try again later.") from error
             logger.warning("connection lost (%s); attempt %d of %d", error, attempt + 1, ATTEMPTS)
             time.sleep(2 ** (attempt - 1))
-
-
-__all__ = ["retry_hub_request", "push_folder"]

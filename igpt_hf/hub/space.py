@@ -52,6 +52,3 @@ def write_space(model: IGPTForCausalImageModeling, processor: IGPTImageProcessor
     (folder / "requirements.txt").write_text("\n".join(lines) + "\n")
     (folder / "README.md").write_text(README.format(gradio=version("gradio")))
     (folder / "app.py").write_text(APP)
-
-
-__all__ = ["write_space"]

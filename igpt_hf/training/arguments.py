@@ -1,4 +1,4 @@
-"""The flags of scripts/train.py."""
+"""The flags of `igpt train`: ScriptArguments, ModelArguments, IGPTTrainingArguments; reading and checking them."""
 
 import argparse
 import dataclasses
@@ -15,15 +15,15 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..errors import IGPTError
 from ..model.configuration_igpt import PRESETS, IGPTConfig
-from .imagegpt_baseline import STOCK_PRESET
+from .imagegpt_baseline import BASELINE_PRESET
 
 
 @dataclass
 class ScriptArguments:
-    """What is learned, from which images, and how they become binary."""
+    """The task, the images to learn from, and how they are binarized."""
 
     task: Literal["generation", "classification"] = field(
-        default="generation", metadata={"help": "Draw images, or tell their class (section 3.3, fine-tuning)."}
+        default="generation", metadata={"help": "Generate images, or classify them (section 3.3, fine-tuning)."}
     )
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Start from this checkpoint, with its configuration; default: from scratch."}
@@ -36,7 +36,9 @@ class ScriptArguments:
     )
     image_column: str = field(default="image", metadata={"help": "Parquet and Hub: the column of images."})
     label_column: str = field(default="label", metadata={"help": "Parquet and Hub: the column of classes."})
-    max_images: int | None = field(default=None, metadata={"help": "Use a random part of so many images only."})
+    max_images: int | None = field(
+        default=None, metadata={"help": "Use a random, stratified subset of at most this many images."}
+    )
     split_seed: int | None = field(
         default=None, metadata={"help": "Of the split into train, validation and test; `seed` unless given."}
     )
@@ -51,9 +53,11 @@ class ScriptArguments:
     streaming: bool = field(
         default=False, metadata={"help": "Parquet and Hub: tokenize shard by shard into a cache, train from the disk."}
     )
-    shuffle_buffer: int = field(default=10_000, metadata={"help": "Streaming: images among which one is drawn next."})
+    shuffle_buffer: int = field(
+        default=10_000, metadata={"help": "Streaming: number of images in the shuffle buffer."}
+    )
     max_eval_images: int = field(
-        default=10_000, metadata={"help": "Streaming: validation and test images that are evaluated, at most, each."}
+        default=10_000, metadata={"help": "Streaming: evaluate at most this many validation and test images each."}
     )
     num_threads: int | None = field(default=None, metadata={"help": "CPU threads per process; default: all cores."})
 
@@ -64,7 +68,7 @@ class ScriptArguments:
 
 def _model_arguments() -> type:
     """A dataclass with a flag for the preset and one for each field of `IGPTConfig`; None: the preset decides."""
-    presets = ", ".join([*PRESETS, STOCK_PRESET])
+    presets = ", ".join([*PRESETS, BASELINE_PRESET])
     meanings = dict(re.findall(r"^ {8}(\w+): ((?:.+\n)(?: {12}.+\n)*)", IGPTConfig.__doc__, re.MULTILINE))
     meanings = {name: " ".join(text.split()) for name, text in meanings.items()}
     fields = [("preset", str, field(default="xxs", metadata={"help": f"The model: {presets}."}))]
@@ -103,11 +107,11 @@ def parse_arguments(argv: list[str] | None = None):
     if unknown:
         raise IGPTError(f"unknown flag {' '.join(unknown)}; --help lists all.")
     script_args, model_args, args = arguments
-    if model_args.preset == STOCK_PRESET:
-        args.use_muon = False  # the library's model, trained as the library would
+    if model_args.preset == BASELINE_PRESET:
+        args.use_muon = False  # transformers' ImageGPT, trained with AdamW alone
     if script_args.task == "classification":
         if script_args.streaming:
-            raise IGPTError("--streaming is for --task generation: a classifier's data must fit into memory.")
+            raise IGPTError("--streaming is for --task generation: a classifier's data must fit in memory.")
         if args.metric_for_best_model == type(args).metric_for_best_model:  # the one of generation
             args.metric_for_best_model, args.greater_is_better = "eval_validation_accuracy", True
     _check_numbers(vars(script_args) | vars(args))
@@ -132,7 +136,7 @@ def _read_yaml(path: Path) -> dict:
 class IGPTTrainingArguments(TrainingArguments):
     """`TrainingArguments` with defaults for small Image GPTs; every flag of the original works."""
 
-    output_dir: str = field(default="runs/igpt", metadata={"help": "Where the model, its card and pictures go."})
+    output_dir: str = field(default="runs/igpt", metadata={"help": "Folder of the model, its card and figures."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Start anew: delete the run in output_dir."})
     early_stopping_patience: int = field(
         default=5,
@@ -142,8 +146,8 @@ class IGPTTrainingArguments(TrainingArguments):
     max_minutes: float | None = field(
         default=None,
         metadata={
-            "help": "Stop after so many minutes of training, evaluations and earlier parts of a resumed run included; "
-            "a last evaluation follows. The learning rate decays over num_train_epochs (or max_steps) all the same."
+            "help": "Stop after this many minutes of training, including evaluations and earlier parts of a resumed "
+            "run; a last evaluation follows. The learning rate still decays over num_train_epochs (or max_steps)."
         },
     )
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images per step and device."})
@@ -154,13 +158,13 @@ class IGPTTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate (of AdamW, with muon)."})
     muon_learning_rate: float = field(default=2e-2, metadata={"help": "Peak learning rate of Muon."})
     weight_decay: float = field(
-        default=0.1, metadata={"help": "Of matrices. Without it Muon lets them grow, and small models stop learning."}
+        default=0.1, metadata={"help": "On matrices. Without it they grow under Muon, and small models stop learning."}
     )
     ema_decay: float = field(
         default=0.998, metadata={"help": "Evaluate and keep a moving average of the weights; 0: the weights."}
     )
     lr_scheduler_type: str = field(default="linear", metadata={"help": "Shape of the learning rate's decay."})
-    warmup_steps: float = field(default=0.02, metadata={"help": "Steps, or a share below 1, of linear warm-up."})
+    warmup_steps: float = field(default=0.02, metadata={"help": "Steps, or a fraction below 1, of linear warm-up."})
     adam_beta2: float = field(default=0.95, metadata={"help": "As in the paper, section 3.5."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
@@ -173,16 +177,16 @@ class IGPTTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Of that metric; unless given: true of an accuracy, false of all else."}
     )
     restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "A resumed run remembers the patience that it has used up."}
+        default=True, metadata={"help": "A resumed run continues with the patience already used up."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "The data set yields what the model takes."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "All parameters are used."})
     data_seed: int | None = field(default=None, metadata={"help": "Order of the images; `seed` unless given."})
-    logging_steps: float = field(default=50, metadata={"help": "Log the running training loss every so many steps."})
+    logging_steps: float = field(default=50, metadata={"help": "Log the running training loss every this many steps."})
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "The batches are small."})
     hub_strategy: str = field(
         default="end",
-        metadata={"help": "With --push_to_hub: at the end, with the card; or what else the library has."},
+        metadata={"help": "With --push_to_hub: at the end, with the card; or another of transformers' strategies."},
     )
     # The Trainer writes this into the config that it saves; while training, `collate` switches the cache off.
     use_cache: bool = field(default=True, metadata={"help": "Saved with the model: generate with a cache."})
@@ -200,16 +204,12 @@ METRICS = {  # of each evaluated split; the best model can be chosen by any of t
 }
 
 
-AT_LEAST = {
-    1: (
-        *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
-        *("num_threads", "shuffle_buffer", "max_eval_images"),
-    ),
-    0: (
-        *("early_stopping_patience", "eval_steps", "save_steps", "logging_steps", "warmup_steps", "eval_delay"),
-        *("save_total_limit", "learning_rate", "muon_learning_rate", "weight_decay", "max_grad_norm", "ema_decay"),
-        *("dataloader_num_workers", "seed", "data_seed", "split_seed"),
-    ),
+AT_LEAST = {  # smallest value -> flags
+    1: """per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_threads
+        shuffle_buffer max_eval_images""".split(),
+    0: """early_stopping_patience eval_steps save_steps logging_steps warmup_steps eval_delay save_total_limit
+        learning_rate muon_learning_rate weight_decay max_grad_norm ema_decay dataloader_num_workers seed data_seed
+        split_seed""".split(),
 }
 
 
@@ -224,7 +224,7 @@ def _split_off_config(argv: list[str] | None) -> tuple[dict, list[str]]:
 def _check_numbers(values: dict):
     for minimum, names in AT_LEAST.items():
         for name in names:
-            if values[name] is not None and not values[name] >= minimum:  # not a number is refused, too
+            if values[name] is not None and not values[name] >= minimum:  # NaN is refused, too
                 raise IGPTError(f"--{name} must be at least {minimum}, got {values[name]}")
     if values["ema_decay"] >= 1:
         raise IGPTError(f"--ema_decay must be below 1, or the average never moves; got {values['ema_decay']}")
@@ -273,7 +273,7 @@ def unused_flags(script_args, model_args, args, argv: list[str] | None = None) -
     settings, argv = _split_off_config(argv)
     given = {name for name, value in settings.items() if value is not None}
     given |= {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
-    muon = "--use_muon true" if model_args.preset != STOCK_PRESET else f"another --preset than {STOCK_PRESET}"
+    muon = "--use_muon true" if model_args.preset != BASELINE_PRESET else f"another --preset than {BASELINE_PRESET}"
     conditions = [
         (("eval_steps",), args.eval_strategy == IntervalStrategy.STEPS, "without --eval_strategy steps"),
         (("save_steps",), args.save_strategy == SaveStrategy.STEPS, "without --save_strategy steps"),
@@ -281,7 +281,7 @@ def unused_flags(script_args, model_args, args, argv: list[str] | None = None) -
         (("logging_steps",), args.logging_strategy == IntervalStrategy.STEPS, "without --logging_strategy steps"),
         (("num_train_epochs",), args.max_steps == -1, "beside --max_steps"),
         (("muon_learning_rate",), args.use_muon, f"without {muon}"),
-        (("use_muon",), model_args.preset != STOCK_PRESET, f"with --preset {STOCK_PRESET}"),
+        (("use_muon",), model_args.preset != BASELINE_PRESET, f"with --preset {BASELINE_PRESET}"),
         (("optim", "optim_args"), not args.use_muon, "without --use_muon false"),
         (("shuffle_buffer", "max_eval_images"), script_args.streaming, "without --streaming true"),
         (

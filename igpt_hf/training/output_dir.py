@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and what may be overwritten."""
+"""The folder of a run: its lock, and what may be overwritten."""
 
 import contextlib
 import errno
@@ -19,13 +19,11 @@ from .checkpoints import INCOMPLETE, LEFT, RESULTS, list_checkpoints, quarantine
 logger = logging.getLogger(__name__)
 
 
-LOCK = "_train.lock"  # the library pushes no file whose name begins with an underscore
+LOCK = "_train.lock"  # transformers pushes no file whose name begins with an underscore
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # what disks without file locks answer
-RUN_FILES = (
-    *("model.safetensors", "config.json", "generation_config.json", "preprocessor_config.json", "training_args.bin"),
-    *("README.md", RESULTS, "loss_curve.png", "samples.png", "completions.png", "trainer_state.json"),
-    "accuracy_curve.png",
-)
+FIGURES = ("loss_curve.png", "samples.png", "completions.png", "accuracy_curve.png")
+CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json")
+RUN_FILES = ("model.safetensors", *CONFIGS, "README.md", RESULTS, *FIGURES, "trainer_state.json", "training_args.bin")
 
 
 @contextlib.contextmanager
@@ -172,6 +170,3 @@ def _resume_from(folder: Path, resume: str) -> str:
     for path in whole[whole.index(chosen) + 1 :]:  # of a run that this one leaves
         quarantine(path, LEFT, f"the run goes on from {chosen.name}, which is older")
     return resume
-
-
-__all__ = ["delete_overwritten", "only_run_in", "prepare_output_dir", "resumes_from_the_end"]
