@@ -1,4 +1,4 @@
-"""How a run is started: on how many processes, devices and threads, and whether that is what was asked for."""
+"""Processes, devices, threads and precision of a run, and warnings if they are not what was requested."""
 
 import ctypes
 import gc
@@ -24,7 +24,7 @@ def precision(args) -> str:
 
 
 def describe_launch(args, num_threads: int) -> str:
-    """Say what a run really uses: processes, machines, device, threads and precision.
+    """Describe what a run really uses: processes, machines, device, threads and precision.
 
     Args:
         args: `TrainingArguments`.
@@ -38,7 +38,7 @@ def describe_launch(args, num_threads: int) -> str:
 
 
 def launch_warnings(args, environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Say what is less than was asked for, as far as the launcher's variables tell.
+    """Warn if a run has less than was requested, as far as the launcher's variables show.
 
     Args:
         args: `TrainingArguments`.
@@ -48,11 +48,11 @@ def launch_warnings(args, environ: Mapping[str, str] = os.environ) -> list[str]:
     warnings = []
     if "MASTER_ADDR" in environ and args.world_size == 1 and int(environ.get("WORLD_SIZE", 0)) != 1:
         warnings.append(
-            "more than one process was asked for, but this is the only one: on the CPU `accelerate launch --cpu "
+            "more than one process was requested, but this is the only one: on the CPU `accelerate launch --cpu "
             "--num_processes 2` starts one. Use --config_file configs/accelerate/cpu-2.yaml and --use_cpu true."
         )
     if "LOCAL_RANK" in environ and args.device.type == "cpu" and not args.use_cpu:
-        warnings.append("processes for GPUs were asked for, but there is no GPU. If that is meant: --use_cpu true.")
+        warnings.append("GPU processes were requested, but there is no GPU. If that is meant: --use_cpu true.")
     if args.device.type == "cuda" and args.world_size == 1 and args.n_gpu > 1:
         warnings.append(
             f"{args.n_gpu} GPUs share one process, which is slow. Use --config_file configs/accelerate/gpu-8.yaml "

@@ -29,7 +29,7 @@ from igpt_hf.distributed import use_all_cores
 from igpt_hf.evaluation.compatibility import seen_images_warning, was_trained_on
 from igpt_hf.evaluation.report import evaluate_model, format_table
 from igpt_hf.hub.loading import load_pretrained
-from igpt_hf.plots import evaluation_picture
+from igpt_hf.plots import evaluation_figure
 
 
 def parse_arguments():
@@ -37,7 +37,7 @@ def parse_arguments():
     parser.add_argument("model", help="folder of a trained model, or its id on the Hub")
     add_data_arguments(parser)
     parser.add_argument("--split", default="test", choices=["train", "validation", "test", "all"])
-    parser.add_argument("--max_images", type=int, help="evaluate only the first so many of the split")
+    parser.add_argument("--max_images", type=int, help="evaluate only this many images, the first of the split")
     parser.add_argument("--samples", type=int, help="sample this many images and compare them with real ones")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the samples; 1: the model's distribution")
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="of the samples; above 1: more of a class")
@@ -87,7 +87,7 @@ def main():
     figure = Path(args.output).with_suffix(".png")
     title = f"{Path(args.model).name} on {report['num_images']} images of {Path(args.data).name} ({args.split}): "
     title += f"{report['nats_per_image']:.2f} ± {report['nats_per_image_stderr']:.2f} nats per image given the class"
-    evaluation_picture(figure, report, title, evaluation.examples, evaluation.nearest)
+    evaluation_figure(figure, report, title, evaluation.examples, evaluation.nearest)
 
     # 5. Table.
     print(format_table(report))

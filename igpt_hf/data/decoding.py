@@ -18,7 +18,7 @@ from ..errors import DataError
 logger = logging.getLogger(__name__)
 
 
-MAX_PIXELS = 50_000_000  # a larger picture is refused before it is decoded: it could fill the memory
+MAX_PIXELS = 50_000_000  # a larger image is refused before it is decoded: it could fill the memory
 
 
 # Others are refused: Pillow runs an interpreter for EPS, and the rest of its decoders are seldom used and tested.

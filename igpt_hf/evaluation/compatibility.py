@@ -22,7 +22,7 @@ def check_data(split, config, allow_resize: bool) -> list[int]:
     """Check that a data set, by its training split, fits a model; returns the model's class index of each class.
 
     Raises:
-        DataError: Classes that the model does not know or, unless `allow_resize`, pictures all of one size other than
+        DataError: A class that the model does not know or, unless `allow_resize`, images all of one size other than
             the model's.
     """
     index = labels_as_in_model(split.features["label"].names, config)
@@ -32,7 +32,7 @@ def check_data(split, config, allow_resize: bool) -> list[int]:
 
 
 def check_two_classes(split):
-    """Refuse a split, with a `label` column, that shows fewer than two classes, before something tells them apart.
+    """Refuse a split, with a `label` column, with fewer than two classes, before a classifier is fitted.
 
     Raises:
         DataError: The split is empty or has one class only.
@@ -40,21 +40,21 @@ def check_two_classes(split):
     present = sorted(set(split["label"][:]))
     if len(present) < 2:
         what = split.features["label"].int2str(present[0]) if present else "none at all: it is empty"
-        raise DataError(f"the data has one class only ({what}): there is nothing to tell apart. Give two or more.")
+        raise DataError(f"the data has one class only ({what}): there is nothing to classify. Give two or more.")
 
 
 def check_image_size(images, image_size: int):
-    """Refuse pictures that all have one size (the first hundred are looked at) which is not the model's.
+    """Refuse images that all have one size other than the model's (the first hundred are checked).
 
     Raises:
-        DataError: The pictures would be fitted into the model's size, so that other images were scored than given.
+        DataError: The images would be resized, and other images scored than were given.
     """
-    sizes = {picture.size for picture in images[:100]}
+    sizes = {image.size for image in images[:100]}
     if len(sizes) == 1 and sizes != {(image_size, image_size)}:
         width, height = sizes.pop()
         raise DataError(
-            f"the pictures are {width}x{height}, the model's are {image_size}x{image_size}. Score them with a model "
-            "of their size, or pass --resize to fit them to the model's, as training does."
+            f"the images are {width}x{height}, the model's are {image_size}x{image_size}. Score them with a model "
+            "of their size, or pass --resize to resize them as training does."
         )
 
 
@@ -86,9 +86,9 @@ def seen_images_warning(name: str, data: str, seed: int, max_images: int | None 
     if data == "synthetic" and results["split_seed"] != seed:  # other digits
         return None
     if results["streaming"]:
-        reason = "streamed, and so split otherwise than here"
+        reason = "streamed, and therefore split differently"
     elif results["max_images"] != max_images:
-        reason = f"with --max_images {results['max_images']}, and the part is split otherwise than the whole"
+        reason = f"with --max_images {results['max_images']}, and a subset is split differently from the whole"
     elif results["split_seed"] != seed:
         reason = f"split with another seed: give --seed {results['split_seed']}"
     else:

@@ -28,7 +28,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
         report: The numbers, ready for JSON; docs/evaluation.md has a line for each.
-        examples: Images to show with their surprise maps, as `igpt_hf.plots.evaluation_picture` takes them.
+        examples: Images to show with their surprise maps, as `igpt_hf.plots.evaluation_figure` takes them.
         nearest: Samples beside the training images nearest to them, for the same figure; empty without samples.
     """
 
@@ -174,7 +174,7 @@ def _image_lines(report: dict) -> list[tuple[str, str]]:
         name = f"nats_per_image{suffix}"
         lines.append((meaning, f"{report[name]:8.3f} ± {report[f'{name}_stderr']:.3f} nats/image"))
     lines.append(("class-conditional", f"{report['bits_per_pixel']:8.5f} bits/pixel"))
-    if report["bayes_accuracy"] is not None:  # there are classes to tell apart
+    if report["bayes_accuracy"] is not None:  # there is more than one class
         lines.append(("accuracy of Bayes' rule", f"{report['bayes_accuracy']:8.2%}"))
     lines.append(("calibration error of pixels", f"{report['calibration']['calibration_error']:8.3%}"))
     lines.append(("model, marginal over classes", f"{report['bits_per_image_marginal']:8.1f} bits/image"))

@@ -1,8 +1,8 @@
-"""How good samples are: recognizable, like real images, as varied as these, and no copies of the training images.
+"""Sample quality: recognizable classes, fidelity, diversity, and no copies of the training images.
 
-The measures look through a small classifier's eyes (LeNet, LeCun et al. 1998), trained on the same training split,
-since the usual Inception network has never seen binary glyphs. Every figure that has no absolute meaning has the same
-figure for real images beside it, on as many images: its floor.
+The features are those of a small classifier (LeNet, LeCun et al. 1998) fitted on the same training split, since the
+usual Inception network has never seen binary glyphs. Every number without an absolute meaning comes with the same
+number for as many real images: its floor.
 """
 
 import contextlib
@@ -75,13 +75,13 @@ class LeNet(nn.Module):
         return self.classify(self.features(pixels).float()).argmax(dim=1).numpy()
 
     def accuracy(self, images: Images) -> float:
-        """Share of images whose class is predicted."""
+        """Fraction of images whose class is predicted."""
         return float((self.predict(images.pixels) == images.labels).mean())
 
 
 @contextlib.contextmanager
 def _one_thread():
-    """Small convolutions gain little from a second thread, and lose tenfold where other work wants the same cores."""
+    """Small convolutions gain little from a second thread, and take tenfold if others need the same cores."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -141,7 +141,7 @@ def cached_classifier(images: Images, num_labels: int, seed: int) -> LeNet:
 
 
 def fidelity(real: torch.Tensor, fake: torch.Tensor) -> dict[str, float]:
-    """Compare two sets of features, (n, d) each, float64: the Frechet distance and the four shares of prdc.
+    """Compare two sets of features, (n, d) each, float64: FID, precision, recall, density and coverage.
 
     Raises:
         IGPTError: Fewer than ten images on a side.
@@ -154,12 +154,12 @@ def fidelity(real: torch.Tensor, fake: torch.Tensor) -> dict[str, float]:
     fid.update(real, real=True)
     fid.update(fake, real=False)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints the numbers of images
-        shares = compute_prdc(real.numpy(), fake.numpy(), nearest_k=NEAREST_K)
-    return {"fid": fid.compute().item(), **{name: float(share) for name, share in shares.items()}}
+        prdc = compute_prdc(real.numpy(), fake.numpy(), nearest_k=NEAREST_K)
+    return {"fid": fid.compute().item(), **{name: float(value) for name, value in prdc.items()}}
 
 
 def two_sample_accuracy(real: np.ndarray, fake: np.ndarray, seed: int) -> tuple[float, float]:
-    """Train a classifier to tell samples from real images on one half and test it on the other: accuracy, stderr.
+    """Train a classifier of samples against real images on one half, test it on the other: accuracy, stderr.
 
     The classifier two-sample test (Lopez-Paz & Oquab 2017); 0.5 is chance. Both sets are (n, height, width).
     """
@@ -188,7 +188,7 @@ def novelty(samples: np.ndarray, test: np.ndarray, train: np.ndarray) -> dict[st
 
     Returns:
         `novelty`: mean distance of the samples over that of the test images, so that 1 is as new as real images are
-        (None where the test split has nothing but copies). The two means, in pixels, and the shares of exact copies.
+        (None if the test split has only copies). The two means, in pixels, and the fractions of exact copies.
     """
     distances = {name: nearest_neighbors(pixels, train)[1] for name, pixels in (("", samples), ("_test", test))}
     report = {}
@@ -203,7 +203,7 @@ def novelty(samples: np.ndarray, test: np.ndarray, train: np.ndarray) -> dict[st
 
 
 def check_sizes(num_samples: int, num_validation: int, num_test: int):
-    """Refuse what cannot be compared, before any work.
+    """Refuse a comparison of too few images, before any work.
 
     Raises:
         IGPTError: Too few samples or real images.
@@ -240,7 +240,7 @@ def _thin(images: Images, num: int) -> Images:
 def sample_report(samples: Images, splits: dict[str, Images], num_labels: int, seed: int) -> dict:
     """Measure samples against the real images of `train`, `validation` and `test`.
 
-    * `sample_accuracy`: share of samples in which the classifier sees the class that was asked for;
+    * `sample_accuracy`: fraction of samples that the classifier assigns to the requested class;
       `classifier_test_accuracy` is what it reaches on real images.
     * `fid`, `precision`, `recall`, `density`, `coverage` of the classifier's features, test images against samples;
       with `_real_floor`, test images against validation images. All on `num_compared` images a side, in the same

@@ -1,4 +1,4 @@
-"""Models for where there is no PyTorch: one decoding step as ONNX, and the weights of the page in docs/demo."""
+"""Exports that run without PyTorch: one decoding step as ONNX, and the weights of the page in docs/demo."""
 
 import base64
 import importlib.util

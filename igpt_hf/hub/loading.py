@@ -41,7 +41,7 @@ def load_pretrained(
 
     Raises:
         IGPTError: There is no such folder or id, it holds no Image GPT of this package, a classifier where a model
-            that draws is wanted, weights that are no numbers, or a processor of other images than the model's.
+            that generates is wanted, NaN or infinite weights, or a processor of other images than the model's.
     """
     is_in_reach = _find(name)
     where = {"local_files_only": not is_in_reach}
@@ -64,7 +64,7 @@ def load_pretrained(
     if classifies and model_class is IGPTForCausalImageModeling:
         raise IGPTError(
             f"{name} is a classifier (train.py --task classification), whose class prompts are not trained: pass the "
-            "model that draws images. The classifier's accuracy is in its all_results.json."
+            "model that generates images. The classifier's accuracy is in its all_results.json."
         )
     _check(model, processor, name)
     return model, processor

@@ -1,4 +1,4 @@
-"""Sharing on the Hub: what is uploaded, once more if the connection breaks, and errors that a user can act on."""
+"""Sharing on the Hub: which files are uploaded, retries after a lost connection, and errors that a user can act on."""
 
 import logging
 import re
@@ -30,7 +30,7 @@ def push_folder(
 
     Args:
         folder: Of a finished run, or wherever a model was saved.
-        repo: `user/name`; made if it is not there.
+        repo: `user/name`; created if it does not exist.
         private: Whether a new repository is.
         message: Of the commit.
         revision: Branch; the main one unless given.
@@ -49,7 +49,7 @@ def push_folder(
 
 
 def _additions(folder: Path, repo: str) -> list[CommitOperationAdd]:
-    """The files to upload; the card tells how to load the model from its new place."""
+    """The files to upload; the card says how to load the model from its new place."""
     paths = sorted({path for pattern in PATTERNS for path in folder.glob(pattern)} - {folder / STAYS})
     return [
         CommitOperationAdd(path.name, _card_for(path, repo) if path.name == "README.md" else path) for path in paths
@@ -69,14 +69,14 @@ def retry_hub_request(request, repo: str, token: str | None = None):
         IGPTError: No token, no permission, a bad name, or no connection after four attempts.
     """
     if (token or get_token()) is None:
-        raise IGPTError("there is no token: log in with `hf auth login`, or set HF_TOKEN.")
+        raise IGPTError("no token was found: log in with `hf auth login`, or set HF_TOKEN.")
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return request()
         except ConnectionError as error:  # the client is told to stay offline
             raise IGPTError(f"the Hub is out of reach: {error}") from error
         except HFValidationError as error:
-            raise IGPTError(f"{repo} is no name for a repository (user/name): {error}") from error
+            raise IGPTError(f"{repo} is not a valid repository name (user/name): {error}") from error
         except ValueError as error:  # what the Hub says of a card's metadata
             raise IGPTError(f"README.md was not accepted: {' '.join(str(error).split())}") from error
         except HfHubHTTPError as error:

@@ -1,4 +1,4 @@
-"""The library's own ImageGPT on the same data: pixel by pixel, loadable by anyone with transformers alone.
+"""transformers' ImageGPT on the same data: pixel by pixel, loadable with transformers alone.
 
 The vocabulary is that of the seed model, 16 ids, but a token is one pixel: 0 is black, 1 white, 2 to 11 ask for one of
 ten classes, 12 to 14 are never used, and 15 is the start token, which asks for any class. The head has 15 outputs (the

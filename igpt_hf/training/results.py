@@ -1,4 +1,4 @@
-"""What a finished training run leaves behind: all_results.json, pictures and the model card."""
+"""The results of a finished training run: all_results.json, figures and the model card."""
 
 import json
 import math
@@ -129,7 +129,7 @@ def write_run(trainer, processor, splits, results: dict, script_args: ScriptArgu
     Args:
         trainer: After training, with the best model loaded.
         processor: Of the same run.
-        splits: The pictures, before they became tokens; the completions show one test image per class.
+        splits: The images, before they became tokens; the completions show one test image per class.
         results: From `collect_results`.
         script_args: For the card's account of the data.
     """
@@ -188,7 +188,7 @@ def _card_facts(trainer, processor, splits, results: dict, script_args: ScriptAr
         "weight_decay": args.weight_decay,
         "max_grad_norm": args.max_grad_norm,
         "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "weights_kept": f"a moving average, decay {args.ema_decay}" if args.ema_decay else "those of the step",
+        "weights_kept": f"EMA, decay {args.ema_decay}" if args.ema_decay else "those of the step",
         "class_dropout_prob": trainer.train_dataset.class_dropout_prob,
         "num_train_epochs": f"{trainer.state.num_train_epochs:.4g}",
         "num_steps": trainer.state.global_step,
@@ -200,10 +200,10 @@ def _card_facts(trainer, processor, splits, results: dict, script_args: ScriptAr
 
 
 def _protocol(processor) -> str:
-    """How pictures became binary: without it no likelihood means anything."""
+    """How images were binarized: likelihoods are comparable only under the same protocol."""
     binarization = {
         "threshold": f"a pixel is white from {processor.threshold} of full gray on",
-        "stochastic": "a pixel is white with the probability of its gray level, drawn anew in each epoch, once for "
+        "stochastic": "a pixel is white with the probability of its gray level, sampled anew in each epoch, once for "
         "validation and test",
     }[processor.binarize]
     return binarization + (f"; tight crops have a margin of {processor.margin} pixels" if processor.margin else "")

@@ -187,7 +187,7 @@ def test_pictures_that_all_have_another_size_than_the_models_are_refused():
     small, large = PIL.Image.new("L", (12, 12)), PIL.Image.new("L", (20, 16))
     check_image_size([small] * 3, 12)
     check_image_size([small, large], 28)  # of any size: they are fitted
-    with pytest.raises(DataError, match=r"pictures are 20x16, the model's are 28x28.*--resize"):
+    with pytest.raises(DataError, match=r"images are 20x16, the model's are 28x28.*--resize"):
         check_image_size([large] * 3, 28)
 
 

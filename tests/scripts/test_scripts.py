@@ -785,7 +785,7 @@ def test_a_probe_is_fitted_for_each_layer_and_validation_chooses(script, animals
 
 def test_a_probe_of_one_class_is_refused(script, animals_run, cats, tmp_path):
     message = refusal(script, "probe.py", animals_run, "--data", cats, "--output", tmp_path / "probe.json")
-    assert "one class only (cat): there is nothing to tell apart. Give two or more" in message
+    assert "one class only (cat): there is nothing to classify. Give two or more" in message
     assert not (tmp_path / "probe.json").exists()
 
 

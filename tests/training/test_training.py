@@ -350,7 +350,7 @@ def test_drawing_samples_does_not_change_the_training(splits, tiny_processor, wh
 def test_the_data_set_is_told_of_each_epoch(splits, whole_run):
     expected = TokenDataset(splits["train"], whole_run.model.config, class_dropout_prob=0.5, seed=whole_run.args.seed)
     expected.set_epoch(1)  # the last of two
-    assert torch.equal(whole_run.train_dataset.is_untold, expected.is_untold)
+    assert torch.equal(whole_run.train_dataset.is_dropped, expected.is_dropped)
 
 
 def test_both_losses_are_measured_at_the_same_steps_on_as_many_images(whole_run):
