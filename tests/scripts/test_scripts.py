@@ -628,7 +628,7 @@ def one_size(tmp_path) -> Path:
 def test_data_that_does_not_fit_the_model_is_refused_before_any_work(script, name, animals_run, one_size, tmp_path):
     output = tmp_path / "report.json"
     message = refusal(script, name, animals_run, "--data", one_size, "--output", output)
-    assert "the pictures are 16x16, the model's are 12x12" in message
+    assert "the images are 16x16, the model's are 12x12" in message
     assert not output.exists()
 
 
