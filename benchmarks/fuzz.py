@@ -93,7 +93,7 @@ def read_image(content: bytes, work: Path):
     (work / "input.image").write_bytes(content)
     picture = decoding.decode_image({"bytes": content, "path": None})
     for processor in PROCESSORS:
-        tokens = tokenized._tokenize_batch({"image": [picture]}, [0], "train", processor, "tokens")["tokens"]
+        tokens = tokenized.tokenize_batch({"image": [picture]}, [0], "train", processor, "tokens")["tokens"]
         assert tokens.shape == (1, processor.num_image_tokens)
         assert tokens.max() < processor.vocab_size
 

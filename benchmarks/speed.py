@@ -32,7 +32,7 @@ STOCK_LENGTH = 785  # the start token and 784 pixels
 START = 15
 
 
-def stock_model():
+def baseline_model():
     """The library's ImageGPT at the seed's size: vocabulary 16, every pixel predicted."""
     shape = {"n_embd": 16, "n_layer": 8, "n_head": 2, "vocab_size": 16, "n_positions": STOCK_LENGTH}
     no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -113,7 +113,7 @@ def images_per_second(run, size: int, seconds: float) -> float:
 
 def measure(make, batch_sizes: dict[str, list[int]], seconds: float) -> dict[str, dict[int, float]]:
     """Images per second of both models at their batch sizes."""
-    models = {"stock": stock_model(), "ours": our_model()}
+    models = {"stock": baseline_model(), "ours": our_model()}
     table = {name: {} for name in models}
     for name, model in models.items():
         for size in batch_sizes[name]:

@@ -24,7 +24,6 @@ Know what you measure before you rely on it:
 
 import argparse
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,8 @@ import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 from transformers.utils import logging as transformers_logging
 
-from igpt_hf import DataError, load_splits
+from igpt_hf import load_splits
+from igpt_hf.cli import check_output, run_main
 from igpt_hf.distributed import use_all_cores
 from igpt_hf.evaluation.codecs import codec_sizes
 from igpt_hf.hub.loading import load_pretrained
@@ -102,8 +102,7 @@ def main():
     parser.add_argument("--seed", type=int, default=42, help="of the splits")
     parser.add_argument("--output", default="anomaly.png")
     args = parser.parse_args()
-    if not Path(args.output).absolute().parent.is_dir():
-        raise DataError(f"the folder of --output {args.output} does not exist.")
+    check_output(args.output)
     transformers_logging.disable_progress_bar()
     use_all_cores()
     torch.manual_seed(args.seed)
@@ -123,7 +122,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (DataError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_main(main)

@@ -7,7 +7,7 @@ Auto classes as soon as they are imported, before or after this package.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .errors import DataError
+from .errors import DataError, IGPTError
 from .registration import register
 
 
@@ -57,6 +57,7 @@ __all__ = [
     "BinaryImageGenerationPipeline",
     "DataError",
     "IGPTConfig",
+    "IGPTError",
     "IGPTForCausalImageModeling",
     "IGPTForImageClassification",
     "IGPTImageProcessor",

@@ -6,31 +6,35 @@
 Nothing heavy is imported before a script runs: some set environment variables that torch reads when it is loaded.
 """
 
+import argparse
 import difflib
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from . import __version__
+from .errors import IGPTError
 
 
 # Command -> its script, and what `igpt --help` says.
 COMMANDS = {
     "train": ("train.py", "train a model on images"),
-    "sample": ("sample.py", "draw images from a trained model, or complete half an image"),
-    "evaluate": ("evaluate.py", "exact likelihoods, classification, and the quality of samples"),
-    "probe": ("probe.py", "what each layer knows about the classes"),
+    "sample": ("sample.py", "sample images from a trained model, or complete half an image"),
+    "evaluate": ("evaluate.py", "exact likelihoods, classification and sample quality"),
+    "probe": ("probe.py", "linear probes: class accuracy from each layer's features"),
     "push": ("push_to_hub.py", "upload a trained model to the Hugging Face Hub"),
-    "app": ("app.py", "a trained model in the browser"),
-    "export onnx": ("export_onnx.py", "one decoding step as an ONNX file"),
-    "export demo": ("export_demo.py", "a page that draws in the browser alone"),
+    "app": ("app.py", "try a trained model in the browser"),
+    "export onnx": ("export_onnx.py", "export one decoding step as an ONNX file"),
+    "export demo": ("export_demo.py", "export a page that samples in the browser, without a server"),
 }
 HELP = ("-h", "--help")
 
 
 def script_path(name: str) -> Path:
-    """Where a script lies: inside the installed package, or beside it in the repository."""
+    """Path of a script: inside the installed package, or beside it in the repository."""
     here = Path(__file__).resolve().parent
     return next(path for path in (here / "scripts" / name, here.parent / "scripts" / name) if path.is_file())
 
@@ -39,7 +43,7 @@ def usage(group: str = "") -> str:
     """The help of `igpt`, or of a group of its commands (`igpt export`)."""
     names = [name for name in COMMANDS if name.startswith(group)]
     lines = [f"usage: igpt {group or 'COMMAND'} ...", "", *(f"  {name:12} {COMMANDS[name][1]}" for name in names)]
-    return "\n".join([*lines, "", "igpt COMMAND --help lists its flags, igpt --version tells the version."])
+    return "\n".join([*lines, "", "igpt COMMAND --help lists its flags, igpt --version prints the version."])
 
 
 def find_command(argv: list[str]) -> tuple[str, list[str]]:
@@ -95,6 +99,86 @@ def main():
             run(script_path(COMMANDS[name][0]), flags)
         except KeyboardInterrupt:
             sys.exit(130)  # as a shell has it: 128 and the number of the signal
+
+
+# --- what the scripts share -----------------------------------------------------------------------------------------
+
+
+def run_main(main: Callable[[], Any]):
+    """Call a script's `main`; what a user can fix becomes one line on stderr and exit status 1.
+
+    Besides `IGPTError`: the model and its processor raise ValueError, files OSError, the Trainer FloatingPointError at
+    a NaN or infinite loss, and a missing extra ModuleNotFoundError.
+    """
+    try:
+        main()
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error}. `make install` brings it, or pip install 'igpt_hf[eval]' (checkout: '.[eval]').")
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+
+
+def command_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """The parser of `igpt COMMAND`; the description keeps its line breaks."""
+    return argparse.ArgumentParser(
+        prog=f"igpt {command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_data_arguments(parser: argparse.ArgumentParser):
+    """Add the flags of an evaluation's data: which images, how they are split, and whether they may be resized."""
+    parser.add_argument(
+        "--data", default="synthetic", help="as in igpt train: synthetic, a folder, .cdb, parquet, an id"
+    )
+    parser.add_argument("--image_column", default="image", help="Parquet and Hub: the column of images")
+    parser.add_argument("--label_column", default="label", help="Parquet and Hub: the column of classes")
+    parser.add_argument("--skip_bad_images", action="store_true", help="leave out images that cannot be read")
+    parser.add_argument("--resize", action="store_true", help="resize images of another size to the model's")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=42,
+        help="of the split (the training run's --split_seed, or its --seed) and all else",
+    )
+    parser.add_argument("--batch_size", type=int, default=128)
+
+
+def split_arguments(args: argparse.Namespace) -> dict:
+    """The arguments of `load_splits` among the flags of `add_data_arguments`."""
+    names = ("seed", "image_column", "label_column", "skip_bad_images")
+    return {"source": args.data, **{name: getattr(args, name) for name in names}}
+
+
+def check_positive(args: argparse.Namespace, *names: str):
+    """Refuse flags below 1.
+
+    Raises:
+        IGPTError: It names the flag and its value.
+    """
+    for name in names:
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise IGPTError(f"--{name} must be at least 1, got {value}.")
+
+
+def check_output(path: str | Path | None, flag: str = "--output", has_figure: bool = False):
+    """Refuse an output file that cannot be written, before any work.
+
+    Args:
+        path: Of the file; None: there is none.
+        flag: That names it.
+        has_figure: A figure goes beside it, under the same name with .png.
+
+    Raises:
+        IGPTError: Its folder does not exist, it is a folder itself, or the figure would overwrite it.
+    """
+    if path is None:
+        return
+    if not Path(path).absolute().parent.is_dir():
+        raise IGPTError(f"the folder of {flag} {path} does not exist.")
+    if Path(path).is_dir():
+        raise IGPTError(f"{flag} {path} is a folder: name a file in it.")
+    if has_figure and Path(path).suffix == ".png":
+        raise IGPTError(f"{flag} {path} is the JSON file; the figure beside it gets its name with .png.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How a run is started: on how many processes, devices and threads, and whether that is what was asked for."""
+"""Processes, devices, threads and precision of a run, and warnings if they are not what was requested."""
 
 import ctypes
 import gc
@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from .errors import DataError
+from .errors import IGPTError
 
 
 Result = TypeVar("Result")
@@ -24,7 +24,7 @@ def precision(args) -> str:
 
 
 def describe_launch(args, num_threads: int) -> str:
-    """Say what a run really uses: processes, machines, device, threads and precision.
+    """Describe what a run really uses: processes, machines, device, threads and precision.
 
     Args:
         args: `TrainingArguments`.
@@ -38,7 +38,7 @@ def describe_launch(args, num_threads: int) -> str:
 
 
 def launch_warnings(args, environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Say what is less than was asked for, as far as the launcher's variables tell.
+    """Warn if a run has less than was requested, as far as the launcher's variables show.
 
     Args:
         args: `TrainingArguments`.
@@ -48,11 +48,11 @@ def launch_warnings(args, environ: Mapping[str, str] = os.environ) -> list[str]:
     warnings = []
     if "MASTER_ADDR" in environ and args.world_size == 1 and int(environ.get("WORLD_SIZE", 0)) != 1:
         warnings.append(
-            "more than one process was asked for, but this is the only one: on the CPU `accelerate launch --cpu "
+            "more than one process was requested, but this is the only one: on the CPU `accelerate launch --cpu "
             "--num_processes 2` starts one. Use --config_file configs/accelerate/cpu-2.yaml and --use_cpu true."
         )
     if "LOCAL_RANK" in environ and args.device.type == "cpu" and not args.use_cpu:
-        warnings.append("processes for GPUs were asked for, but there is no GPU. If that is meant: --use_cpu true.")
+        warnings.append("GPU processes were requested, but there is no GPU. If that is meant: --use_cpu true.")
     if args.device.type == "cuda" and args.world_size == 1 and args.n_gpu > 1:
         warnings.append(
             f"{args.n_gpu} GPUs share one process, which is slow. Use --config_file configs/accelerate/gpu-8.yaml "
@@ -75,15 +75,15 @@ def end_with_launcher():
 
 
 def on_first_process(function: Callable[[], Result]) -> Result:
-    """Call a function in the first process alone; all processes get its result, or raise its DataError."""
+    """Call a function in the first process alone; all processes get its result, or raise its IGPTError."""
     outcome = [None]
     if PartialState().is_main_process:
         try:
             outcome = [function()]
-        except DataError as error:
+        except IGPTError as error:
             outcome = [error]
     broadcast_object_list(outcome)
-    if isinstance(outcome[0], DataError):
+    if isinstance(outcome[0], IGPTError):
         raise outcome[0]
     return outcome[0]
 
@@ -110,14 +110,3 @@ def use_all_cores(num_threads: int | None = None) -> int:
         num_threads = max(1, num_cores // local_processes)
     torch.set_num_threads(num_threads)
     return num_threads
-
-
-__all__ = [
-    "describe_launch",
-    "destroy_process_group",
-    "end_with_launcher",
-    "end_with_parent",
-    "launch_warnings",
-    "on_first_process",
-    "precision",
-]

@@ -1,4 +1,4 @@
-"""Pictures of a run: grids of images, completions and loss curves. matplotlib is imported where it is needed."""
+"""Figures of runs and evaluations: grids of images, completions, curves. matplotlib is imported where it is needed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +10,13 @@ from PIL import Image, ImageDraw
 def image_grid(
     rows: Sequence[Sequence[Image.Image]], names: Sequence[str] | None = None, scale: int = 2
 ) -> Image.Image:
-    """Lay out pictures of one size in rows, with a name before each row: r rows -> one gray picture.
+    """Lay out images of one size in rows, with a name before each row: r rows -> one gray image.
 
     Raises:
-        ValueError: No picture at all.
+        ValueError: No image at all.
     """
     if not rows or not rows[0]:
-        raise ValueError("a grid needs at least one picture.")
+        raise ValueError("a grid needs at least one image.")
     side, gap = rows[0][0].width * scale, 2 * scale
     margin = 0 if names is None else 8 + 7 * max(len(name) for name in names)
     width = margin + gap + max(len(row) for row in rows) * (side + gap)
@@ -26,8 +26,8 @@ def image_grid(
         top = gap + i * (side + gap)
         if names is not None:
             draw.text((6, top + side // 2), names[i], fill=255, anchor="lm")
-        for j, picture in enumerate(row):
-            grid.paste(picture.resize((side, side), Image.Resampling.NEAREST), (margin + gap + j * (side + gap), top))
+        for j, image in enumerate(row):
+            grid.paste(image.resize((side, side), Image.Resampling.NEAREST), (margin + gap + j * (side + gap), top))
     return grid
 
 
@@ -64,7 +64,7 @@ def accuracy_curve(epochs, train, validation, results: dict, path: str | Path):
     axes.plot(results["best_epoch"], best, "k*", markersize=12, label=f"kept: {best:.2%}")
     axes.axhline(test, color="gray", linestyle=":", label=f"test: {test:.2%}")
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.set(xlabel="epoch", ylabel="right", title="Accuracy")
+    axes.set(xlabel="epoch", ylabel="accuracy", title="Accuracy")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
@@ -75,15 +75,15 @@ def sample_sheet(model, processor, per_class: int = 10, **generate_arguments) ->
     names = [model.config.id2label[label] for label in range(model.config.num_labels)]
     labels = np.repeat(np.arange(len(names)), per_class)
     prompt = processor.prompt(class_labels=labels).to(model.device)
-    pictures = processor.decode(model.generate(**prompt, **generate_arguments))
-    rows = [pictures[i : i + per_class] for i in range(0, len(pictures), per_class)]
+    images = processor.decode(model.generate(**prompt, **generate_arguments))
+    rows = [images[i : i + per_class] for i in range(0, len(images), per_class)]
     return image_grid(rows, names)
 
 
 def completion_sheet(model, processor, images, class_labels, per_image: int = 8, **generate_arguments) -> Image.Image:
     """Complete the lower half of images: a row has the whole image, what is given of it, `per_image` answers."""
-    keep_rows = processor.grid_size // 2 * processor.patch_size
-    images = processor.decode_pixels(processor.tokenize(images))  # once: their pixels may be drawn from gray levels
+    keep_rows = processor.half_rows
+    images = processor.decode_pixels(processor.tokenize(images))  # once: their pixels may be sampled from gray levels
     prompt = processor.prompt(class_labels=class_labels, images=images, keep_rows=keep_rows).to(model.device)
     answers = processor.decode(model.generate(**prompt, num_return_sequences=per_image, **generate_arguments))
     rows = []
@@ -98,7 +98,7 @@ SHOWN = 14  # images in a strip
 BLUE, RED, GRAY = "#3b6ea5", "#c44e52", "#8c8c8c"
 
 
-def evaluation_picture(
+def evaluation_figure(
     path: str | Path,
     report: dict,
     title: str,
@@ -143,7 +143,7 @@ def _draw_calibration(axes, report: dict):
     bins = report["calibration"]
     axes.plot([0, 1], [0, 1], color=GRAY, linestyle=":")
     axes.plot(bins["predicted"], bins["observed"], "o-", color=BLUE, markersize=4)
-    axes.set(xlabel="predicted probability of white", ylabel="share of white pixels", xlim=(0, 1), ylim=(0, 1))
+    axes.set(xlabel="predicted probability of white", ylabel="fraction of white pixels", xlim=(0, 1), ylim=(0, 1))
     axes.set_title(f"Calibration of pixels: off by {bins['calibration_error']:.2%}")
     counts = axes.twinx()
     counts.bar(bins["predicted"], bins["count"], width=0.035, color=GRAY, alpha=0.3)
@@ -167,25 +167,25 @@ def _draw_nats_per_class(axes, report: dict):
 
 def _draw_confusion(axes, report: dict):
     if report["confusion_matrix"] is None:
-        axes.text(0.5, 0.5, "one class:\nnothing to tell apart", ha="center", va="center", color=GRAY)
+        axes.text(0.5, 0.5, "one class:\nnothing to classify", ha="center", va="center", color=GRAY)
         axes.set(title="Bayes' rule", xticks=[], yticks=[])
         axes.set_box_aspect(1)
         return
     counts = np.array(report["confusion_matrix"])
-    shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    fractions = counts / counts.sum(axis=1, keepdims=True).clip(1)
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     names = list(report["class_names"])
     if len(names) <= 15:
         for row, column in np.argwhere(counts):
-            color = "white" if shares[row, column] > 0.5 else "black"
+            color = "white" if fractions[row, column] > 0.5 else "black"
             axes.text(column, row, counts[row, column], ha="center", va="center", color=color, fontsize=8)
         axes.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 4 else 90)
         axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="class by Bayes' rule", ylabel="class", title=f"Bayes' rule: {report['bayes_accuracy']:.2%} right")
+    axes.set(xlabel="class by Bayes' rule", ylabel="class", title=f"Bayes' rule: {report['bayes_accuracy']:.2%}")
 
 
 def _draw_codecs(axes, report: dict):
-    bits = {"model, class told": report["bits_per_image"], "model, class unknown": report["bits_per_image_marginal"]}
+    bits = {"model, class-conditional": report["bits_per_image"], "model, marginal": report["bits_per_image_marginal"]}
     bits |= {f"{name}, in sheets": codec["in_sheets"] for name, codec in report["codecs"].items()}
     bits |= {f"{name}, alone": codec["alone"] for name, codec in report["codecs"].items()}
     names = [name.replace("_", " ") for name in bits]
@@ -197,14 +197,14 @@ def _draw_codecs(axes, report: dict):
 
 
 def _draw_strip(figure, title: str, rows: dict[str, np.ndarray], captions: list[str]):
-    """Rows of images, captions above the first; black and white pictures as such, others as heat with one scale."""
+    """Rows of images, captions above the first; binary images in black and white, others as heat maps of one scale."""
     figure.suptitle(title, fontsize=11, fontweight="bold")
     for axes, (name, images) in zip(figure.subplots(len(rows), 1), rows.items(), strict=True):
         is_binary = images.dtype == np.uint8
         scale = {"cmap": "gray", "vmax": 1} if is_binary else {"cmap": "magma", "vmax": np.quantile(images, 0.998)}
         num, side, _ = images.shape
         gap = max(1, side // 14)
-        line = np.full((side, SHOWN * (side + gap) - gap), np.nan)  # one picture for all: axes are slow
+        line = np.full((side, SHOWN * (side + gap) - gap), np.nan)  # one image for all: axes are slow
         for i, image in enumerate(images):
             line[:, i * (side + gap) : i * (side + gap) + side] = image
         axes.imshow(line, vmin=0, interpolation="nearest", **scale)
@@ -227,19 +227,7 @@ def probe_curve(path: str | Path, layers: list[dict], best: int, title: str):
     axes.plot(best, layers[best]["validation_accuracy"], "k*", markersize=13, label=label)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="layer (0: embeddings)", ylabel="right", title=title)
+    axes.set(xlabel="layer (0: embeddings)", ylabel="accuracy", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
-
-
-__all__ = [
-    "SHOWN",
-    "accuracy_curve",
-    "completion_sheet",
-    "evaluation_picture",
-    "image_grid",
-    "loss_curve",
-    "probe_curve",
-    "sample_sheet",
-]

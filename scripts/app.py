@@ -1,4 +1,4 @@
-"""Play with a trained Image GPT in a browser: let it draw, complete half a picture, read what you draw.
+"""Try a trained Image GPT in a browser: it samples images, completes half an image and classifies drawings.
 
     igpt app                           # the model that `make train` makes, at http://127.0.0.1:7860
     igpt app runs/hoda --port 8000
@@ -7,14 +7,13 @@
 Needs the extra `demo`: pip install 'igpt_hf[demo]'.
 """
 
-import argparse
 import importlib.util
-import sys
 from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from igpt_hf import DataError
+from igpt_hf import IGPTError
+from igpt_hf.cli import command_parser, run_main
 from igpt_hf.hub.loading import load_pretrained
 
 
@@ -22,19 +21,17 @@ SEED_MODEL = "runs/synthetic"  # where `make train` puts it
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="igpt app", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("app", __doc__)
     parser.add_argument("model", nargs="?", default=SEED_MODEL, help="folder of a trained model, or its id on the Hub")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--space", type=Path, metavar="FOLDER", help="write a Space there, and serve nothing")
     args = parser.parse_args()
     if importlib.util.find_spec("gradio") is None:
-        raise DataError(
+        raise IGPTError(
             "the app needs Gradio: `make app` brings it, or pip install 'igpt_hf[demo]' (checkout: '.[demo]')."
         )
     if args.model == SEED_MODEL and not Path(SEED_MODEL).is_dir():
-        raise DataError(
+        raise IGPTError(
             f"there is no model in {SEED_MODEL} yet: `make train` makes one in minutes. "
             "Or name another: igpt app MODEL."
         )
@@ -44,7 +41,7 @@ def main():
         from igpt_hf.hub.space import write_space
 
         write_space(model, processor, args.space)
-        print(f"a Space -> {args.space}; docs/space.md tells how to push it")
+        print(f"a Space -> {args.space}; docs/space.md says how to push it")
         return
     from igpt_hf.app.page import launch
 
@@ -52,7 +49,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (DataError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_main(main)

@@ -8,14 +8,20 @@ The model has random weights and is so small that each vector fits in a line: 6x
 """
 
 import argparse
-import sys
 
 import numpy as np
 import torch
 
-from igpt_hf import DataError, IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
+from igpt_hf import IGPTConfig, IGPTError, IGPTForCausalImageModeling, IGPTImageProcessor
+from igpt_hf.cli import run_main
 from igpt_hf.model.layers_igpt import apply_rotary
-from igpt_hf.model.neighborhood import context_ids, neighbor_index, neighborhood_offsets, rotary_angles, rotary_cos_sin
+from igpt_hf.model.neighborhood import (
+    context_ids,
+    neighbor_index,
+    neighborhood_offsets,
+    rotary_angles,
+    rotary_cos_sin,
+)
 
 
 PICTURE = np.array(
@@ -166,7 +172,7 @@ def main():
     parser.add_argument("--position", type=int, default=4, help="which token is predicted, from 0 to 8")
     t = parser.parse_args().position
     if not 0 <= t <= 8:
-        raise DataError(f"--position must lie between 0 and 8, got {t}.")
+        raise IGPTError(f"--position must lie between 0 and 8, got {t}.")
     model = tiny_model()
     processor = IGPTImageProcessor(image_size=6, num_labels=2)
     ids = processor(PICTURE, class_labels=[LABEL])["input_ids"][0]  # (1 + 9,)
@@ -182,7 +188,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DataError as error:
-        sys.exit(f"error: {error}")
+    run_main(main)

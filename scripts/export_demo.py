@@ -1,32 +1,29 @@
-"""Put a trained Image GPT into a page that draws wholly in the browser.
+"""Export a trained Image GPT into a page that samples in the browser, without a server.
 
     igpt export demo runs/synthetic page    # then open page/index.html
 
-Makes the folder, or replaces the model in a page that is there. Only weights.js depends on the model: configuration,
+Makes the folder, or replaces the model in an existing page. Only weights.js depends on the model: configuration,
 and weights by name in base64, 4 characters each. docs/demo has such a page.
 """
 
-import argparse
-import sys
 from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from igpt_hf import DataError
+from igpt_hf import IGPTError
+from igpt_hf.cli import command_parser, run_main
 from igpt_hf.hub.export import copy_page, export_page
 from igpt_hf.hub.loading import load_pretrained
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="igpt export demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("export demo", __doc__)
     parser.add_argument("model", help="folder of a trained model, or its id on the Hub")
     parser.add_argument("page", type=Path, help="folder of the page: a new one, or one that has igpt.js")
     args = parser.parse_args()
     is_new = not args.page.exists()
     if not is_new and not (args.page / "igpt.js").is_file():
-        raise DataError(f"{args.page} is there, but holds no page (igpt.js): name a new folder.")
+        raise IGPTError(f"{args.page} exists but holds no page (igpt.js): name a new folder.")
     transformers_logging.disable_progress_bar()
     model, _ = load_pretrained(args.model)
     if is_new:
@@ -37,7 +34,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (DataError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_main(main)

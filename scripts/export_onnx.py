@@ -11,28 +11,23 @@ The first step has S = 1 (the prompt alone) and empty keys and values. `igpt_hf.
 the same in torch.
 """
 
-import argparse
 import logging
-import sys
 import warnings
 from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from igpt_hf import DataError
+from igpt_hf.cli import check_output, command_parser, run_main
 from igpt_hf.hub.export import export_onnx
 from igpt_hf.hub.loading import load_pretrained
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="igpt export onnx", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("export onnx", __doc__)
     parser.add_argument("model", help="folder of a trained model, or its id on the Hub")
     parser.add_argument("--output", type=Path, default=Path("step.onnx"))
     args = parser.parse_args()
-    if not args.output.absolute().parent.is_dir():
-        raise DataError(f"the folder of {args.output} does not exist.")
+    check_output(args.output)
     transformers_logging.disable_progress_bar()
     model, _ = load_pretrained(args.model)
     for name in ("torch.onnx", "onnxscript"):
@@ -44,7 +39,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (DataError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_main(main)

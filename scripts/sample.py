@@ -1,78 +1,71 @@
-"""Draw images from a trained Image GPT.
+"""Sample images from a trained Image GPT.
 
     igpt sample runs/synthetic                                         # ten images of any class
     igpt sample runs/synthetic --labels 0 0 7 --guidance_scale 1.5     # of these classes
     igpt sample runs/synthetic --complete drawing.png --keep_rows 14   # the lower half anew, ten times
     igpt sample runs/synthetic --num 1000 --npz samples.npz            # arrays for further work
 
-Writes a picture of all samples and, with --npz, the arrays `images` (n, height, width; 0 and 1), `labels` (n; -1 for
+Writes a figure of all samples and, with --npz, the arrays `images` (n, height, width; 0 and 1), `labels` (n; -1 for
 any class), `ids` (n, 1 + tokens) and `nats` (n; -ln p of the whole image given its prompt).
 """
 
-import argparse
-import sys
-from pathlib import Path
-
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm.auto import tqdm
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from igpt_hf import DataError
+from igpt_hf import IGPTError
+from igpt_hf.cli import check_output, check_positive, command_parser, run_main
 from igpt_hf.hub.loading import load_pretrained
 from igpt_hf.plots import image_grid
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(
-        prog="igpt sample", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("sample", __doc__)
     parser.add_argument("model", help="folder of a trained model, or its id on the Hub")
     parser.add_argument("--labels", nargs="+", help="class names or indices, one image each; any class if left out")
-    parser.add_argument("--num", type=int, help="how many images in all; labels are taken in turn (default 10)")
+    parser.add_argument("--num", type=int, help="how many images in all; labels are repeated in order (default 10)")
     parser.add_argument("--temperature", type=float, default=1.0, help="below 1: more typical images")
-    parser.add_argument("--top_p", type=float, default=1.0, help="sample from the likeliest tokens of this mass only")
+    parser.add_argument(
+        "--top_p", type=float, default=1.0, help="sample from the most likely tokens of this total probability"
+    )
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="above 1: more typical of their class")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--complete", metavar="IMAGE", help="keep the upper part of this picture")
+    parser.add_argument("--complete", metavar="IMAGE", help="keep the upper part of this image")
     parser.add_argument("--keep_rows", type=int, help="rows of pixels to keep (default: half the image)")
     parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--output", default="samples.png", help="the picture of all samples")
+    parser.add_argument("--output", default="samples.png", help="the figure of all samples")
     parser.add_argument("--npz", help="the samples as arrays")
-    return parser.parse_args()
+    args = parser.parse_args()
+    check_positive(args, "num", "batch_size")
+    check_output(args.output)
+    check_output(args.npz, "--npz")
+    if args.keep_rows is not None and args.complete is None:
+        raise IGPTError("--keep_rows says how much of an image is kept: pass --complete IMAGE too.")
+    return args
 
 
 def class_indices(names: list[str], config) -> list[int]:
     """Class names, or indices where no class has that name -> class indices."""
-    known = {str(name): index for index, name in config.id2label.items()}
-    indices = [known.get(name, int(name) if name.isdigit() else -1) for name in names]
-    for name, index in zip(names, indices, strict=True):
-        if not 0 <= index < config.num_labels:
-            raise DataError(f"--labels {name} is no class of this model: {', '.join(known)}.")
-    return indices
+    indices = {str(index): index for index in range(config.num_labels)}
+    indices |= {name: config.label_index(name) for name in config.id2label.values()}
+    for name in names:
+        if name not in indices:
+            raise IGPTError(f"--labels {name} is no class of this model: {', '.join(config.id2label.values())}.")
+    return [indices[name] for name in names]
 
 
 def main():
     args = parse_arguments()
     transformers_logging.disable_progress_bar()
-    for path in (args.output, args.npz):
-        if path is not None and not Path(path).absolute().parent.is_dir():
-            raise DataError(f"the folder of {path} does not exist.")
     model, processor = load_pretrained(args.model)
     labels = None if args.labels is None else class_indices(args.labels, model.config)
     num = args.num if args.num is not None else len(labels or [0] * 10)
-    if num < 1:
-        raise DataError(f"--num must be at least 1, got {num}.")
-    if args.batch_size < 1:
-        raise DataError(f"--batch_size must be at least 1, got {args.batch_size}.")
-    if args.keep_rows is not None and args.complete is None:
-        raise DataError("--keep_rows says how much of a picture is kept: pass --complete IMAGE too.")
     given = {}
     if args.complete is not None:
-        half = processor.grid_size // 2 * processor.patch_size
-        keep_rows = half if args.keep_rows is None else args.keep_rows
+        keep_rows = processor.half_rows if args.keep_rows is None else args.keep_rows
         given = {"images": Image.open(args.complete), "keep_rows": keep_rows}
     labels = None if labels is None else np.resize(labels, num).tolist()  # in turn
 
@@ -89,8 +82,8 @@ def main():
         )
     ids = torch.cat(batches)
 
-    pictures = processor.decode(ids)
-    image_grid([pictures[i : i + 10] for i in range(0, num, 10)], scale=3).save(args.output)
+    images = processor.decode(ids)
+    image_grid([images[i : i + 10] for i in range(0, num, 10)], scale=3).save(args.output)
     print(f"{num} images -> {args.output}")
     if args.npz is not None:
         nats = -model.log_likelihood(ids)
@@ -102,7 +95,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (DataError, ValueError, OSError, UnidentifiedImageError) as error:
-        sys.exit(f"error: {error}")
+    run_main(main)

@@ -1,6 +1,6 @@
 """Train an Image GPT on binary images.
 
-    igpt train                                          # digits drawn by the package
+    igpt train                                          # synthetic digits
     igpt train --data digits.cdb --output_dir runs/hoda
     igpt train --data path/to/folder --preset xs --num_train_epochs 30 --report_to tensorboard
     igpt train --config configs/quick.yaml --seed 1
@@ -11,13 +11,12 @@
 
 Writes the best model by validation likelihood, its card, all_results.json, loss_curve.png, samples.png and
 completions.png into --output_dir. A classifier is chosen by validation accuracy and has accuracy_curve.png instead of
-these pictures. `--help` lists all flags: those of TrainingArguments and IGPTConfig, and a few for data.
+these figures. `--help` lists all flags: those of TrainingArguments and IGPTConfig, and a few for data.
 """
 
 import json
 import logging
 import os
-import sys
 from pathlib import Path
 
 
@@ -25,10 +24,10 @@ from pathlib import Path
 # on two cores). Read once, when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
+from igpt_hf.cli import run_main
 from igpt_hf.data.splits import load_splits
 from igpt_hf.data.streaming import open_shards, stream_splits
 from igpt_hf.data.tokenized import LabelDataset, TokenDataset, tokenize
@@ -103,7 +102,7 @@ def train(script_args, model_args, args):
         )
         class_names = splits["train"].features["label"].names
 
-    # 2. Model and processor; pictures -> tokens, once.
+    # 2. Model and processor; images -> tokens, once.
     set_seed(args.seed)
     start = make_initial_model(class_names, script_args, model_args)
     model, processor = start.model, start.processor
@@ -113,7 +112,10 @@ def train(script_args, model_args, args):
             logger.warning("warning: %s", warning)
     if script_args.streaming:
         splits, tokens = stream_splits(
-            *(source, processor, split_seed, script_args.max_eval_images),
+            source,
+            processor,
+            split_seed,
+            script_args.max_eval_images,
             num_workers=num_threads,
             first_shard=len(source.shards) * args.process_index // args.world_size,
             skip_bad_images=script_args.skip_bad_images,
@@ -126,7 +128,7 @@ def train(script_args, model_args, args):
     sheet = SampleSheetCallback(lambda model: sample_sheet(model, processor, per_class=4))
     callbacks = [SaveOnSigterm()] if is_classifier else [sheet, SaveOnSigterm()]
     options = {"layout": start.layout, "shuffle_buffer": script_args.shuffle_buffer}
-    trainer = make_trainer(model, args, tokens, start.saved_processor, callbacks, **options)
+    trainer = make_trainer(model, args, tokens, start.saved_processor, callbacks=callbacks, **options)
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
     about = (script_args.data, sizes, len(class_names), model.num_parameters())
     logger.info("%s: %s images of %d classes; %d parameters", *about)
@@ -146,7 +148,7 @@ def train(script_args, model_args, args):
         trainer.save_model(_internal_call=True)  # which does not push: the card is not there yet
         trainer.save_state()
 
-    # 5. Results, pictures, card; then the Hub, with --push_to_hub.
+    # 5. Results, figures, card; then the Hub, with --push_to_hub.
     if trainer.is_world_process_zero():
         if is_classifier:
             results = collect_classification_results(trainer, test, script_args)
@@ -161,8 +163,5 @@ def train(script_args, model_args, args):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, StrictDataclassError, FloatingPointError, OSError) as error:  # DataError is a ValueError
-        sys.exit(f"error: {error}")
+    run_main(main)
     destroy_process_group()

@@ -49,7 +49,7 @@ def test_names_take_a_margin_that_fits_the_longest():
 
 @pytest.mark.parametrize("rows", [[], [[]]])
 def test_a_grid_of_nothing_is_refused(rows):
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         image_grid(rows)
 
 

@@ -21,13 +21,14 @@ A whole table follows a line that says what makes it, or where it comes from, an
 import argparse
 import dataclasses
 import importlib.util
+import inspect
 import json
 import re
 import sys
 from functools import cache
 from pathlib import Path
 
-from igpt_hf.cli import COMMANDS
+from igpt_hf.cli import COMMANDS, add_data_arguments
 from igpt_hf.training.arguments import IGPTTrainingArguments, ModelArguments, ScriptArguments
 
 
@@ -168,6 +169,8 @@ def flags_of(script: str) -> frozenset[str]:
     """The flags that a script takes."""
     source = (ROOT / script).read_text(encoding="utf-8")
     own = set(re.findall(r'add_argument\(\s*"--(\w+)"', source))
+    if "add_data_arguments(" in source:
+        own |= set(re.findall(r'add_argument\(\s*"--(\w+)"', inspect.getsource(add_data_arguments)))
     if script == "scripts/train.py" or "flags" in own:  # `--flags ...` hands the rest to train.py
         kinds = (ScriptArguments, ModelArguments, IGPTTrainingArguments)
         own |= {"config", *(field.name for kind in kinds for field in dataclasses.fields(kind))}

@@ -7,7 +7,6 @@ completions.png and growing.gif (one digit of each class, drawn token by token).
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,8 @@ from PIL import Image
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from igpt_hf import DataError, synthetic_digits
+from igpt_hf import IGPTError, synthetic_digits
+from igpt_hf.cli import run_main
 from igpt_hf.hub.loading import load_pretrained
 from igpt_hf.plots import completion_sheet, image_grid
 
@@ -71,7 +71,7 @@ def main():
     args.output.mkdir(parents=True, exist_ok=True)
     real = real_digits(COLUMNS)
     if len(real) != model.config.num_labels:
-        raise DataError(f"{args.model} has {model.config.num_labels} classes, and `synthetic` {len(real)}.")
+        raise IGPTError(f"{args.model} has {model.config.num_labels} classes, and `synthetic` {len(real)}.")
 
     set_seed(args.seed)
     real_and_sampled(model, processor, real).save(args.output / "real_and_sampled.png", optimize=True)
@@ -88,7 +88,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DataError as error:
-        sys.exit(f"error: {error}")
+    run_main(main)

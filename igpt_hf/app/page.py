@@ -55,13 +55,13 @@ UPLOAD = '<label>Upload<input type="file" accept=".png,.jpg,.jpeg,.webp,.gif,.bm
 def make_theme() -> gr.themes.Base:
     """Paper, ink and Persian blue; the system's own fonts, so that nothing is fetched."""
     blue = gr.themes.Color(
-        "#eef1fd", "#dbe2fb", "#bac6f6", "#8fa2ee", "#5f79e2", "#1c39bb", "#1a34a9", "#152c92", "#12257a", "#0e1d60",
-        "#0a1546",
-    )  # fmt: skip
+        *"""#eef1fd #dbe2fb #bac6f6 #8fa2ee #5f79e2 #1c39bb #1a34a9 #152c92 #12257a #0e1d60
+        #0a1546""".split()
+    )
     paper = gr.themes.Color(
-        "#fffdf8", "#f4efe4", "#e7dfcf", "#d5cab5", "#a39c8f", "#77736f", "#565464", "#3a3a52", "#252741", "#1b1e33",
-        "#12142a",
-    )  # fmt: skip
+        *"""#fffdf8 #f4efe4 #e7dfcf #d5cab5 #a39c8f #77736f #565464 #3a3a52 #252741 #1b1e33
+        #12142a""".split()
+    )
     return gr.themes.Base(
         primary_hue=blue,
         secondary_hue=blue,
@@ -311,12 +311,11 @@ def build_app(model, processor) -> gr.Blocks:
             button.click(answer(generate), settings, pictures, api_name="generate", **alone)
         with gr.Tab("Complete"), gr.Row():
             with gr.Column(scale=2, min_width=300):
-                half = processor.grid_size // 2 * processor.patch_size
-                drawing = drawing_area("Draw the upper part, or upload a picture", size, kept_rows=half)
+                drawing = drawing_area("Draw the upper part, or upload a picture", size, kept_rows=processor.half_rows)
                 keep_rows = gr.Slider(
                     processor.patch_size,
                     size - processor.patch_size,
-                    value=half,
+                    value=processor.half_rows,
                     step=processor.patch_size,
                     label="Rows that are kept",
                     info=f"above the line, of {size}",
@@ -349,6 +348,3 @@ def launch(model, processor, **arguments) -> gr.Blocks:
     app = build_app(model, processor)
     app.launch(theme=make_theme(), css_paths=FOLDER / "app.css", footer_links=["gradio"], ssr_mode=False, **arguments)
     return app
-
-
-__all__ = ["build_app", "complete", "generate", "launch", "read"]

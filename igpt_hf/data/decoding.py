@@ -18,7 +18,7 @@ from ..errors import DataError
 logger = logging.getLogger(__name__)
 
 
-MAX_PIXELS = 50_000_000  # a larger picture is refused before it is decoded: it could fill the memory
+MAX_PIXELS = 50_000_000  # a larger image is refused before it is decoded: it could fill the memory
 
 
 # Others are refused: Pillow runs an interpreter for EPS, and the rest of its decoders are seldom used and tested.
@@ -27,10 +27,8 @@ CHECK_BATCH = 32  # images that a thread checks at a time: one by one, handing t
 
 
 # What Pillow's decoders raise on damaged files (found by flipping bytes in twelve formats, and in its sources).
-DECODE_ERRORS = (
-    *(OSError, SyntaxError, ValueError, RuntimeError, EOFError, LookupError, TypeError, ArithmeticError),
-    *(struct.error, zlib.error, PIL.Image.DecompressionBombError),
-)
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, LookupError, TypeError, ArithmeticError)
+DECODE_ERRORS += (struct.error, zlib.error, PIL.Image.DecompressionBombError)
 
 
 def readable_rows(dataset: Dataset, rows: np.ndarray, source: str, skip_bad_images: bool) -> np.ndarray:

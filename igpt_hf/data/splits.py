@@ -1,6 +1,6 @@
-"""Image sources of every kind -> DatasetDict(train, validation, test) of pictures and class labels.
+"""Image sources of every kind -> DatasetDict(train, validation, test) of images and class labels.
 
-The pictures stay as they came (any size, any mode): preparing them is the image processor's work.
+The images stay unchanged (any size, any mode): the image processor prepares them.
 """
 
 import logging
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from ..errors import DataError
+from ..errors import DataError, IGPTError
 from .decoding import readable_rows
 from .sources.arrays import from_arrays
 from .sources.folder import open_folder
@@ -23,7 +23,7 @@ from .synthetic import CLASS_NAMES, synthetic_digits
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_SHARE, TEST_SHARE = 0.10, 0.05  # the rest, 85%, is for training
+VALIDATION_FRACTION, TEST_FRACTION = 0.10, 0.05  # the rest, 85%, is for training
 MIN_IMAGES_PER_CLASS = 3  # one for each of the three splits
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -47,21 +47,22 @@ def load_splits(
     ```
 
     Args:
-        source: in this order: the word `synthetic` (digits drawn by the package; `./synthetic` for a folder of that
+        source: in this order: the word `synthetic` (synthetic digits; `./synthetic` for a folder of that
             name); `.cdb` files, comma separated; a folder of one folder per class; a parquet file or a folder of
             them; else a Hub dataset id `user/name`, of which all splits are taken together.
         seed: of the synthetic digits, of the subset and of the split.
         image_column: parquet and Hub only.
         label_column: parquet and Hub only; text and whole numbers become classes too.
-        max_images: keep a random subset of at most so many images, with the classes in the same proportions.
+        max_images: keep a random subset of at most this many images, with the classes in the same proportions.
         skip_bad_images: leave out (and count in the log) the images that cannot be decoded, instead of raising.
-        num_synthetic: how many digits to draw for `synthetic`.
+        num_synthetic: how many digits `synthetic` has.
 
     Returns:
         `train`, `validation` and `test` with the columns `image` (PIL) and `label` (ClassLabel).
 
     Raises:
-        DataError: if there is no such source, an image or a label is bad, or a class has fewer than 3 images.
+        DataError: There is no such file, an image or a label is bad, or a class has fewer than 3 images.
+        IGPTError: `max_images` is too small, or the Hub has no such dataset.
     """
     source = os.path.expanduser(source)
     if source == "synthetic" and max_images is not None:
@@ -91,7 +92,7 @@ def _open_source(source: str, seed: int, image_column: str, label_column: str, n
         return open_folder(Path(source), image_column, label_column)
     if os.path.isfile(source):
         return open_parquet(source, [Path(source)], image_column, label_column)
-    if _looks_like_path(source):
+    if looks_like_path(source):
         raise DataError(
             f"{source!r} does not exist. A source is 'synthetic', .cdb files (comma separated), a folder of class "
             "folders, parquet, or a Hub dataset id such as 'user/name'."
@@ -99,7 +100,7 @@ def _open_source(source: str, seed: int, image_column: str, label_column: str, n
     return open_hub(source, image_column, label_column)
 
 
-def _looks_like_path(source: str) -> bool:
+def looks_like_path(source: str) -> bool:
     """Whether `source` can only be a path: 'a/b' may be a Hub id, and so may 'a/b-v1.5', but not 'a/b.png'."""
     return HUB_ID.fullmatch(source) is None or re.search(r"\.[A-Za-z]\w*$", source) is not None
 
@@ -111,7 +112,7 @@ def _subset(labels: np.ndarray, names: list[str], max_images: int, seed: int) ->
     """Sorted rows of a random subset with the proportions of the classes; a larger one contains a smaller one."""
     if max_images < MIN_IMAGES_PER_CLASS * len(names):
         minimum = MIN_IMAGES_PER_CLASS * len(names)
-        raise DataError(f"max_images={max_images} is too small: {len(names)} classes need at least {minimum} images.")
+        raise IGPTError(f"max_images={max_images} is too small: {len(names)} classes need at least {minimum} images.")
     rng = np.random.default_rng(seed)
     order = np.zeros(len(labels))  # where each image stands in its shuffled class: 0 is first, 1 would be last
     for label in range(len(names)):
@@ -122,7 +123,7 @@ def _subset(labels: np.ndarray, names: list[str], max_images: int, seed: int) ->
 
 
 def _split(labels: np.ndarray, rows: np.ndarray, names: list[str], seed: int) -> dict[str, np.ndarray]:
-    """Share out each class's rows 85/10/5, at least one to each split; returns shuffled rows by split."""
+    """Split each class's rows 85/10/5, at least one to each split; returns shuffled rows by split."""
     counts = np.bincount(labels[rows], minlength=len(names))
     small = [
         f"{name!r} has {count}" for name, count in zip(names, counts, strict=True) if count < MIN_IMAGES_PER_CLASS
@@ -135,7 +136,7 @@ def _split(labels: np.ndarray, rows: np.ndarray, names: list[str], seed: int) ->
     rng = np.random.default_rng(seed)
     parts = {"train": [], "validation": [], "test": []}
     for label, count in enumerate(counts):
-        num_validation, num_test = max(1, round(VALIDATION_SHARE * count)), max(1, round(TEST_SHARE * count))
+        num_validation, num_test = max(1, round(VALIDATION_FRACTION * count)), max(1, round(TEST_FRACTION * count))
         members = rng.permutation(rows[labels[rows] == label])
         validation, test, train = np.split(members, [num_validation, num_validation + num_test])
         parts["train"].append(train)

@@ -1,11 +1,11 @@
 """Data that does not fit into memory: shards are tokenized once into a cache on disk, and streamed from there.
 
-1. `open_shards` looks at parquet files or a Hub data set without reading the pictures: shards and class names.
+1. `open_shards` looks at parquet files or a Hub data set without reading the images: shards and class names.
 2. `tokenize_shards` reads each shard once, in parallel processes, and writes its tokens, a byte each, to the cache.
    Which split an image belongs to depends on the seed, its shard and its row alone, so that no pass over all images
    comes first and a shard is done with as soon as it is read.
-3. `TokenStream` streams the training tokens through a shuffle buffer. Validation and test images are held in memory,
-   so many as `max_eval_images` says, and evaluated as exactly as ever.
+3. `TokenStream` streams the training tokens through a shuffle buffer. At most `max_eval_images` validation and
+   test images each are held in memory and evaluated exactly.
 """
 
 import hashlib
@@ -38,16 +38,21 @@ from huggingface_hub import dataset_info
 from tqdm.auto import tqdm
 
 from ..distributed import end_with_parent
-from ..errors import DataError
-from ..model import image_processing_igpt
-from . import splits as data
+from ..errors import DataError, IGPTError
+from ..model import image_processing_igpt, image_reading, tokens
+from . import decoding, splits, tokenized
 from .decoding import decode_image
-from .splits import TEST_SHARE, VALIDATION_SHARE
+from .sources.columns import natural_order
+from .sources.folder import visible_files
+from .sources.hub import HUB_ERRORS
+from .sources.parquet import num_rows
+from .splits import TEST_FRACTION, VALIDATION_FRACTION, looks_like_path
+from .tokenized import tokenize_batch
 
 
 logger = logging.getLogger(__name__)
 
-READ_ROWS = 256  # encoded pictures in memory at a time; of decoded ones, which may be large, two
+READ_ROWS = 256  # encoded images in memory at a time; of decoded ones, which may be large, two
 SPLITS = ("train", "validation", "test")
 
 
@@ -92,10 +97,11 @@ def open_shards(
     Where the label column is no ClassLabel it is read once, and only that column, for the names.
 
     Raises:
-        DataError: There is no such source, it lacks a column, or `max_images` was given.
+        DataError: There is no such file, or it lacks a column.
+        IGPTError: `max_images` was given, or the Hub has no such dataset.
     """
     if max_images is not None:
-        raise DataError("--max_images chooses from all images at once, which --streaming never sees: leave one out.")
+        raise IGPTError("--max_images chooses from all images at once, which --streaming never sees: leave one out.")
     source = os.path.expanduser(source)
     shards = _parquet_shards(Path(source)) if os.path.exists(source) else _hub_shards(source)
     features = shards[0].open().features
@@ -107,13 +113,13 @@ def open_shards(
         names = features[label_column].names
     else:
         values = {str(value) for shard in shards for value in _labels(shard, label_column) if value is not None}
-        names = sorted(values, key=data.natural_order)
+        names = sorted(values, key=natural_order)
     return ShardedSource(tuple(shards), image_column, label_column, tuple(names), are_indices)
 
 
 def _parquet_shards(source: Path) -> list[Shard]:
-    paths = data.visible_files(source, {".parquet"}) if source.is_dir() else [source]
-    paths = [path for path in paths if data._num_rows(path) > 0]
+    paths = visible_files(source, {".parquet"}) if source.is_dir() else [source]
+    paths = [path for path in paths if num_rows(path) > 0]
     if not paths:
         raise DataError(f"--streaming reads parquet files or a Hub data set, and {source} holds no rows of parquet.")
     states = [path.stat() for path in paths]
@@ -123,13 +129,13 @@ def _parquet_shards(source: Path) -> list[Shard]:
 
 
 def _hub_shards(source: str) -> list[Shard]:
-    if data._looks_like_path(source):
+    if looks_like_path(source):
         raise DataError(f"{source!r} does not exist. --streaming reads parquet files or a Hub data set 'user/name'.")
     try:
         revision = dataset_info(source).sha
         splits = load_dataset(source, revision=revision, streaming=True)
-    except data.HUB_ERRORS as error:
-        raise DataError(f"{source!r} is no file or folder here, and no Hub data set was found: {error}") from error
+    except HUB_ERRORS as error:
+        raise IGPTError(f"{source!r} is no file or folder here, and no Hub data set was found: {error}") from error
     return [
         Shard(f"{source} {name} {index}", revision, source, name, index, rows.num_shards)
         for name, rows in splits.items()
@@ -146,12 +152,12 @@ def _labels(shard: Shard, column: str) -> Iterator:
 
 
 def draw_splits(generator: np.random.Generator, num_rows: int) -> np.ndarray:
-    """Split of the next rows of a shard, 0 train, 1 validation, 2 test, in shares of 85/10/5: (num_rows,)."""
-    return np.digitize(generator.random(num_rows), [1 - VALIDATION_SHARE - TEST_SHARE, 1 - TEST_SHARE])
+    """Split of the next rows of a shard, 0 train, 1 validation, 2 test, in proportions of 85/10/5: (num_rows,)."""
+    return np.digitize(generator.random(num_rows), [1 - VALIDATION_FRACTION - TEST_FRACTION, 1 - TEST_FRACTION])
 
 
 def split_generator(seed: int, shard: Shard) -> np.random.Generator:
-    """What draws the splits of a shard's rows: it knows the seed and the shard's name, but not the other shards."""
+    """Random generator of the splits of a shard's rows: it depends on the seed and the shard's name alone."""
     return np.random.default_rng([seed, zlib.crc32(Path(shard.name).name.encode())])
 
 
@@ -163,7 +169,7 @@ def tokenize_shards(
     first_shard: int = 0,
     skip_bad_images: bool = False,
 ) -> "ShardedTokens":
-    """Tokenise all shards that are not in the cache yet, several at a time, and say where the tokens are.
+    """Tokenize all shards that are not in the cache yet, several at a time, and say where the tokens are.
 
     A shard appears in the cache as a whole or not at all: a run that breaks off goes on with the next shard. Processes
     that share a disk share the work if they begin at different shards.
@@ -177,10 +183,13 @@ def tokenize_shards(
         skip_bad_images: Count and leave out images that cannot be read.
 
     Raises:
-        DataError: An image or label is bad; `binarize="stochastic"`, which cannot be cached; an empty split.
+        DataError: An image or a label is bad, or a split is empty.
+        IGPTError: `binarize="stochastic"`, which cannot be cached.
     """
     if processor.binarize == "stochastic":
-        raise DataError("--streaming caches tokens, and --binarize stochastic draws them anew: leave out one of them.")
+        raise IGPTError(
+            "--streaming caches tokens, and --binarize stochastic samples them anew: leave out one of them."
+        )
     folder = _cache_folder(source, processor, seed, skip_bad_images)
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
@@ -199,7 +208,7 @@ def tokenize_shards(
 
 def _cache_folder(source: ShardedSource, processor, seed: int, skip_bad_images: bool) -> Path:
     """A folder of its own for all that the tokens depend on: the data, the settings, and the code that makes them."""
-    modules = (image_processing_igpt, data, inspect.getmodule(Shard))
+    modules = (image_processing_igpt, image_reading, tokens, decoding, splits, tokenized, inspect.getmodule(Shard))
     code = "".join(inspect.getsource(module) for module in modules)
     names = [name for name in inspect.signature(type(processor)).parameters if name != "kwargs"]
     settings = {name: getattr(processor, name) for name in names}  # to_dict() has more, once it has been saved
@@ -257,7 +266,7 @@ def _tokenized_rows(source: ShardedSource, processor, seed: int, skip_bad_images
         tokens, good = [], []
         for row, image in enumerate(batch[source.image_column], start=first_row):
             try:
-                picture = decode_image(_with_bytes(image, shard))
+                image = decode_image(_with_bytes(image, shard))
             except DataError as error:
                 num_bad += 1
                 if skip_bad_images:
@@ -266,7 +275,7 @@ def _tokenized_rows(source: ShardedSource, processor, seed: int, skip_bad_images
                     f"row {row} of {shard.name} {error}. Fix or remove it, or set --skip_bad_images to leave out "
                     "such images."
                 ) from error
-            tokens.append(data._tokenize_batch({"image": [picture]}, [row], shard.name, processor, "tokens")["tokens"])
+            tokens.append(tokenize_batch({"image": [image]}, [row], shard.name, processor, "tokens")["tokens"])
             good.append(row - first_row)
         split = draw_splits(generator, len(labels))
         first_row += len(labels)
@@ -277,7 +286,7 @@ def _tokenized_rows(source: ShardedSource, processor, seed: int, skip_bad_images
 
 
 def _with_bytes(image: dict | None, shard: Shard) -> dict | None:
-    """Read a picture that is a file of its own in the Hub data set; an address anywhere else is not followed."""
+    """Read an image that is a file of its own in the Hub data set; an address anywhere else is not followed."""
     if image is None or image["bytes"] is not None or f"hf://datasets/{shard.path}@" not in (image["path"] or ""):
         return image
     with xopen(image["path"], "rb") as file:
@@ -342,7 +351,7 @@ def stream_splits(source: ShardedSource, processor, seed: int, max_eval_images: 
     """What the training needs of a source: `train` as `ShardedTokens`, `validation` and `test` as data sets in memory.
 
     Returns:
-        Pictures and tokens, as `load_splits` and `tokenize` do. The pictures are those of the test images alone, made
+        Images and tokens, as `load_splits` and `tokenize` do. The images are those of the test split alone, made
         of their tokens.
     """
     tokens = tokenize_shards(source, processor, seed, **options)
@@ -351,9 +360,9 @@ def stream_splits(source: ShardedSource, processor, seed: int, max_eval_images: 
     missing = [name for label, name in enumerate(source.names) if label not in seen]
     if missing:
         logger.warning("No validation image shows %s: if shards are sorted, shuffle their rows", ", ".join(missing))
-    pictures = processor.decode(parts["test"].with_format("numpy")["tokens"][:])
+    images = processor.decode(parts["test"].with_format("numpy")["tokens"][:])
     features = Features(image=Image(), label=parts["test"].features["label"])
-    test = Dataset.from_dict({"image": pictures, "label": parts["test"]["label"][:]}, features=features)
+    test = Dataset.from_dict({"image": images, "label": parts["test"]["label"][:]}, features=features)
     return {"train": tokens, **parts, "test": test}, {"train": tokens, **parts}
 
 
@@ -363,15 +372,15 @@ def stream_splits(source: ShardedSource, processor, seed: int, max_eval_images: 
 class TokenStream(torch.utils.data.IterableDataset):
     """The training images of a `ShardedTokens`, from the disk through a shuffle buffer.
 
-    The order depends on the seed and the epoch alone, and so does which images' class is not told (`TokenDataset`): a
+    The order depends on the seed and the epoch alone, and so does class dropout (`TokenDataset`): a
     resumed run reads past what it has had, and several processes each keep their part of every batch.
 
     Args:
         tokens: From `tokenize_shards`.
         config: The model's configuration.
-        class_dropout_prob: Share of images per epoch whose class is not told.
-        seed: Of the order, and of what is not told.
-        shuffle_buffer: Images in memory among which the next one is drawn; the shards' order is shuffled, too.
+        class_dropout_prob: Fraction of images per epoch with class dropout.
+        seed: Of the order, and of class dropout.
+        shuffle_buffer: Images in memory from which the next one is sampled; the shards' order is shuffled, too.
     """
 
     def __init__(self, tokens: ShardedTokens, config, class_dropout_prob: float, seed: int, shuffle_buffer: int):
@@ -396,10 +405,7 @@ class TokenStream(torch.utils.data.IterableDataset):
         """Images one by one: `input_ids` and `labels`, both (1 + N,); the prompt's label is -100."""
         generator = np.random.default_rng([self.seed, self.epoch])
         for row in self.rows:
-            is_untold = generator.random() < self.class_dropout_prob
-            prompt = self.config.start_token_id if is_untold else self.config.vocab_size + row["label"]
+            is_dropped = generator.random() < self.class_dropout_prob
+            prompt = self.config.start_token_id if is_dropped else self.config.vocab_size + row["label"]
             ids = torch.tensor([prompt, *row["tokens"]])
             yield {"input_ids": ids, "labels": torch.cat([torch.tensor([-100]), ids[1:]])}
-
-
-__all__ = ["ShardedSource", "ShardedTokens", "TokenStream", "open_shards", "stream_splits", "tokenize_shards"]

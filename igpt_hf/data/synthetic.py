@@ -111,7 +111,7 @@ GLYPHS = {
     ],
 }  # fmt: skip
 
-# Typical height of each digit as a share of the image's side; a drawing that outgrows the image is shrunk to fit.
+# Typical height of each digit as a fraction of the image's side; a drawing that outgrows the image is shrunk to fit.
 HEIGHTS = (0.32, 0.95, 1.02, 1.02, 1.05, 0.85, 1.02, 0.84, 0.87, 1.02)
 
 # The curve between points b and c of a, b, c, d at time t is [1, t, t^2, t^3] @ _CATMULL_ROM @ [a, b, c, d].
@@ -148,7 +148,7 @@ def _generator(*key: int) -> np.random.Generator:
 
 
 def _normal(rng: np.random.Generator, size: int | tuple[int, ...] | None = None) -> np.ndarray:
-    """Draw standard normal numbers of the given shape, cut off at two deviations."""
+    """Sample standard normal numbers of the given shape, cut off at two deviations."""
     return np.clip(rng.standard_normal(size), -2, 2)
 
 
@@ -223,7 +223,7 @@ def draw_digit(label: int, rng: np.random.Generator, image_size: int = 28) -> np
 
 
 def synthetic_digits(num_images: int = 20_000, seed: int = 42, image_size: int = 28) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a shuffled data set in which every ten images show the ten digits.
+    """Make a shuffled data set in which every ten images show the ten digits.
 
     Image i depends only on `seed` and i, so fewer images are the beginning of more. Returns images
     (num_images, image_size, image_size) of uint8, each value 0 or 255, and labels (num_images,) of uint8. Raises

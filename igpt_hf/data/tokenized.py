@@ -1,4 +1,4 @@
-"""Tokenized splits: pictures become tokens once, and are handed out in whole batches."""
+"""Tokenized splits: images become tokens once, and are served in whole batches."""
 
 import logging
 from typing import Any
@@ -14,16 +14,16 @@ from ..model.tokens import pixels_to_tokens
 class TokenDataset(torch.utils.data.Dataset):
     """A split as tensors, read a batch at a time.
 
-    With `class_dropout_prob` the class prompt of an image is now and then the start token, so that one model learns
-    to be conditional and unconditional (classifier-free guidance, Ho & Salimans 2022, algorithm 1). Where the split
-    holds gray pictures, each pixel is white with the probability of its gray level. What is drawn depends on the
-    seed, the epoch and the image's index alone: a resumed run, or one on more processes, draws the same.
+    With `class_dropout_prob` the class prompt of an image is sometimes the start token, so that one model learns to be
+    conditional and unconditional (classifier-free guidance, Ho & Salimans 2022, algorithm 1). If the split holds gray
+    images, each pixel is white with the probability of its gray level. What is sampled depends on the seed, the epoch
+    and the image's index alone: a resumed run, or one on more processes, samples the same.
 
     Args:
         split: Rows with `tokens` or `gray`, and `label`, as `igpt_hf.data.tokenized.tokenize` makes them.
         config: The model's configuration.
-        class_dropout_prob: Share of images per epoch whose class is not told.
-        seed: Of what is drawn.
+        class_dropout_prob: Fraction of images per epoch with class dropout.
+        seed: Of class dropout and of the pixels of gray images.
     """
 
     def __init__(self, split, config, class_dropout_prob: float = 0.0, seed: int = 0):
@@ -37,9 +37,9 @@ class TokenDataset(torch.utils.data.Dataset):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int):
-        """Draw the images whose class is not told in this epoch and, from gray pictures, the pixels."""
+        """Sample the class dropout of this epoch and, from gray images, the pixels."""
         generator = np.random.default_rng([self.seed, epoch])
-        self.is_untold = torch.from_numpy(generator.random(len(self.prompts)) < self.class_dropout_prob)
+        self.is_dropped = torch.from_numpy(generator.random(len(self.prompts)) < self.class_dropout_prob)
         if self.gray is not None:
             pixels = (generator.random(self.gray.shape, dtype=np.float32) * 255 < self.gray).astype(np.uint8)
             pixels = pixels.reshape(-1, self.config.image_size, self.config.image_size)
@@ -55,7 +55,7 @@ class TokenDataset(torch.utils.data.Dataset):
         """A batch: `input_ids` and `labels`, both (B, 1 + N); the prompt's label is -100."""
         index = torch.as_tensor(indices)
         tokens = self.tokens[index].long()
-        prompts = self.prompts[index].where(~self.is_untold[index], self.config.start_token_id)[:, None]
+        prompts = self.prompts[index].where(~self.is_dropped[index], self.config.start_token_id)[:, None]
         return {
             "input_ids": torch.cat([prompts, tokens], dim=1),
             "labels": torch.cat([torch.full_like(prompts, -100), tokens], dim=1),
@@ -82,10 +82,10 @@ logger = logging.getLogger(__name__)
 
 
 def tokenize(splits: DatasetDict, processor: Any) -> DatasetDict:
-    """Turn the pictures into what the model reads, once: columns `tokens` (a list of fixed length) and `label`.
+    """Turn the images into what the model reads, once: columns `tokens` (a list of fixed length) and `label`.
 
-    With `processor.binarize == "stochastic"` the tokens are drawn anew in each epoch, so that the column is `gray`
-    instead: the fitted picture, a byte per pixel. The result is held in memory, never taken from a cache of an earlier
+    With `processor.binarize == "stochastic"` the tokens are sampled anew in each epoch, so that the column is `gray`
+    instead: the fitted image, a byte per pixel. The result is held in memory, never taken from a cache of an earlier
     run, which could not know that the processor's code has changed.
 
     Args:
@@ -99,11 +99,11 @@ def tokenize(splits: DatasetDict, processor: Any) -> DatasetDict:
     column = "gray" if processor.binarize == "stochastic" else "tokens"
     tokenized = DatasetDict()
     for name, split in splits.items():
-        first = _tokenize_batch(split[:1], [0], name, processor, column)[column]  # (1, length)
+        first = tokenize_batch(split[:1], [0], name, processor, column)[column]  # (1, length)
         tokenized[name] = split.map(
-            _tokenize_batch,
+            tokenize_batch,
             batched=True,
-            batch_size=25,  # decoded pictures in memory at a time: photographs are large
+            batch_size=25,  # decoded images in memory at a time: photographs are large
             with_indices=True,
             fn_kwargs={"split_name": name, "processor": processor, "column": column},
             remove_columns=["image"],
@@ -118,7 +118,7 @@ def tokenize(splits: DatasetDict, processor: Any) -> DatasetDict:
     return tokenized
 
 
-def _tokenize_batch(
+def tokenize_batch(
     batch: dict[str, list], indices: list[int], split_name: str, processor: Any, column: str
 ) -> dict[str, Any]:
     def prepare(images):
@@ -140,5 +140,7 @@ def _warn_of_empty_images(split: Dataset, name: str):
     if empty:
         logger.warning(
             "%d of %d %s images are black after binarization: lower --threshold, or set --invert",
-            *(empty, len(split), name),
+            empty,
+            len(split),
+            name,
         )

@@ -45,6 +45,3 @@ def codec_sizes(images, codec: str) -> np.ndarray:
         Image.fromarray(pixels.astype(bool)).save(buffer, **CODECS[codec])  # mode "1"
         sizes.append(len(buffer.getvalue()))
     return np.array(sizes)
-
-
-__all__ = ["codec_bits", "codec_sizes"]

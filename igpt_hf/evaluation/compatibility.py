@@ -1,4 +1,4 @@
-"""Does this data fit this model, and has the model seen its test split?"""
+"""Whether data fits a model, and whether the model may have seen its test split."""
 
 import json
 from pathlib import Path
@@ -12,20 +12,17 @@ def labels_as_in_model(names: list[str], config) -> list[int]:
     Raises:
         DataError: A class that the model does not know.
     """
-    known = {str(name): index for index, name in config.id2label.items()}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise DataError(
-            f"the data has classes that the model does not know ({', '.join(unknown)}); it knows {', '.join(known)}."
-        )
-    return [known[name] for name in names]
+    try:
+        return [config.label_index(name) for name in names]
+    except ValueError as error:
+        raise DataError(f"the data has a class that the model does not know: {error}") from error
 
 
 def check_data(split, config, allow_resize: bool) -> list[int]:
     """Check that a data set, by its training split, fits a model; returns the model's class index of each class.
 
     Raises:
-        DataError: Classes that the model does not know or, unless `allow_resize`, pictures all of one size other than
+        DataError: A class that the model does not know or, unless `allow_resize`, images all of one size other than
             the model's.
     """
     index = labels_as_in_model(split.features["label"].names, config)
@@ -35,7 +32,7 @@ def check_data(split, config, allow_resize: bool) -> list[int]:
 
 
 def check_two_classes(split):
-    """Refuse a split, with a `label` column, that shows fewer than two classes, before something tells them apart.
+    """Refuse a split, with a `label` column, with fewer than two classes, before a classifier is fitted.
 
     Raises:
         DataError: The split is empty or has one class only.
@@ -43,21 +40,21 @@ def check_two_classes(split):
     present = sorted(set(split["label"][:]))
     if len(present) < 2:
         what = split.features["label"].int2str(present[0]) if present else "none at all: it is empty"
-        raise DataError(f"the data has one class only ({what}): there is nothing to tell apart. Give two or more.")
+        raise DataError(f"the data has one class only ({what}): there is nothing to classify. Give two or more.")
 
 
 def check_image_size(images, image_size: int):
-    """Refuse pictures that all have one size (the first hundred are looked at) which is not the model's.
+    """Refuse images that all have one size other than the model's (the first hundred are checked).
 
     Raises:
-        DataError: The pictures would be fitted into the model's size, so that other images were scored than given.
+        DataError: The images would be resized, and other images scored than were given.
     """
-    sizes = {picture.size for picture in images[:100]}
+    sizes = {image.size for image in images[:100]}
     if len(sizes) == 1 and sizes != {(image_size, image_size)}:
         width, height = sizes.pop()
         raise DataError(
-            f"the pictures are {width}x{height}, the model's are {image_size}x{image_size}. Score them with a model "
-            "of their size, or pass --resize to fit them to the model's, as training does."
+            f"the images are {width}x{height}, the model's are {image_size}x{image_size}. Score them with a model "
+            "of their size, or pass --resize to resize them as training does."
         )
 
 
@@ -89,21 +86,11 @@ def seen_images_warning(name: str, data: str, seed: int, max_images: int | None 
     if data == "synthetic" and results["split_seed"] != seed:  # other digits
         return None
     if results["streaming"]:
-        reason = "streamed, and so split otherwise than here"
+        reason = "streamed, and therefore split differently"
     elif results["max_images"] != max_images:
-        reason = f"with --max_images {results['max_images']}, and the part is split otherwise than the whole"
+        reason = f"with --max_images {results['max_images']}, and a subset is split differently from the whole"
     elif results["split_seed"] != seed:
         reason = f"split with another seed: give --seed {results['split_seed']}"
     else:
         return None
     return f"{name} was trained on {data}, {reason}. It may have seen images of what is the test split here."
-
-
-__all__ = [
-    "check_data",
-    "check_image_size",
-    "check_two_classes",
-    "labels_as_in_model",
-    "seen_images_warning",
-    "was_trained_on",
-]

@@ -9,14 +9,12 @@ metric.compute(predictions=log_likelihoods, references=labels)  # (n, num_labels
 start token (`prompt_log_likelihoods`). `SampleQuality` compares features of samples with those of as many real images.
 """
 
-import math
-
 import datasets
 import evaluate
 import numpy as np
 import torch
 
-from .likelihood import likelihood_report, log_likelihoods
+from .likelihood import accuracy_stderr, likelihood_report, log_likelihoods
 
 
 CITATION = "Chen et al. 2020, Generative Pretraining from Pixels"
@@ -57,7 +55,7 @@ class _OfLikelihoods(evaluate.Metric):
 
 
 class Likelihood(_OfLikelihoods):
-    """Nats per image and their standard errors: given the class, of the mixture over classes, from the start token."""
+    """Class-conditional, marginal and unconditional nats per image, and their standard errors."""
 
     def _compute(self, predictions, references) -> dict[str, float]:
         report = self._report(predictions, references)
@@ -80,12 +78,11 @@ class BitsPerPixel(_OfLikelihoods):
 
 
 class BayesAccuracy(_OfLikelihoods):
-    """Share of images whose class has the highest posterior, p(class) p(image | class), and its standard error."""
+    """Fraction of images whose class has the highest posterior, p(class) p(image | class), and its standard error."""
 
     def _compute(self, predictions, references) -> dict[str, float]:
         accuracy = self._report(predictions, references)["bayes_accuracy"]
-        stderr = math.sqrt(accuracy * (1 - accuracy) / len(references))
-        return {"bayes_accuracy": accuracy, "bayes_accuracy_stderr": stderr}
+        return {"bayes_accuracy": accuracy, "bayes_accuracy_stderr": accuracy_stderr(accuracy, len(references))}
 
 
 class SampleQuality(evaluate.Metric):
@@ -111,6 +108,3 @@ class SampleQuality(evaluate.Metric):
         from .sample_quality import fidelity  # needs the extra `eval`
 
         return fidelity(real, fake)
-
-
-__all__ = ["BayesAccuracy", "BitsPerPixel", "Likelihood", "SampleQuality", "prompt_log_likelihoods"]

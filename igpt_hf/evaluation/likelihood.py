@@ -8,6 +8,16 @@ from tqdm.auto import tqdm
 from ..errors import DataError
 
 
+def standard_error(values: torch.Tensor) -> float:
+    """Standard error of the mean of n values, (n,); 0 for a single value."""
+    return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else 0.0
+
+
+def accuracy_stderr(accuracy: float, num: int) -> float:
+    """Standard error of a fraction of `num` images."""
+    return math.sqrt(accuracy * (1 - accuracy) / num)
+
+
 def log_likelihoods(model, input_ids: torch.Tensor, batch_size: int = 128) -> dict[str, torch.Tensor]:
     """Compute exact log-likelihoods of images under every prompt, in natural log, float64.
 
@@ -28,18 +38,18 @@ def log_likelihoods(model, input_ids: torch.Tensor, batch_size: int = 128) -> di
 
 
 def likelihood_report(scores: dict[str, torch.Tensor], labels: torch.Tensor, prior: torch.Tensor, num_pixels: int):
-    """Summarise `likelihoods`: means in nats per image, with their standard errors where it matters.
+    """Summarize `log_likelihoods`: means in nats per image, with their standard errors where it matters.
 
     * `nats_per_image`: -ln p(image | its class).
     * `nats_per_image_marginal`: -ln sum over classes of p(class) p(image | class). Exact, uses no label: the number to
       hold beside published ones.
     * `nats_per_image_unconditional`: -ln p(image | start token).
-    * `bayes_accuracy`: share of images whose class has the highest posterior, p(class) p(image | class);
+    * `bayes_accuracy`: fraction of images whose class has the highest posterior, p(class) p(image | class);
       `confusion_matrix`: how many images of each class (row) have it where (column). Both are None where the prior
-      has one class only, since then nothing is told apart.
+      has one class only.
 
     Args:
-        scores: From `likelihoods`.
+        scores: From `log_likelihoods`.
         labels: Class of each image, (n,).
         prior: p(class), (num_labels,).
         num_pixels: Of an image, for bits per pixel.
@@ -49,13 +59,13 @@ def likelihood_report(scores: dict[str, torch.Tensor], labels: torch.Tensor, pri
     """
     if len(labels) == 0:
         raise DataError("there are no images to evaluate: the split is empty. Choose another --split or data.")
-    told = -scores["classes"].gather(1, labels[:, None]).squeeze(1)  # (n,)
+    conditional = -scores["classes"].gather(1, labels[:, None]).squeeze(1)  # (n,)
     joint = scores["classes"] + prior.double().log()  # (n, num_labels)
     marginal, start = -joint.logsumexp(dim=1), -scores["start"]
     report = {"num_images": len(labels)}
-    for name, nats in (("", told), ("_marginal", marginal), ("_unconditional", start)):
+    for name, nats in (("", conditional), ("_marginal", marginal), ("_unconditional", start)):
         report[f"nats_per_image{name}"] = nats.mean().item()
-        report[f"nats_per_image{name}_stderr"] = (nats.std() / math.sqrt(len(nats))).item() if len(nats) > 1 else 0.0
+        report[f"nats_per_image{name}_stderr"] = standard_error(nats)
     report["bits_per_pixel"] = report["nats_per_image"] / (num_pixels * math.log(2))
     report |= {"bayes_accuracy": None, "confusion_matrix": None}
     if (prior > 0).sum() > 1:
@@ -64,9 +74,6 @@ def likelihood_report(scores: dict[str, torch.Tensor], labels: torch.Tensor, pri
         pairs = torch.bincount(labels * len(prior) + predicted, minlength=len(prior) ** 2)
         report["confusion_matrix"] = pairs.view(len(prior), len(prior)).tolist()
     report["nats_per_class"] = {
-        label: told[labels == label].mean().item() for label in range(len(prior)) if (labels == label).any()
+        label: conditional[labels == label].mean().item() for label in range(len(prior)) if (labels == label).any()
     }
     return report
-
-
-__all__ = ["likelihood_report", "log_likelihoods"]

@@ -46,6 +46,3 @@ def probe_layers(features: dict[str, np.ndarray], labels: dict[str, np.ndarray])
         scores = {f"{name}_accuracy": float(probe.score(features[name][layer], labels[name])) for name in features}
         results.append({"layer": layer, **scores})
     return results
-
-
-__all__ = ["layer_features", "probe_layers"]

@@ -1,8 +1,8 @@
-"""How good samples are: recognizable, like real images, as varied as these, and no copies of the training images.
+"""Sample quality: recognizable classes, fidelity, diversity, and no copies of the training images.
 
-The measures look through a small classifier's eyes (LeNet, LeCun et al. 1998), trained on the same training split,
-since the usual Inception network has never seen binary glyphs. Every figure that has no absolute meaning has the same
-figure for real images beside it, on as many images: its floor.
+The features are those of a small classifier (LeNet, LeCun et al. 1998) fitted on the same training split, since the
+usual Inception network has never seen binary glyphs. Every number without an absolute meaning comes with the same
+number for as many real images: its floor.
 """
 
 import contextlib
@@ -22,7 +22,8 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from tqdm.auto import tqdm
 
-from ..errors import DataError
+from ..errors import IGPTError
+from .likelihood import accuracy_stderr
 
 
 MIN_IMAGES = 10  # on each side of a comparison
@@ -47,9 +48,15 @@ class LeNet(nn.Module):
         super().__init__()
         side = math.ceil(image_size / 4)
         self.extract = nn.Sequential(
-            *(nn.Conv2d(1, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)),
-            *(nn.Conv2d(16, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)),
-            *(nn.Flatten(), nn.Linear(32 * side**2, 84), nn.ReLU()),
+            nn.Conv2d(1, 16, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.Conv2d(16, 32, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.Flatten(),
+            nn.Linear(32 * side**2, 84),
+            nn.ReLU(),
         )
         self.classify = nn.Linear(84, num_labels)
 
@@ -68,13 +75,13 @@ class LeNet(nn.Module):
         return self.classify(self.features(pixels).float()).argmax(dim=1).numpy()
 
     def accuracy(self, images: Images) -> float:
-        """Share of images whose class is predicted."""
+        """Fraction of images whose class is predicted."""
         return float((self.predict(images.pixels) == images.labels).mean())
 
 
 @contextlib.contextmanager
 def _one_thread():
-    """Small convolutions gain little from a second thread, and lose tenfold where other work wants the same cores."""
+    """Small convolutions gain little from a second thread, and take tenfold if others need the same cores."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -134,25 +141,25 @@ def cached_classifier(images: Images, num_labels: int, seed: int) -> LeNet:
 
 
 def fidelity(real: torch.Tensor, fake: torch.Tensor) -> dict[str, float]:
-    """Compare two sets of features, (n, d) each, float64: the Frechet distance and the four shares of prdc.
+    """Compare two sets of features, (n, d) each, float64: FID, precision, recall, density and coverage.
 
     Raises:
-        DataError: Fewer than ten images on a side.
+        IGPTError: Fewer than ten images on a side.
     """
     if min(len(real), len(fake)) < MIN_IMAGES:
-        raise DataError(f"comparing needs {MIN_IMAGES} images on each side, got {len(real)} and {len(fake)}.")
+        raise IGPTError(f"comparing needs {MIN_IMAGES} images on each side, got {len(real)} and {len(fake)}.")
     identity = nn.Identity()  # the features are at hand
     identity.num_features = real.shape[1]
     fid = FrechetInceptionDistance(feature=identity)
     fid.update(real, real=True)
     fid.update(fake, real=False)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints the numbers of images
-        shares = compute_prdc(real.numpy(), fake.numpy(), nearest_k=NEAREST_K)
-    return {"fid": fid.compute().item(), **{name: float(share) for name, share in shares.items()}}
+        prdc = compute_prdc(real.numpy(), fake.numpy(), nearest_k=NEAREST_K)
+    return {"fid": fid.compute().item(), **{name: float(value) for name, value in prdc.items()}}
 
 
 def two_sample_accuracy(real: np.ndarray, fake: np.ndarray, seed: int) -> tuple[float, float]:
-    """Train a classifier to tell samples from real images on one half and test it on the other: accuracy, stderr.
+    """Train a classifier of samples against real images on one half, test it on the other: accuracy, stderr.
 
     The classifier two-sample test (Lopez-Paz & Oquab 2017); 0.5 is chance. Both sets are (n, height, width).
     """
@@ -161,7 +168,7 @@ def two_sample_accuracy(real: np.ndarray, fake: np.ndarray, seed: int) -> tuple[
     train = Images(np.concatenate([real[:half], fake[:half]]), labels)
     test = Images(np.concatenate([real[half : 2 * half], fake[half : 2 * half]]), labels)
     accuracy = train_classifier(train, 2, seed, what="two-sample classifier").accuracy(test)
-    return accuracy, math.sqrt(accuracy * (1 - accuracy) / len(labels))
+    return accuracy, accuracy_stderr(accuracy, len(labels))
 
 
 def nearest_neighbors(pixels: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -181,7 +188,7 @@ def novelty(samples: np.ndarray, test: np.ndarray, train: np.ndarray) -> dict[st
 
     Returns:
         `novelty`: mean distance of the samples over that of the test images, so that 1 is as new as real images are
-        (None where the test split has nothing but copies). The two means, in pixels, and the shares of exact copies.
+        (None if the test split has only copies). The two means, in pixels, and the fractions of exact copies.
     """
     distances = {name: nearest_neighbors(pixels, train)[1] for name, pixels in (("", samples), ("_test", test))}
     report = {}
@@ -196,13 +203,13 @@ def novelty(samples: np.ndarray, test: np.ndarray, train: np.ndarray) -> dict[st
 
 
 def check_sizes(num_samples: int, num_validation: int, num_test: int):
-    """Refuse what cannot be compared, before any work.
+    """Refuse a comparison of too few images, before any work.
 
     Raises:
-        DataError: Too few samples or real images.
+        IGPTError: Too few samples or real images.
     """
     if min(num_samples, num_validation, num_test) < MIN_IMAGES:
-        raise DataError(
+        raise IGPTError(
             f"--samples {num_samples} are compared with {num_test} test and {num_validation} validation images: at "
             f"least {MIN_IMAGES} of each are needed. Ask for more samples, give more data, or leave --samples out."
         )
@@ -233,7 +240,7 @@ def _thin(images: Images, num: int) -> Images:
 def sample_report(samples: Images, splits: dict[str, Images], num_labels: int, seed: int) -> dict:
     """Measure samples against the real images of `train`, `validation` and `test`.
 
-    * `sample_accuracy`: share of samples in which the classifier sees the class that was asked for;
+    * `sample_accuracy`: fraction of samples that the classifier assigns to the requested class;
       `classifier_test_accuracy` is what it reaches on real images.
     * `fid`, `precision`, `recall`, `density`, `coverage` of the classifier's features, test images against samples;
       with `_real_floor`, test images against validation images. All on `num_compared` images a side, in the same
@@ -246,7 +253,7 @@ def sample_report(samples: Images, splits: dict[str, Images], num_labels: int, s
     like are those of a network with random weights (Naeem et al. 2020 found that such features do).
 
     Raises:
-        DataError: Too few images.
+        IGPTError: Too few images.
     """
     train, validation, test = (splits[name] for name in ("train", "validation", "test"))
     num, num_compared = len(samples.labels), min(len(samples.labels), len(validation.labels), len(test.labels))
@@ -258,7 +265,7 @@ def sample_report(samples: Images, splits: dict[str, Images], num_labels: int, s
         "num_samples": num,
         "classifier_test_accuracy": classifier.accuracy(test) if has_classes else None,
         "sample_accuracy": accuracy,
-        "sample_accuracy_stderr": math.sqrt(accuracy * (1 - accuracy) / num) if has_classes else None,
+        "sample_accuracy_stderr": accuracy_stderr(accuracy, num) if has_classes else None,
         "num_compared": num_compared,
     }
     some_test, some_validation, some_samples = (_thin(images, num_compared) for images in (test, validation, samples))
@@ -275,18 +282,3 @@ def sample_report(samples: Images, splits: dict[str, Images], num_labels: int, s
     told_apart = two_sample_accuracy(some_test.pixels, some_samples.pixels, seed)
     report["two_sample_accuracy"], report["two_sample_accuracy_stderr"] = told_apart
     return report | novelty(samples.pixels, test.pixels, train.pixels)
-
-
-__all__ = [
-    "Images",
-    "LeNet",
-    "cached_classifier",
-    "check_sizes",
-    "draw_samples",
-    "fidelity",
-    "nearest_neighbors",
-    "novelty",
-    "sample_report",
-    "train_classifier",
-    "two_sample_accuracy",
-]

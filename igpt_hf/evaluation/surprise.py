@@ -30,11 +30,11 @@ def pixel_log_likelihoods(token_log_probs: torch.Tensor, tokens: torch.Tensor) -
 
 @torch.no_grad()
 def surprise_maps(model, input_ids: torch.Tensor, batch_size: int = 128) -> dict[str, np.ndarray]:
-    """Compute the nats that each token and each pixel costs, given the prompt and all that comes before.
+    """Compute the nats of each token and each pixel, given the prompt and all that comes before.
 
     Args:
         model: An `IGPTForCausalImageModeling`.
-        input_ids: (n, 1 + N), with the prompt that is to be told.
+        input_ids: (n, 1 + N); their prompts condition the model.
         batch_size: Images at a time.
 
     Returns:
@@ -62,8 +62,8 @@ def surprise_maps(model, input_ids: torch.Tensor, batch_size: int = 128) -> dict
         white_maps.append(as_image(torch.where(is_white == 1, log_p.exp(), -log_p.expm1())))
         own = log_probs.gather(-1, tokens[..., None]).view(-1, grid, grid)
         token_maps.append(-own.cpu().numpy())
-    return {name: np.concatenate(maps) for name, maps in
-            (("tokens", token_maps), ("pixels", pixel_maps), ("white", white_maps))}  # fmt: skip
+    maps = {"tokens": token_maps, "pixels": pixel_maps, "white": white_maps}
+    return {name: np.concatenate(parts) for name, parts in maps.items()}
 
 
 def calibration(white: np.ndarray, pixels: np.ndarray, num_bins: int = 20) -> dict:
@@ -75,7 +75,7 @@ def calibration(white: np.ndarray, pixels: np.ndarray, num_bins: int = 20) -> di
         num_bins: Bins of equal width in the probability.
 
     Returns:
-        Per bin that is not empty: `predicted` (mean probability), `observed` (share of white), `count`; and
+        Per bin that is not empty: `predicted` (mean probability), `observed` (fraction of white), `count`; and
         `calibration_error`, the mean over all pixels of |predicted - observed| of their bin (Naeini et al. 2015).
     """
     white, pixels = white.ravel(), pixels.ravel()
@@ -91,6 +91,3 @@ def calibration(white: np.ndarray, pixels: np.ndarray, num_bins: int = 20) -> di
         "observed": observed.tolist(),
         "count": count[used].tolist(),
     }
-
-
-__all__ = ["calibration", "pixel_log_likelihoods", "surprise_maps"]

@@ -1,4 +1,4 @@
-"""Models for where there is no PyTorch: one decoding step as ONNX, and the weights of the page in docs/demo."""
+"""Exports that run without PyTorch: one decoding step as ONNX, and the weights of the page in docs/demo."""
 
 import base64
 import importlib.util
@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
-from ..errors import DataError
 from ..model.kernel_dispatch import BETAS
 from ..model.modeling_igpt import IGPTForCausalImageModeling
 from ..model.neighborhood import context_ids
@@ -63,10 +62,10 @@ def export_onnx(model: IGPTForCausalImageModeling, path: str | Path):
     """Write `DecodingStep` as an ONNX file, in which batch size and length are free.
 
     Raises:
-        DataError: The extra `onnx` is not installed.
+        IGPTError: The extra `onnx` is not installed.
     """
     if importlib.util.find_spec("onnxscript") is None:
-        raise DataError(
+        raise IGPTError(
             "ONNX export needs more packages: pip install 'igpt_hf[onnx]', or in a checkout pip install -e '.[onnx]'."
         )
     config, past, batch = model.config, torch.export.Dim("past"), torch.export.Dim("batch")
@@ -90,11 +89,8 @@ def export_onnx(model: IGPTForCausalImageModeling, path: str | Path):
 # --- the page -------------------------------------------------------------------------------------------------------
 
 # What docs/demo/igpt.js reads of the configuration.
-PAGE_CONFIG = (
-    "image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-    "hidden_act", "neighborhood_radius", "class_conditional_norm", "rms_norm_eps", "num_labels", "vocab_size",
-    "id2label",
-)  # fmt: skip
+PAGE_CONFIG = """image_size patch_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act
+    neighborhood_radius class_conditional_norm rms_norm_eps num_labels vocab_size id2label""".split()
 
 
 def upper_bytes(weights: torch.Tensor) -> bytes:
@@ -119,21 +115,18 @@ def export_page(model: IGPTForCausalImageModeling, path: str | Path):
     A script, not a binary file: a page that was opened from a folder may read no other.
 
     Raises:
-        DataError: An activation that the page does not know, or weights that are not finite numbers.
+        IGPTError: An activation that the page does not know, or NaN or infinite weights.
     """
     if model.config.hidden_act not in BETAS:
         known = ", ".join(BETAS)
-        raise DataError(f"docs/demo/igpt.js knows hidden_act {known}, not {model.config.hidden_act!r}: add it there.")
+        raise IGPTError(f"docs/demo/igpt.js knows hidden_act {known}, not {model.config.hidden_act!r}: add it there.")
     tensors = {name: tensor.detach().cpu() for name, tensor in model.named_parameters()}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise DataError(f"{name} has values that are no numbers: the training failed, export another checkpoint.")
+            raise IGPTError(f"{name} has NaN or infinite values: the training diverged, export another checkpoint.")
     checkpoint = {
         "config": {name: getattr(model.config, name) for name in PAGE_CONFIG},
         "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
         "weights": base64.b64encode(b"".join(map(upper_bytes, tensors.values()))).decode(),
     }
     Path(path).write_text(f"const CHECKPOINT = {json.dumps(checkpoint, separators=(',', ':'))};\n")
-
-
-__all__ = ["DecodingStep", "copy_page", "empty_cache", "export_onnx", "export_page"]

@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
-from ..errors import DataError
+from ..errors import IGPTError
 from ..model.configuration_igpt import IGPTConfig
 from ..model.image_processing_igpt import IGPTImageProcessor
 from ..model.modeling_igpt import IGPTForCausalImageModeling, IGPTForImageClassification, IGPTPreTrainedModel
@@ -40,31 +40,31 @@ def load_pretrained(
     """Load the model and the processor of a folder, or of a model id on the Hub.
 
     Raises:
-        DataError: There is no such folder or id, it holds no Image GPT of this package, a classifier where a model
-            that draws is wanted, weights that are no numbers, or a processor of other images than the model's.
+        IGPTError: There is no such folder or id, it holds no Image GPT of this package, a classifier where a model
+            that generates is wanted, NaN or infinite weights, or a processor of other images than the model's.
     """
     is_in_reach = _find(name)
     where = {"local_files_only": not is_in_reach}
     try:
         kind = AutoConfig.from_pretrained(name, **where).model_type
         if kind != IGPTConfig.model_type:
-            raise DataError(f"{name} is a model of type {kind}, not one of this package: transformers loads it.")
+            raise IGPTError(f"{name} is a model of type {kind}, not one of this package: transformers loads it.")
         model, info = model_class.from_pretrained(name, output_loading_info=True, **where)
         processor = IGPTImageProcessor.from_pretrained(name, **where)
-    except DataError:
+    except IGPTError:
         raise
     except LOADING_ERRORS as error:
-        raise DataError(f"{name} cannot be loaded as an Image GPT: {error}") from error
+        raise IGPTError(f"{name} cannot be loaded as an Image GPT: {error}") from error
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("classifier."))  # which is trained anew
     if missing:
-        raise DataError(
+        raise IGPTError(
             f"{name} has no weights for {', '.join(missing[:3])}: it is damaged, or another kind of model's."
         )
     classifies = IGPTForImageClassification.__name__ in (model.config.architectures or [])
     if classifies and model_class is IGPTForCausalImageModeling:
-        raise DataError(
+        raise IGPTError(
             f"{name} is a classifier (train.py --task classification), whose class prompts are not trained: pass the "
-            "model that draws images. The classifier's accuracy is in its all_results.json."
+            "model that generates images. The classifier's accuracy is in its all_results.json."
         )
     _check(model, processor, name)
     return model, processor
@@ -77,25 +77,25 @@ def _find(name: str) -> bool:
         Whether all its files are in reach; False: only those in the cache are, since the Hub does not answer.
 
     Raises:
-        DataError: It is nowhere.
+        IGPTError: It is nowhere.
     """
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
-            raise DataError(f"{name} holds no trained model: it has no config.json.{_models_in(Path(name))}")
+            raise IGPTError(f"{name} holds no trained model: it has no config.json.{_models_in(Path(name))}")
         return True
     if _looks_like_path(name):
-        raise DataError(_no_such_folder(name))
+        raise IGPTError(_no_such_folder(name))
     try:
         HfApi().model_info(name, timeout=HUB_TIMEOUT)
     except RepositoryNotFoundError as error:
-        raise DataError(
+        raise IGPTError(
             f"{name} is no folder here, and no model on the Hub that you can read. Check the name; for a private or "
             "gated model, `hf auth login`. Train one: scripts/train.py."
         ) from error
     except (HTTPError, OSError) as error:
         if isinstance(try_to_load_from_cache(name, "config.json"), str):
             return False
-        raise DataError(
+        raise IGPTError(
             f"{name} is no folder here, and the Hub, where it could be a model's id, does not answer: {error}"
         ) from error
     return True
@@ -130,17 +130,14 @@ def _models_in(folder: Path) -> str:
 def _check(model: IGPTPreTrainedModel, processor: IGPTImageProcessor, name: str):
     for weight_name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
-            raise DataError(
+            raise IGPTError(
                 f"{name}: the weights {weight_name} are not all numbers (NaN or infinite): the training diverged, or "
                 "the file is damaged. Take an earlier checkpoint, or train again with a lower learning rate."
             )
     for setting in ("image_size", "patch_size", "num_labels"):
         expected, found = getattr(model.config, setting), getattr(processor, setting)
         if expected != found:
-            raise DataError(
+            raise IGPTError(
                 f"{name}: config.json says {setting}={expected}, preprocessor_config.json {setting}={found}. They do "
                 "not belong together: save the model and its processor from the same run."
             )
-
-
-__all__ = ["load_pretrained"]

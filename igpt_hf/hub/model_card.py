@@ -1,4 +1,4 @@
-"""Fill the model card's template with the facts of a run."""
+"""The model cards of generators (model_card.md) and classifiers (classifier_card.md), filled with a run's facts."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 
-TASK = "unconditional-image-generation"  # of the Hub's tasks the nearest
+TASK = "unconditional-image-generation"  # the nearest of the Hub's tasks
 
 
 def template_path() -> Path:
@@ -34,8 +34,8 @@ class DataFacts:
 def about_data(source: str) -> DataFacts:
     """Say what is known of a source, as `load_splits` takes it; of files that others made, the terms are not known."""
     if source == "synthetic":
-        name = "`synthetic`, Persian digits drawn by igpt_hf itself"
-        return DataFacts(name, "Apache-2.0, as the package that draws them", {"license": "apache-2.0"})
+        name = "`synthetic`, synthetic Persian digits made by igpt_hf"
+        return DataFacts(name, "Apache-2.0, as the package that makes them", {"license": "apache-2.0"})
     paths = source.split(",")
     if all(path.strip().lower().endswith(".cdb") for path in paths):
         files = ", ".join(f"`{Path(path.strip()).name}`" for path in paths)
@@ -61,7 +61,7 @@ def hardware(device: torch.device | None = None, num_processes: int = 1) -> str:
 
 
 def versions() -> str:
-    """Versions of the libraries that a result depends on."""
+    """Versions of the packages that a result depends on."""
     modules = (torch, transformers, datasets, accelerate)
     return ", ".join(f"{module.__name__} {module.__version__}" for module in modules)
 
@@ -86,6 +86,14 @@ def make_model_card(facts: dict) -> ModelCard:
         eval_results=_eval_results(facts, data),
         **data.metadata,
     )
+    return ModelCard.from_template(card_data, template_str=template, **facts)
+
+
+def make_classifier_card(facts: dict) -> ModelCard:
+    """Render classifier_card.md; `facts` are a classifier's results, its name, `model_id` and `rows` of the table."""
+    tags = ["image-gpt", "binary-images", "igpt_hf"]
+    card_data = ModelCardData(library_name="transformers", pipeline_tag="image-classification", tags=tags)
+    template = Path(__file__).with_name("classifier_card.md").read_text(encoding="utf-8")
     return ModelCard.from_template(card_data, template_str=template, **facts)
 
 
@@ -120,6 +128,3 @@ def _strict(facts: dict) -> str:
     if missing:
         raise ValueError(f"the model card needs facts that were not given: {', '.join(missing)}.")
     return "---\n{{ card_data }}\n---\n\n" + text
-
-
-__all__ = ["DataFacts", "about_data", "hardware", "make_model_card", "template_path", "versions"]

@@ -1,4 +1,4 @@
-"""Sharing on the Hub: what is uploaded, once more if the connection breaks, and errors that a user can act on."""
+"""Sharing on the Hub: which files are uploaded, retries after a lost connection, and errors that a user can act on."""
 
 import logging
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
-from ..errors import DataError
+from ..errors import IGPTError
 
 
 logger = logging.getLogger(__name__)
@@ -30,14 +30,14 @@ def push_folder(
 
     Args:
         folder: Of a finished run, or wherever a model was saved.
-        repo: `user/name`; made if it is not there.
+        repo: `user/name`; created if it does not exist.
         private: Whether a new repository is.
         message: Of the commit.
         revision: Branch; the main one unless given.
         token: Of the Hub; the one that is logged in unless given.
 
     Raises:
-        DataError: No token, no permission, a bad name, or no connection.
+        IGPTError: No token, no permission, a bad name, or no connection.
     """
     api = HfApi(token=token)
     name = retry_hub_request(lambda: api.create_repo(repo, private=private, exist_ok=True), repo, token).repo_id
@@ -49,7 +49,7 @@ def push_folder(
 
 
 def _additions(folder: Path, repo: str) -> list[CommitOperationAdd]:
-    """The files to upload; the card tells how to load the model from its new place."""
+    """The files to upload; the card says how to load the model from its new place."""
     paths = sorted({path for pattern in PATTERNS for path in folder.glob(pattern)} - {folder / STAYS})
     return [
         CommitOperationAdd(path.name, _card_for(path, repo) if path.name == "README.md" else path) for path in paths
@@ -66,32 +66,29 @@ def retry_hub_request(request, repo: str, token: str | None = None):
     """Return what a request to the Hub returns; do it again, after a pause, if the connection breaks in the middle.
 
     Raises:
-        DataError: No token, no permission, a bad name, or no connection after four attempts.
+        IGPTError: No token, no permission, a bad name, or no connection after four attempts.
     """
     if (token or get_token()) is None:
-        raise DataError("there is no token: log in with `hf auth login`, or set HF_TOKEN.")
+        raise IGPTError("no token was found: log in with `hf auth login`, or set HF_TOKEN.")
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return request()
         except ConnectionError as error:  # the client is told to stay offline
-            raise DataError(f"the Hub is out of reach: {error}") from error
+            raise IGPTError(f"the Hub is out of reach: {error}") from error
         except HFValidationError as error:
-            raise DataError(f"{repo} is no name for a repository (user/name): {error}") from error
+            raise IGPTError(f"{repo} is not a valid repository name (user/name): {error}") from error
         except ValueError as error:  # what the Hub says of a card's metadata
-            raise DataError(f"README.md was not accepted: {' '.join(str(error).split())}") from error
+            raise IGPTError(f"README.md was not accepted: {' '.join(str(error).split())}") from error
         except HfHubHTTPError as error:
             status = error.response.status_code
             if status in (401, 403):
-                raise DataError(
+                raise IGPTError(
                     f"the Hub refused ({status}): this token may not write to {repo}. Check the name and the token's "
                     "permissions (hf auth whoami)."
                 ) from error
-            raise DataError(f"the Hub answered {status}: {error}") from error
+            raise IGPTError(f"the Hub answered {status}: {error}") from error
         except HTTPError as error:  # there was no answer; the class is httpx's or, from huggingface_hub 2 on, httpx2's
             if attempt == ATTEMPTS:
-                raise DataError(f"the Hub cannot be reached ({error}); nothing was lost, try again later.") from error
+                raise IGPTError(f"the Hub cannot be reached ({error}); nothing was lost, try again later.") from error
             logger.warning("connection lost (%s); attempt %d of %d", error, attempt + 1, ATTEMPTS)
             time.sleep(2 ** (attempt - 1))
-
-
-__all__ = ["retry_hub_request", "push_folder"]

@@ -1,10 +1,10 @@
-"""A folder that is a Space of the Hub: the app, its package, a model, and what the Hub wants to be told."""
+"""A folder that is a Space of the Hub: the app, its package, a model, and the Space's settings."""
 
 import shutil
 from importlib.metadata import requires, version
 from pathlib import Path
 
-from ..errors import DataError
+from ..errors import IGPTError
 from ..model.image_processing_igpt import IGPTImageProcessor
 from ..model.modeling_igpt import IGPTForCausalImageModeling
 
@@ -21,7 +21,7 @@ python_version: "3.11"
 app_file: app.py
 ---
 
-A tiny Image GPT draws binary pictures block by block, completes half of one, and reads what you draw.
+A tiny Image GPT samples binary images block by block, completes half an image, and classifies what you draw.
 """
 
 APP = """from pathlib import Path
@@ -35,23 +35,20 @@ launch(*load_pretrained(str(Path(__file__).with_name("model"))))
 
 
 def write_space(model: IGPTForCausalImageModeling, processor: IGPTImageProcessor, folder: Path):
-    """Fill a new folder with all that a Space needs; nothing outside it is used.
+    """Fill a new folder with everything that a Space needs; nothing outside it is used.
 
     Raises:
-        DataError: The folder is there and not empty.
+        IGPTError: The folder is there and not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder} is not an empty folder: name a new one for the Space.")
+        raise IGPTError(f"{folder} is not an empty folder: name a new one for the Space.")
     package = Path(__file__).parents[1]
     shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     needed = [line for line in requires("igpt_hf") if "extra ==" not in line]
-    # Without this index torch would bring gigabytes of CUDA along.
+    # Without this index pip would install the CUDA build of torch (several GB).
     lines = ["--extra-index-url https://download.pytorch.org/whl/cpu", *needed]
     (folder / "requirements.txt").write_text("\n".join(lines) + "\n")
     (folder / "README.md").write_text(README.format(gradio=version("gradio")))
     (folder / "app.py").write_text(APP)
-
-
-__all__ = ["write_space"]

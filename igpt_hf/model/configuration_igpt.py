@@ -134,6 +134,17 @@ class IGPTConfig(PreTrainedConfig):
         """Prompt id that asks for an image of any class; `vocab_size + label` asks for one class."""
         return self.vocab_size + self.num_labels
 
+    def label_index(self, name: str) -> int:
+        """Index of the class with this name.
+
+        Raises:
+            ValueError: There is no such class; the message lists those that there are.
+        """
+        names = [str(self.id2label[label]) for label in range(self.num_labels)]
+        if name not in names:
+            raise ValueError(f"{name!r} is no class of this model ({', '.join(names)}).")
+        return names.index(name)
+
     @property
     def grid_size(self) -> int:
         """Tokens per row and per column."""

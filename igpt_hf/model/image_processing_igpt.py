@@ -116,6 +116,11 @@ class IGPTImageProcessor(BaseImageProcessor):
         """Tokens per image."""
         return self.grid_size**2
 
+    @property
+    def half_rows(self) -> int:
+        """Rows of pixels in the upper half of an image, whole blocks."""
+        return self.grid_size // 2 * self.patch_size
+
     # --- images -> gray -> binary -> tokens -------------------------------------------------------------------------
 
     def to_gray(self, images) -> np.ndarray:

@@ -79,12 +79,14 @@ class BinaryImageGenerationPipeline(Pipeline):
             if keep_rows is not None or class_label is not None:
                 raise ValueError("keep_rows and class_label go with an image to complete, not with a class.")
             return processor.prompt(class_labels=labels)
-        rows = processor.grid_size // 2 * processor.patch_size if keep_rows is None else keep_rows
+        rows = processor.half_rows if keep_rows is None else keep_rows
         return processor.prompt(class_labels=labels, images=inputs, keep_rows=rows)
 
     def _is_class(self, item) -> bool:
         """Whether an input asks for a class, or for any; a string that is no class's name is a path if it exists."""
-        if isinstance(item, str) and (item in self._class_names() or not os.path.isfile(item)):
+        if isinstance(item, str) and (
+            item in map(str, self.model.config.id2label.values()) or not os.path.isfile(item)
+        ):
             return True
         if item is None or isinstance(item, Integral):
             return True
@@ -94,16 +96,13 @@ class BinaryImageGenerationPipeline(Pipeline):
             f"an input is None, a class (index or name), an image (PIL, path, array), or a list of them; got {item!r}"
         )
 
-    def _class_names(self) -> dict[str, int]:
-        return {str(name): index for index, name in self.model.config.id2label.items()}
-
     def _class_index(self, label) -> int | None:
         if not isinstance(label, str):  # an index, or None for any class; the processor checks it
             return int(label) if isinstance(label, Integral) and not isinstance(label, bool) else label
-        names = self._class_names()
-        if label not in names:
-            raise ValueError(f"{label!r} is not a class ({', '.join(names)}), and not a file.")
-        return names[label]
+        try:
+            return self.model.config.label_index(label)
+        except ValueError as error:
+            raise ValueError(f"{error} And there is no such file.") from error
 
     def _forward(self, model_inputs, **generate_kwargs):
         ids = self.model.generate(**model_inputs, **generate_kwargs)

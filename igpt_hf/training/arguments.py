@@ -1,4 +1,4 @@
-"""The flags of scripts/train.py."""
+"""The flags of `igpt train`: ScriptArguments, ModelArguments, IGPTTrainingArguments; reading and checking them."""
 
 import argparse
 import dataclasses
@@ -13,17 +13,17 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from ..errors import DataError
+from ..errors import IGPTError
 from ..model.configuration_igpt import PRESETS, IGPTConfig
-from .imagegpt_baseline import STOCK_PRESET
+from .imagegpt_baseline import BASELINE_PRESET
 
 
 @dataclass
 class ScriptArguments:
-    """What is learned, from which images, and how they become binary."""
+    """The task, the images to learn from, and how they are binarized."""
 
     task: Literal["generation", "classification"] = field(
-        default="generation", metadata={"help": "Draw images, or tell their class (section 3.3, fine-tuning)."}
+        default="generation", metadata={"help": "Generate images, or classify them (section 3.3, fine-tuning)."}
     )
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Start from this checkpoint, with its configuration; default: from scratch."}
@@ -36,7 +36,9 @@ class ScriptArguments:
     )
     image_column: str = field(default="image", metadata={"help": "Parquet and Hub: the column of images."})
     label_column: str = field(default="label", metadata={"help": "Parquet and Hub: the column of classes."})
-    max_images: int | None = field(default=None, metadata={"help": "Use a random part of so many images only."})
+    max_images: int | None = field(
+        default=None, metadata={"help": "Use a random, stratified subset of at most this many images."}
+    )
     split_seed: int | None = field(
         default=None, metadata={"help": "Of the split into train, validation and test; `seed` unless given."}
     )
@@ -51,9 +53,11 @@ class ScriptArguments:
     streaming: bool = field(
         default=False, metadata={"help": "Parquet and Hub: tokenize shard by shard into a cache, train from the disk."}
     )
-    shuffle_buffer: int = field(default=10_000, metadata={"help": "Streaming: images among which one is drawn next."})
+    shuffle_buffer: int = field(
+        default=10_000, metadata={"help": "Streaming: number of images in the shuffle buffer."}
+    )
     max_eval_images: int = field(
-        default=10_000, metadata={"help": "Streaming: validation and test images that are evaluated, at most, each."}
+        default=10_000, metadata={"help": "Streaming: evaluate at most this many validation and test images each."}
     )
     num_threads: int | None = field(default=None, metadata={"help": "CPU threads per process; default: all cores."})
 
@@ -64,7 +68,7 @@ class ScriptArguments:
 
 def _model_arguments() -> type:
     """A dataclass with a flag for the preset and one for each field of `IGPTConfig`; None: the preset decides."""
-    presets = ", ".join([*PRESETS, STOCK_PRESET])
+    presets = ", ".join([*PRESETS, BASELINE_PRESET])
     meanings = dict(re.findall(r"^ {8}(\w+): ((?:.+\n)(?: {12}.+\n)*)", IGPTConfig.__doc__, re.MULTILINE))
     meanings = {name: " ".join(text.split()) for name, text in meanings.items()}
     fields = [("preset", str, field(default="xxs", metadata={"help": f"The model: {presets}."}))]
@@ -87,7 +91,7 @@ def parse_arguments(argv: list[str] | None = None):
     `--config FILE.yaml` holds flags without their dashes; flags on the command line win over it.
 
     Raises:
-        DataError: The YAML file is missing or not a flat mapping, or a flag is unknown or cannot be used.
+        IGPTError: The YAML file is missing or not a flat mapping, or a flag is unknown or cannot be used.
         SystemExit: A value of the wrong type, or `--help`.
     """
     settings, argv = _split_off_config(argv)
@@ -101,13 +105,13 @@ def parse_arguments(argv: list[str] | None = None):
             flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     *arguments, namespace, unknown = parser.parse_args_into_dataclasses(flags + argv, return_remaining_strings=True)
     if unknown:
-        raise DataError(f"unknown flag {' '.join(unknown)}; --help lists all.")
+        raise IGPTError(f"unknown flag {' '.join(unknown)}; --help lists all.")
     script_args, model_args, args = arguments
-    if model_args.preset == STOCK_PRESET:
-        args.use_muon = False  # the library's model, trained as the library would
+    if model_args.preset == BASELINE_PRESET:
+        args.use_muon = False  # transformers' ImageGPT, trained with AdamW alone
     if script_args.task == "classification":
         if script_args.streaming:
-            raise DataError("--streaming is for --task generation: a classifier's data must fit into memory.")
+            raise IGPTError("--streaming is for --task generation: a classifier's data must fit in memory.")
         if args.metric_for_best_model == type(args).metric_for_best_model:  # the one of generation
             args.metric_for_best_model, args.greater_is_better = "eval_validation_accuracy", True
     _check_numbers(vars(script_args) | vars(args))
@@ -118,13 +122,13 @@ def parse_arguments(argv: list[str] | None = None):
 
 def _read_yaml(path: Path) -> dict:
     if not path.is_file():
-        raise DataError(f"--config {path}: no such file.")
+        raise IGPTError(f"--config {path}: no such file.")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise DataError(f"--config {path} must be lines of `flag: value`: {' '.join(str(error).split())}") from error
+        raise IGPTError(f"--config {path} must be lines of `flag: value`: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict) or any(isinstance(value, dict) for value in settings.values()):
-        raise DataError(f"--config {path} must be lines of `flag: value`, without dashes and nesting.")
+        raise IGPTError(f"--config {path} must be lines of `flag: value`, without dashes and nesting.")
     return settings
 
 
@@ -132,7 +136,7 @@ def _read_yaml(path: Path) -> dict:
 class IGPTTrainingArguments(TrainingArguments):
     """`TrainingArguments` with defaults for small Image GPTs; every flag of the original works."""
 
-    output_dir: str = field(default="runs/igpt", metadata={"help": "Where the model, its card and pictures go."})
+    output_dir: str = field(default="runs/igpt", metadata={"help": "Folder of the model, its card and figures."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Start anew: delete the run in output_dir."})
     early_stopping_patience: int = field(
         default=5,
@@ -142,8 +146,8 @@ class IGPTTrainingArguments(TrainingArguments):
     max_minutes: float | None = field(
         default=None,
         metadata={
-            "help": "Stop after so many minutes of training, evaluations and earlier parts of a resumed run included; "
-            "a last evaluation follows. The learning rate decays over num_train_epochs (or max_steps) all the same."
+            "help": "Stop after this many minutes of training, including evaluations and earlier parts of a resumed "
+            "run; a last evaluation follows. The learning rate still decays over num_train_epochs (or max_steps)."
         },
     )
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images per step and device."})
@@ -154,13 +158,13 @@ class IGPTTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate (of AdamW, with muon)."})
     muon_learning_rate: float = field(default=2e-2, metadata={"help": "Peak learning rate of Muon."})
     weight_decay: float = field(
-        default=0.1, metadata={"help": "Of matrices. Without it Muon lets them grow, and small models stop learning."}
+        default=0.1, metadata={"help": "On matrices. Without it they grow under Muon, and small models stop learning."}
     )
     ema_decay: float = field(
         default=0.998, metadata={"help": "Evaluate and keep a moving average of the weights; 0: the weights."}
     )
     lr_scheduler_type: str = field(default="linear", metadata={"help": "Shape of the learning rate's decay."})
-    warmup_steps: float = field(default=0.02, metadata={"help": "Steps, or a share below 1, of linear warm-up."})
+    warmup_steps: float = field(default=0.02, metadata={"help": "Steps, or a fraction below 1, of linear warm-up."})
     adam_beta2: float = field(default=0.95, metadata={"help": "As in the paper, section 3.5."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
@@ -173,16 +177,16 @@ class IGPTTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Of that metric; unless given: true of an accuracy, false of all else."}
     )
     restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "A resumed run remembers the patience that it has used up."}
+        default=True, metadata={"help": "A resumed run continues with the patience already used up."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "The data set yields what the model takes."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "All parameters are used."})
     data_seed: int | None = field(default=None, metadata={"help": "Order of the images; `seed` unless given."})
-    logging_steps: float = field(default=50, metadata={"help": "Log the running training loss every so many steps."})
+    logging_steps: float = field(default=50, metadata={"help": "Log the running training loss every this many steps."})
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "The batches are small."})
     hub_strategy: str = field(
         default="end",
-        metadata={"help": "With --push_to_hub: at the end, with the card; or what else the library has."},
+        metadata={"help": "With --push_to_hub: at the end, with the card; or another of transformers' strategies."},
     )
     # The Trainer writes this into the config that it saves; while training, `collate` switches the cache off.
     use_cache: bool = field(default=True, metadata={"help": "Saved with the model: generate with a cache."})
@@ -200,16 +204,12 @@ METRICS = {  # of each evaluated split; the best model can be chosen by any of t
 }
 
 
-AT_LEAST = {
-    1: (
-        *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
-        *("num_threads", "shuffle_buffer", "max_eval_images"),
-    ),
-    0: (
-        *("early_stopping_patience", "eval_steps", "save_steps", "logging_steps", "warmup_steps", "eval_delay"),
-        *("save_total_limit", "learning_rate", "muon_learning_rate", "weight_decay", "max_grad_norm", "ema_decay"),
-        *("dataloader_num_workers", "seed", "data_seed", "split_seed"),
-    ),
+AT_LEAST = {  # smallest value -> flags
+    1: """per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_threads
+        shuffle_buffer max_eval_images""".split(),
+    0: """early_stopping_patience eval_steps save_steps logging_steps warmup_steps eval_delay save_total_limit
+        learning_rate muon_learning_rate weight_decay max_grad_norm ema_decay dataloader_num_workers seed data_seed
+        split_seed""".split(),
 }
 
 
@@ -224,39 +224,39 @@ def _split_off_config(argv: list[str] | None) -> tuple[dict, list[str]]:
 def _check_numbers(values: dict):
     for minimum, names in AT_LEAST.items():
         for name in names:
-            if values[name] is not None and not values[name] >= minimum:  # not a number is refused, too
-                raise DataError(f"--{name} must be at least {minimum}, got {values[name]}")
+            if values[name] is not None and not values[name] >= minimum:  # NaN is refused, too
+                raise IGPTError(f"--{name} must be at least {minimum}, got {values[name]}")
     if values["ema_decay"] >= 1:
-        raise DataError(f"--ema_decay must be below 1, or the average never moves; got {values['ema_decay']}")
+        raise IGPTError(f"--ema_decay must be below 1, or the average never moves; got {values['ema_decay']}")
 
 
 def _check_length(args):
     """Refuse a run of no steps at all."""
     if args.max_steps != -1 and args.max_steps < 1:  # -1: as many as num_train_epochs make
-        raise DataError(f"--max_steps {args.max_steps} leaves nothing to train: take at least 1, or leave it out.")
+        raise IGPTError(f"--max_steps {args.max_steps} leaves nothing to train: take at least 1, or leave it out.")
     if args.max_steps == -1 and not 0 < args.num_train_epochs < math.inf:
-        raise DataError(
+        raise IGPTError(
             f"--num_train_epochs {args.num_train_epochs} cannot be trained: take more than 0, or --max_steps."
         )
     if args.max_minutes is not None and not args.max_minutes > 0:
-        raise DataError(f"--max_minutes {args.max_minutes} leaves no time to train: take more than 0.")
+        raise IGPTError(f"--max_minutes {args.max_minutes} leaves no time to train: take more than 0.")
 
 
 def _check_selection(task: str, args):
     """Refuse what leaves nothing to choose the best model by, or names what is not measured."""
     if args.eval_strategy == "no":
-        raise DataError("--eval_strategy no leaves nothing to choose the best model by: take epoch or steps.")
+        raise IGPTError("--eval_strategy no leaves nothing to choose the best model by: take epoch or steps.")
     if args.prediction_loss_only:
-        raise DataError("--prediction_loss_only true leaves nothing to choose the best model by: leave it out.")
+        raise IGPTError("--prediction_loss_only true leaves nothing to choose the best model by: leave it out.")
     is_by_steps = args.eval_strategy == IntervalStrategy.STEPS
     limit = args.max_steps if args.max_steps != -1 else args.num_train_epochs
     if args.eval_delay > limit and is_by_steps == (args.max_steps != -1):  # both in steps, or both in epochs
-        raise DataError(
+        raise IGPTError(
             f"--eval_delay {args.eval_delay} is later than the end of the training: there is no evaluation."
         )
     measured = [f"{split}_{metric}" for split in ("validation", "train") for metric in METRICS[task]]
     if args.metric_for_best_model.removeprefix("eval_") not in measured:
-        raise DataError(
+        raise IGPTError(
             f"--metric_for_best_model {args.metric_for_best_model} is not measured; there are {', '.join(measured)}."
         )
 
@@ -273,7 +273,7 @@ def unused_flags(script_args, model_args, args, argv: list[str] | None = None) -
     settings, argv = _split_off_config(argv)
     given = {name for name, value in settings.items() if value is not None}
     given |= {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
-    muon = "--use_muon true" if model_args.preset != STOCK_PRESET else f"another --preset than {STOCK_PRESET}"
+    muon = "--use_muon true" if model_args.preset != BASELINE_PRESET else f"another --preset than {BASELINE_PRESET}"
     conditions = [
         (("eval_steps",), args.eval_strategy == IntervalStrategy.STEPS, "without --eval_strategy steps"),
         (("save_steps",), args.save_strategy == SaveStrategy.STEPS, "without --save_strategy steps"),
@@ -281,7 +281,7 @@ def unused_flags(script_args, model_args, args, argv: list[str] | None = None) -
         (("logging_steps",), args.logging_strategy == IntervalStrategy.STEPS, "without --logging_strategy steps"),
         (("num_train_epochs",), args.max_steps == -1, "beside --max_steps"),
         (("muon_learning_rate",), args.use_muon, f"without {muon}"),
-        (("use_muon",), model_args.preset != STOCK_PRESET, f"with --preset {STOCK_PRESET}"),
+        (("use_muon",), model_args.preset != BASELINE_PRESET, f"with --preset {BASELINE_PRESET}"),
         (("optim", "optim_args"), not args.use_muon, "without --use_muon false"),
         (("shuffle_buffer", "max_eval_images"), script_args.streaming, "without --streaming true"),
         (

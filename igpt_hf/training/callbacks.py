@@ -78,12 +78,12 @@ class Stopwatch(TrainerCallback, ExportableState):
         self.seconds_before, self.start = self.seconds, None
 
     def state(self) -> dict:
-        """What a checkpoint keeps, in the library's form."""
+        """What a checkpoint keeps, in transformers' form."""
         return {"args": {}, "attributes": {"seconds_before": self.seconds}}
 
 
 class EpochCallback(TrainerCallback):
-    """Tell the training data which epoch it is."""
+    """Set the epoch of the training data."""
 
     def __init__(self, dataset: TokenDataset):
         self.dataset = dataset
@@ -111,17 +111,17 @@ class OneLineProgress(ProgressCallback):
 
 
 class SampleSheetCallback(TrainerCallback):
-    """Draw a sheet of samples after each evaluation: a PNG in output_dir/samples, and a picture in the reports.
+    """Make a sheet of samples after each evaluation: a PNG in output_dir/samples, and an image in the reports.
 
-    The random state is put back afterwards, so that drawing does not change the training. With FSDP no sheet is drawn:
-    the first process, which draws, has a part of the weights only.
+    The random state is restored afterwards, so that sampling does not change the training. With FSDP there is no
+    sheet: the first process, which samples, has only a part of the weights.
 
     Args:
-        draw: A function from the model to a PIL image.
+        make_sheet: A function from the model to a PIL image.
     """
 
-    def __init__(self, draw):
-        self.draw = draw
+    def __init__(self, make_sheet):
+        self.make_sheet = make_sheet
         self.trainer: Trainer | None = None  # set by `make_trainer`: the way to the reports' writers
 
     def on_evaluate(self, args, state, control, metrics, model=None, **kwargs):
@@ -130,7 +130,7 @@ class SampleSheetCallback(TrainerCallback):
         if self.trainer is not None and self.trainer.is_fsdp_enabled:
             return
         with torch.random.fork_rng():
-            sheet = self.draw(model)
+            sheet = self.make_sheet(model)
         path = Path(args.output_dir) / "samples" / f"step-{state.global_step:06d}.png"
         with report_last_checkpoint(path, args.output_dir):
             path.parent.mkdir(parents=True, exist_ok=True)

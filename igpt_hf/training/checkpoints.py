@@ -154,14 +154,3 @@ def sealed_checkpoint(trainer: Trainer):
                 rotate_checkpoints(args.output_dir, limit, trainer.state.best_model_checkpoint, use_mtime=True)
     finally:
         args.save_total_limit = limit
-
-
-__all__ = [
-    "list_checkpoints",
-    "verify_checkpoint",
-    "last_complete_checkpoint",
-    "report_last_checkpoint",
-    "write_manifest",
-    "quarantine",
-    "sealed_checkpoint",
-]

@@ -1,53 +1,61 @@
-"""The library's own ImageGPT on the same data: pixel by pixel, loadable by anyone with transformers alone.
+"""transformers' ImageGPT on the same data: pixel by pixel, loadable with transformers alone.
 
 The vocabulary is that of the seed model, 16 ids, but a token is one pixel: 0 is black, 1 white, 2 to 11 ask for one of
 ten classes, 12 to 14 are never used, and 15 is the start token, which asks for any class. The head has 15 outputs (the
 library leaves out the start token), so that each pixel's probability is a softmax over 15 ids; what the model gives to
-those that are no pixels counts against it, in the nats as in the library's own loss.
+those that are no pixels counts against it, in the nats as in transformers' own loss.
 """
 
 from transformers import GenerationConfig, ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGPTImageProcessorPil
 
-from ..errors import DataError
+from ..errors import IGPTError
 from ..model.configuration_igpt import IGPTConfig
 
 
-STOCK_PRESET = "stock-xxs"
+BASELINE_PRESET = "stock-xxs"
 MAX_CLASSES = 10
 PALETTE = [[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]  # colors of the tokens 0 and 1, scaled to [-1, 1] by the processor
 
 
-def stock_layout(num_classes: int, **overrides) -> IGPTConfig:
-    """Say how images are laid out for the stock model: a token is a pixel, prompts from 2 on, start token 15.
+def baseline_layout(num_classes: int, **overrides) -> IGPTConfig:
+    """Describe the layout of images for transformers' ImageGPT: a token is a pixel, prompts from 2, start token 15.
 
     Args:
         num_classes: Of the data.
-        overrides: `image_size` and `class_dropout_prob`, if they are to be others; the shape of the model is fixed.
+        overrides: Of `image_size` and `class_dropout_prob`; the shape of the model is fixed.
 
     Raises:
-        DataError: More than ten classes, or a setting that this model does not have.
+        IGPTError: More than ten classes, or a setting that this model does not have.
     """
     if num_classes > MAX_CLASSES:
-        raise DataError(f"--preset {STOCK_PRESET} has prompts for {MAX_CLASSES} classes, the data has {num_classes}.")
+        raise IGPTError(
+            f"--preset {BASELINE_PRESET} has prompts for {MAX_CLASSES} classes, the data has {num_classes}."
+        )
     fixed = sorted(overrides.keys() - {"image_size", "class_dropout_prob"})
     if fixed:
-        raise DataError(f"--preset {STOCK_PRESET} has a fixed shape: leave out --{', --'.join(fixed)}.")
+        raise IGPTError(f"--preset {BASELINE_PRESET} has a fixed shape: leave out --{', --'.join(fixed)}.")
     # 13 class prompts, the last of them unused, put the start token at 2 + 13 = 15.
     return IGPTConfig(patch_size=1, num_labels=13, **overrides)
 
 
-def stock_model(layout: IGPTConfig, **labels) -> ImageGPTForCausalImageModeling:
+def baseline_model(layout: IGPTConfig, **labels) -> ImageGPTForCausalImageModeling:
     """Make an untrained ImageGPT of the seed model's size; `generate` yields whole images of pixels 0 and 1.
 
     Args:
-        layout: From `stock_layout`.
+        layout: From `baseline_layout`.
         labels: `id2label` and `label2id`.
     """
-    length = layout.max_position_embeddings  # a position more than the library's example, so that all pixels count
+    length = layout.max_position_embeddings  # one position more than transformers' example, so that all pixels count
     config = ImageGPTConfig(
-        vocab_size=16, n_positions=length, n_embd=16, n_layer=8, n_head=2,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=layout.start_token_id, **labels,
-    )  # fmt: skip
+        vocab_size=16,
+        n_positions=length,
+        n_embd=16,
+        n_layer=8,
+        n_head=2,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+        bos_token_id=layout.start_token_id,
+        **labels,
+    )
     model = ImageGPTForCausalImageModeling(config)
     model.accepts_loss_kwargs = False  # it takes the Trainer's num_items_in_batch, but its loss is each batch's mean
     not_pixels = list(range(layout.vocab_size, layout.start_token_id))
@@ -57,9 +65,6 @@ def stock_model(layout: IGPTConfig, **labels) -> ImageGPTForCausalImageModeling:
     return model
 
 
-def stock_processor(image_size: int) -> ImageGPTImageProcessorPil:
-    """Make the library's image processor: pictures white on black -> pixels 0 and 1, the nearest of two colors."""
+def baseline_processor(image_size: int) -> ImageGPTImageProcessorPil:
+    """Make transformers' image processor: images white on black -> pixels 0 and 1, the nearest of two colors."""
     return ImageGPTImageProcessorPil(clusters=PALETTE, size={"height": image_size, "width": image_size})
-
-
-__all__ = ["STOCK_PRESET", "stock_layout", "stock_model", "stock_processor"]

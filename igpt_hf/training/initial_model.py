@@ -1,18 +1,19 @@
-"""The model that a training run begins with, and its image processor: new, of a checkpoint, or the library's own."""
+"""The model that a training run starts from, and its image processor: new, from a checkpoint, or the baseline's."""
 
 import logging
 from dataclasses import dataclass
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..errors import DataError
+from ..errors import IGPTError
 from ..hub.loading import load_pretrained
 from ..model.configuration_igpt import IGPTConfig
 from ..model.image_processing_igpt import IGPTImageProcessor
 from ..model.modeling_igpt import IGPTForCausalImageModeling, IGPTForImageClassification
 from .arguments import ScriptArguments
-from .imagegpt_baseline import STOCK_PRESET, stock_layout, stock_model, stock_processor
+from .imagegpt_baseline import BASELINE_PRESET, baseline_layout, baseline_model, baseline_processor
 
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ class InitialModel:
     Args:
         model: To be trained.
         processor: Makes the tokens.
-        saved_processor: What is saved with the model: the same, but for the library's own model.
+        saved_processor: What is saved with the model: the same, except for transformers' ImageGPT.
         layout: How images are laid out in tokens.
     """
 
@@ -40,21 +41,19 @@ def make_initial_model(class_names: list[str], script_args: ScriptArguments, mod
     """Make or load the model that the flags ask for.
 
     Raises:
-        DataError: A checkpoint cannot be loaded, or flags contradict each other.
-        ValueError: A setting out of its range.
+        IGPTError: A checkpoint cannot be loaded, or flags are out of range or contradict each other.
     """
     if script_args.model_name_or_path is not None:
         return _from_checkpoint(class_names, script_args, model_args)
     settings = {name: value for name, value in vars(model_args).items() if name != "preset" and value is not None}
     labels = {"id2label": dict(enumerate(class_names)), "label2id": {n: i for i, n in enumerate(class_names)}}
-    is_stock = model_args.preset == STOCK_PRESET
-    if is_stock and script_args.task != "generation":
-        raise DataError(f"--preset {STOCK_PRESET} draws images only: leave out --task {script_args.task}.")
-    layout = (
-        stock_layout(len(class_names), **settings)
-        if is_stock
-        else IGPTConfig.from_preset(model_args.preset, **settings, **labels)
-    )
+    is_imagegpt = model_args.preset == BASELINE_PRESET
+    if is_imagegpt and script_args.task != "generation":
+        raise IGPTError(f"--preset {BASELINE_PRESET} generates images only: leave out --task {script_args.task}.")
+    if is_imagegpt:
+        layout = baseline_layout(len(class_names), **settings)
+    else:
+        layout = _new_config(model_args.preset, settings | labels)
     processor = IGPTImageProcessor(
         image_size=layout.image_size,
         patch_size=layout.patch_size,
@@ -64,9 +63,16 @@ def make_initial_model(class_names: list[str], script_args: ScriptArguments, mod
         margin=layout.image_size // 14 if script_args.margin is None else script_args.margin,
         binarize=script_args.binarize,
     )
-    if is_stock:
-        return InitialModel(stock_model(layout, **labels), processor, stock_processor(layout.image_size), layout)
+    if is_imagegpt:
+        return InitialModel(baseline_model(layout, **labels), processor, baseline_processor(layout.image_size), layout)
     return InitialModel(MODELS[script_args.task](layout), processor, processor, layout)
+
+
+def _new_config(preset: str, settings: dict) -> IGPTConfig:
+    try:
+        return IGPTConfig.from_preset(preset, **settings)
+    except StrictDataclassError as error:  # of a wrong type, or sizes that do not fit together
+        raise IGPTError(f"the flags describe no model: {error.__cause__ or error}") from error
 
 
 def _from_checkpoint(class_names: list[str], script_args: ScriptArguments, model_args) -> InitialModel:
@@ -74,7 +80,7 @@ def _from_checkpoint(class_names: list[str], script_args: ScriptArguments, model
     for name in (*vars(model_args), "threshold", "invert", "margin", "binarize"):
         arguments = model_args if name in vars(model_args) else script_args
         if getattr(arguments, name) != getattr(type(arguments), name):
-            raise DataError(f"--{name} cannot be changed: it comes with --model_name_or_path {path}.")
+            raise IGPTError(f"--{name} cannot be changed: it comes with --model_name_or_path {path}.")
     model, processor = load_pretrained(path, MODELS[script_args.task])
     known = [str(model.config.id2label[label]) for label in range(model.config.num_labels)]
     if known != class_names:
@@ -82,9 +88,9 @@ def _from_checkpoint(class_names: list[str], script_args: ScriptArguments, model
         processor.num_labels = len(class_names)
         logger.warning(
             "warning: %s knows the classes %s, and the data has %s. The prompts of these are new: %s.",
-            *(path, ", ".join(known), ", ".join(class_names), ", ".join(new) or "none"),
+            path,
+            ", ".join(known),
+            ", ".join(class_names),
+            ", ".join(new) or "none",
         )
     return InitialModel(model, processor, processor, model.config)
-
-
-__all__ = ["MODELS", "InitialModel", "make_initial_model"]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..evaluation.likelihood import standard_error
+
 
 def nats_per_image(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Reduce logits to what is exact per image: (B, T, V), (B, T) -> (B,) nats, float64, wherever the batch ends."""
@@ -22,7 +24,7 @@ def likelihood_metrics(num_pixels: int):
         nats = np.asarray(prediction.predictions, dtype=np.float64)
         return {
             "nats_per_image": float(nats.mean()),
-            "nats_per_image_stderr": float(nats.std(ddof=1) / math.sqrt(len(nats))) if len(nats) > 1 else 0.0,
+            "nats_per_image_stderr": standard_error(torch.from_numpy(nats)),
             "bits_per_pixel": float(nats.mean() / (num_pixels * math.log(2))),
         }
 
@@ -33,10 +35,10 @@ def classification_metrics(prediction) -> dict[str, float]:
     """The Trainer's `compute_metrics` for a classifier; exact means over the images, wherever a batch ends."""
     logits, nats = (torch.from_numpy(np.asarray(array)).double() for array in prediction.predictions)  # (n, C), (n,)
     labels = torch.from_numpy(np.asarray(prediction.label_ids))
-    is_right = (logits.argmax(dim=1) == labels).double()
+    is_correct = (logits.argmax(dim=1) == labels).double()
     return {
-        "accuracy": is_right.mean().item(),
-        "accuracy_stderr": (is_right.std() / math.sqrt(len(labels))).item() if len(labels) > 1 else 0.0,
+        "accuracy": is_correct.mean().item(),
+        "accuracy_stderr": standard_error(is_correct),
         "cross_entropy": torch.nn.functional.cross_entropy(logits, labels).item(),
         "nats_per_image_unconditional": nats.mean().item(),
     }

@@ -144,6 +144,3 @@ def swap_average(optimizer: Optimizer):
         weights = parameter.detach().clone()
         parameter.copy_(state["average"])
         state["average"].copy_(weights)
-
-
-__all__ = ["MuonAdamW", "average_weights", "swap_average"]

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and what may be overwritten."""
+"""The folder of a run: its lock, and what may be overwritten."""
 
 import contextlib
 import errno
@@ -12,20 +12,18 @@ from filelock import FileLock, Timeout
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..distributed import on_first_process
-from ..errors import DataError
+from ..errors import IGPTError
 from .checkpoints import INCOMPLETE, LEFT, RESULTS, list_checkpoints, quarantine, verify_checkpoint
 
 
 logger = logging.getLogger(__name__)
 
 
-LOCK = "_train.lock"  # the library pushes no file whose name begins with an underscore
+LOCK = "_train.lock"  # transformers pushes no file whose name begins with an underscore
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # what disks without file locks answer
-RUN_FILES = (
-    *("model.safetensors", "config.json", "generation_config.json", "preprocessor_config.json", "training_args.bin"),
-    *("README.md", RESULTS, "loss_curve.png", "samples.png", "completions.png", "trainer_state.json"),
-    "accuracy_curve.png",
-)
+FIGURES = ("loss_curve.png", "samples.png", "completions.png", "accuracy_curve.png")
+CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json")
+RUN_FILES = ("model.safetensors", *CONFIGS, "README.md", RESULTS, *FIGURES, "trainer_state.json", "training_args.bin")
 
 
 @contextlib.contextmanager
@@ -36,7 +34,7 @@ def only_run_in(output_dir: str | os.PathLike):
     made for the lock and is empty at the end is removed.
 
     Raises:
-        DataError: In all processes: another run holds the lock, or the folder cannot be written to.
+        IGPTError: In all processes: another run holds the lock, or the folder cannot be written to.
     """
     folder = Path(output_dir)
     lock = FileLock(folder / LOCK, blocking=False, fallback_to_soft=False)  # a soft lock would outlive its owner
@@ -56,13 +54,13 @@ def _take(lock: FileLock, folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        raise DataError(
+        raise IGPTError(
             f"--output_dir {folder} is in use: another run is training into it. Wait for its end, stop it, or choose "
             "another --output_dir."
         ) from error
     except OSError as error:
         if error.errno not in NO_LOCKS:
-            raise DataError(f"--output_dir {folder} cannot be written to: {error}") from error
+            raise IGPTError(f"--output_dir {folder} cannot be written to: {error}") from error
         logger.warning(
             "warning: the disk of %s has no file locks (%s): see to it that no other run trains into that folder.",
             folder,
@@ -82,10 +80,10 @@ def _give_back(lock: FileLock, made: list[Path]):
 
 def _check_writable(folder: Path):
     if folder.exists() and not folder.is_dir():
-        raise DataError(f"--output_dir {folder} is a file. Choose a folder.")
+        raise IGPTError(f"--output_dir {folder} is a file. Choose a folder.")
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(parent, os.W_OK):
-        raise DataError(f"--output_dir {folder} cannot be written to: {parent} is read-only.")
+        raise IGPTError(f"--output_dir {folder} cannot be written to: {parent} is read-only.")
 
 
 def prepare_output_dir(args) -> str | None:
@@ -95,7 +93,7 @@ def prepare_output_dir(args) -> str | None:
         args: `IGPTTrainingArguments`.
 
     Raises:
-        DataError: output_dir cannot be written to, or is in use and neither `--resume_from_checkpoint` nor
+        IGPTError: output_dir cannot be written to, or is in use and neither `--resume_from_checkpoint` nor
             `--overwrite_output_dir` was given, or there is no complete checkpoint to resume from.
     """
     folder = Path(args.output_dir)
@@ -108,7 +106,7 @@ def prepare_output_dir(args) -> str | None:
         _check_whole(resume, verify_checkpoint(Path(resume)))
     in_use = _run_files(folder)
     if in_use and not args.overwrite_output_dir:
-        raise DataError(
+        raise IGPTError(
             f"{folder} holds a run already ({in_use[0].name}). Go on: --resume_from_checkpoint true. Start anew "
             "and delete it: --overwrite_output_dir true. Or choose another --output_dir."
         )
@@ -148,7 +146,7 @@ def _is_of_run(checkpoint: str, folder: Path) -> bool:
 
 def _check_whole(checkpoint: str, problem: str | None):
     if problem is not None:
-        raise DataError(f"--resume_from_checkpoint {checkpoint} is no complete checkpoint: {problem}.")
+        raise IGPTError(f"--resume_from_checkpoint {checkpoint} is no complete checkpoint: {problem}.")
 
 
 def _resume_from(folder: Path, resume: str) -> str:
@@ -157,13 +155,13 @@ def _resume_from(folder: Path, resume: str) -> str:
     whole = [path for path, problem in problems.items() if problem is None]
     if resume.lower() == "true":
         if not whole:
-            raise DataError(f"{folder} holds no complete checkpoint to resume from. Start anew without that flag.")
+            raise IGPTError(f"{folder} holds no complete checkpoint to resume from. Start anew without that flag.")
         chosen, resume = whole[-1], str(whole[-1])
     else:
         chosen = next((path for path in problems if path.resolve() == Path(resume).resolve()), None)
         _check_whole(resume, verify_checkpoint(Path(resume)) if chosen is None else problems[chosen])
         if chosen is None:
-            raise DataError(
+            raise IGPTError(
                 f"--resume_from_checkpoint {resume} was set aside: give it back its name, checkpoint-STEP."
             )
     for path, problem in problems.items():
@@ -172,6 +170,3 @@ def _resume_from(folder: Path, resume: str) -> str:
     for path in whole[whole.index(chosen) + 1 :]:  # of a run that this one leaves
         quarantine(path, LEFT, f"the run goes on from {chosen.name}, which is older")
     return resume
-
-
-__all__ = ["delete_overwritten", "only_run_in", "prepare_output_dir", "resumes_from_the_end"]

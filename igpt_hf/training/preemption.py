@@ -50,6 +50,3 @@ class SaveOnSigterm(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-__all__ = ["Preempted", "SaveOnSigterm"]

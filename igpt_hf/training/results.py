@@ -1,56 +1,22 @@
-"""What a finished training run leaves behind: all_results.json, pictures and the model card."""
+"""The results of a finished training run: all_results.json, figures and the model card."""
 
 import json
 import math
 import os
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoModelForCausalLM, set_seed
 
 from .. import __version__
 from ..distributed import precision
-from ..errors import DataError
-from ..hub.model_card import hardware, make_model_card, versions
+from ..errors import IGPTError
+from ..hub.model_card import hardware, make_classifier_card, make_model_card, versions
 from ..plots import accuracy_curve, completion_sheet, loss_curve, sample_sheet
 from .arguments import ScriptArguments
 from .callbacks import Stopwatch
 from .checkpoints import RESULTS
 from .metrics import LossHistory
 from .stopping import end_reached
-
-
-CLASSIFIER_CARD = """---
-{{ card_data }}
----
-
-# {{ name }}
-
-An Image GPT that tells the class of binary images, made with [igpt_hf](https://pypi.org/project/igpt_hf/). It was
-trained with the joint objective of Chen et al. 2020 (section 3.3), starting from
-{{ model_name_or_path or "random weights" }}.
-
-| split | right | nats/image, class unknown |
-|---|---|---|
-{% for split, accuracy, nats in rows -%}
-| {{ split }} | {{ "%.2f"|format(100 * accuracy) }}% | {{ "%.2f"|format(nats) }} |
-{% endfor %}
-The model is that of epoch {{ "%.0f"|format(best_epoch) }} of {{ "%.0f"|format(epochs) }}, chosen by
-`{{ metric_for_best_model }}`; the test split was read once. The training split is measured on a part of it.
-Data: {{ data }}, split 85/10/5 with seed {{ split_seed }}; {{ num_parameters }} parameters,
-{{ "%.1f"|format(train_runtime / 60) }} minutes.
-
-![Accuracy over epochs](accuracy_curve.png)
-
-```python
-from igpt_hf import IGPTForImageClassification, IGPTImageProcessor
-
-model = IGPTForImageClassification.from_pretrained("{{ model_id }}")
-processor = IGPTImageProcessor.from_pretrained("{{ model_id }}")
-logits = model(input_ids=processor(images)["input_ids"]).logits  # images of any size and mode
-names = [model.config.id2label[label] for label in logits.argmax(-1).tolist()]
-```
-"""
 
 
 def _about_data(args, script_args: ScriptArguments) -> dict:
@@ -69,10 +35,10 @@ def best_evaluation(trainer, history: LossHistory) -> int:
     """Index of the evaluation of the model that a run keeps: the best that was saved, or else the last one.
 
     Raises:
-        DataError: There was no evaluation.
+        IGPTError: There was no evaluation.
     """
     if not history.steps:
-        raise DataError(f"the training ended before its first evaluation: --eval_delay {trainer.args.eval_delay}.")
+        raise IGPTError(f"the training ended before its first evaluation: --eval_delay {trainer.args.eval_delay}.")
     saved = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     step = trainer.state.global_step if saved is None else int(saved.rpartition("-")[2])
     return max(index for index, evaluated in enumerate(history.steps) if evaluated <= step)
@@ -152,11 +118,8 @@ def write_classification_run(trainer, results: dict):
         (split, results[f"{split}_accuracy"], results[f"{split}_nats_per_image_unconditional"])
         for split in ("train", "validation", "test")
     ]
-    tags = ["image-gpt", "binary-images", "igpt_hf"]
-    card_data = ModelCardData(library_name="transformers", pipeline_tag="image-classification", tags=tags)
     facts = {**results, "name": folder.name, "model_id": str(folder), "rows": rows}
-    card = ModelCard.from_template(card_data, template_str=CLASSIFIER_CARD, **facts)
-    card.save(folder / "README.md")
+    make_classifier_card(facts).save(folder / "README.md")
     _write_results(results, folder)
 
 
@@ -166,7 +129,7 @@ def write_run(trainer, processor, splits, results: dict, script_args: ScriptArgu
     Args:
         trainer: After training, with the best model loaded.
         processor: Of the same run.
-        splits: The pictures, before they became tokens; the completions show one test image per class.
+        splits: The images, before they became tokens; the completions show one test image per class.
         results: From `collect_results`.
         script_args: For the card's account of the data.
     """
@@ -201,7 +164,7 @@ def _card_facts(trainer, processor, splits, results: dict, script_args: ScriptAr
         **results,
         "name": Path(args.output_dir).name,
         "model_id": args.output_dir,
-        "is_stock": config.model_type == "imagegpt",
+        "is_imagegpt": config.model_type == "imagegpt",
         "source": script_args.data,
         "num_images": sum(len(split) for split in splits.values()),
         "splits": split_facts,
@@ -225,7 +188,7 @@ def _card_facts(trainer, processor, splits, results: dict, script_args: ScriptAr
         "weight_decay": args.weight_decay,
         "max_grad_norm": args.max_grad_norm,
         "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "weights_kept": f"a moving average, decay {args.ema_decay}" if args.ema_decay else "those of the step",
+        "weights_kept": f"EMA, decay {args.ema_decay}" if args.ema_decay else "those of the step",
         "class_dropout_prob": trainer.train_dataset.class_dropout_prob,
         "num_train_epochs": f"{trainer.state.num_train_epochs:.4g}",
         "num_steps": trainer.state.global_step,
@@ -237,13 +200,10 @@ def _card_facts(trainer, processor, splits, results: dict, script_args: ScriptAr
 
 
 def _protocol(processor) -> str:
-    """How pictures became binary: without it no likelihood means anything."""
+    """How images were binarized: likelihoods are comparable only under the same protocol."""
     binarization = {
         "threshold": f"a pixel is white from {processor.threshold} of full gray on",
-        "stochastic": "a pixel is white with the probability of its gray level, drawn anew in each epoch, once for "
+        "stochastic": "a pixel is white with the probability of its gray level, sampled anew in each epoch, once for "
         "validation and test",
     }[processor.binarize]
     return binarization + (f"; tight crops have a margin of {processor.margin} pixels" if processor.margin else "")
-
-
-__all__ = ["collect_classification_results", "collect_results", "write_classification_run", "write_run"]

@@ -1,7 +1,7 @@
-"""What the Hugging Face Trainer needs to train an Image GPT on binary images.
+"""The Trainer of transformers for Image GPTs: `IGPTTrainer`, and `make_trainer`, which wires it.
 
-The Trainer does the work. What is ours: a data set that hands out whole batches of tokens, the exact likelihood per
-image as the metric that selects the best model, a refusal to overwrite another run, and the pictures of a run.
+Added to transformers' Trainer: Muon, EMA weights, sealed checkpoints, a stop at the first NaN or infinite loss, and
+the exact likelihood per image as the metric that selects the best model.
 """
 
 import contextlib
@@ -14,15 +14,13 @@ from transformers.trainer_callback import ExportableState, ProgressCallback
 
 from ..data.streaming import ShardedTokens, TokenStream
 from ..data.tokenized import LabelDataset, TokenDataset, collate
+from ..errors import IGPTError
 from ..hub.push import push_folder, retry_hub_request
 from ..model.configuration_igpt import IGPTConfig
 from ..model.modeling_igpt import IGPTForImageClassification
 from .arguments import IGPTTrainingArguments
 from .callbacks import EpochCallback, OneLineProgress, PatientEarlyStopping, SampleSheetCallback, Stopwatch
-from .checkpoints import (
-    last_complete_checkpoint,
-    sealed_checkpoint,
-)
+from .checkpoints import last_complete_checkpoint, sealed_checkpoint
 from .metrics import classification_metrics, likelihood_metrics, nats_per_image
 from .optimizer import MuonAdamW, average_weights, swap_average
 
@@ -32,15 +30,11 @@ logger = logging.getLogger(__name__)
 FEW_STEPS = 500
 
 
-# --- trainer --------------------------------------------------------------------------------------------------------
-
-
 class IGPTTrainer(Trainer):
-    """The Trainer, with Muon where `--use_muon` asks for it, and no step on a loss that is no number.
+    """The Trainer, with Muon if `--use_muon`, that stops at the first NaN or infinite loss.
 
-    With `--ema_decay`, what is evaluated, saved and kept as the best model is the moving average of the weights. A
-    checkpoint's model.safetensors holds the average, its optimizer.pt the weights themselves, and a resume swaps them
-    back.
+    With `--ema_decay`, the EMA weights are evaluated, saved and kept as the best model. A checkpoint's
+    model.safetensors holds the EMA weights, its optimizer.pt the weights themselves, and a resume swaps them back.
     """
 
     def training_step(self, *args, **kwargs):
@@ -48,8 +42,8 @@ class IGPTTrainer(Trainer):
         return self.last_loss
 
     def _get_grad_norm(self, *args, **kwargs):
-        """Raises FloatingPointError, in all processes, before a loss or gradient that is no number gets into the
-        weights; says where the last good checkpoint is."""
+        """Raises FloatingPointError, in all processes, before a NaN or infinite loss or gradient reaches the weights;
+        the message names the last complete checkpoint."""
         norm = super()._get_grad_norm(*args, **kwargs)
         scales = self.accelerator.scaler is not None  # fp16: the scaler leaves out steps of infinite gradients
         if not (math.isfinite(self.last_loss) and (scales or math.isfinite(norm))):
@@ -66,9 +60,9 @@ class IGPTTrainer(Trainer):
         retry_hub_request(lambda: super(IGPTTrainer, self).init_hf_repo(*args, **kwargs), repo, self.args.hub_token)
 
     def push_to_hub(self, commit_message: str = "End of training", **kwargs) -> str | None:
-        """Upload what scripts/push_to_hub.py uploads, with the run's card as it is, not one of the library's.
+        """Upload what scripts/push_to_hub.py uploads, with the run's own card instead of transformers'.
 
-        Raises DataError where the Hub refuses or cannot be reached; the folder stays as it is.
+        Raises IGPTError where the Hub refuses or cannot be reached; the folder stays as it is.
         """
         if self.hub_model_id is None:
             self.init_hf_repo()
@@ -100,13 +94,15 @@ class IGPTTrainer(Trainer):
         """
         args = self.args
         if self.is_fsdp_enabled and args.use_muon:
-            raise ValueError("Muon needs whole matrices, and FSDP cuts them into parts: --use_muon false.")
+            raise IGPTError("Muon needs whole matrices, and FSDP shards them: --use_muon false.")
         if self.has_own_optimizer:
             self.optimizer = None
         self.has_own_optimizer = self.optimizer is None
         if self.optimizer is None and args.use_muon:
             self.optimizer = MuonAdamW(
-                *(self.model if model is None else model, args.learning_rate, args.muon_learning_rate),
+                self.model if model is None else model,
+                args.learning_rate,
+                args.muon_learning_rate,
                 betas=(args.adam_beta1, args.adam_beta2),
                 eps=args.adam_epsilon,
                 weight_decay=args.weight_decay,
@@ -116,21 +112,23 @@ class IGPTTrainer(Trainer):
             average_weights(self.optimizer, args.ema_decay)
         return self.optimizer
 
-    has_average = False  # whether the model has the averaged weights at the moment
+    has_ema_weights = False  # whether the model holds the EMA weights at the moment
 
     @contextlib.contextmanager
     def ema_weights(self):
-        """The model has the averaged weights inside. After training it has the best of them, and keeps them."""
-        swaps = self.args.ema_decay > 0 and self.is_in_train and self.state.global_step > 0 and not self.has_average
+        """Inside, the model holds the EMA weights. After training it holds the best of them, and keeps them."""
+        swaps = (
+            self.args.ema_decay > 0 and self.is_in_train and self.state.global_step > 0 and not self.has_ema_weights
+        )
         if swaps:
             swap_average(self.optimizer)
-            self.has_average = True
+            self.has_ema_weights = True
         try:
             yield
         finally:
             if swaps:
                 swap_average(self.optimizer)
-                self.has_average = False
+                self.has_ema_weights = False
 
     def get_eval_dataloader(self, *args, **kwargs):
         """The likelihood is that of all images: `--dataloader_drop_last` is for training only."""
@@ -166,18 +164,15 @@ class IGPTTrainer(Trainer):
 def push_run(args: IGPTTrainingArguments, repo: str | None = None, message: str = "End of training") -> str:
     """Upload the finished run in output_dir as `--push_to_hub` asks for; returns the commit's address.
 
-    Raises DataError where the Hub refuses or cannot be reached.
+    Raises IGPTError where the Hub refuses or cannot be reached.
     """
     folder = Path(args.output_dir)
     about = {"private": args.hub_private_repo, "revision": args.hub_revision, "token": args.hub_token}
     return push_folder(folder, repo or args.hub_model_id or folder.absolute().name, message=message, **about)
 
 
-# --- the end of a run -----------------------------------------------------------------------------------------------
-
-
 def few_steps_hint(args: IGPTTrainingArguments, num_images: int) -> str | None:
-    """Advise smaller batches where a run would take few steps, with which a model learns little; None otherwise.
+    """Suggest smaller batches if a run would take too few steps to learn much; None otherwise.
 
     Args:
         args: Of the run.
@@ -188,9 +183,19 @@ def few_steps_hint(args: IGPTTrainingArguments, num_images: int) -> str | None:
     if steps >= FEW_STEPS or per_step <= 8 or args.max_steps > 0:
         return None
     return (
-        f"{num_images} images in batches of {per_step} make {steps} steps in all, which is little to learn from: try "
+        f"{num_images} images in batches of {per_step} make {steps} steps in all, which is too few to learn much: try "
         "--per_device_train_batch_size 8 --num_train_epochs 60 (early stopping ends it sooner)."
     )
+
+
+def _training_data(split, num_evaluated: int, dataset: type, config, seed: int, shuffle_buffer: int):
+    """What is trained on, and the fixed part of it that is evaluated beside the validation split."""
+    num_evaluated = min(num_evaluated, len(split))
+    if isinstance(split, ShardedTokens):
+        train = TokenStream(split, config, config.class_dropout_prob, seed, shuffle_buffer)
+        return train, dataset(split.head("train", num_evaluated), config, seed=seed)
+    train = dataset(split, config, config.class_dropout_prob, seed=seed)
+    return train, dataset(split.select(range(num_evaluated)), config, seed=seed)
 
 
 def make_trainer(
@@ -198,14 +203,15 @@ def make_trainer(
     args: IGPTTrainingArguments,
     splits,
     processor,
+    *,
     callbacks=(),
     layout: IGPTConfig | None = None,
     shuffle_buffer: int = 10_000,
 ) -> Trainer:
     """Wire a Trainer: tokenized splits in, exact nats per image of train and validation at each evaluation.
 
-    The training loss is measured like the validation loss, on a fixed part of the training split of the same size, in
-    eval mode, so that the two curves can be compared. An `IGPTForImageClassification` gets its accuracy, too.
+    The training loss is measured like the validation loss, in eval mode on a fixed part of the training split of the
+    same size, so that the two curves can be compared. For an `IGPTForImageClassification` the accuracy is added.
 
     Args:
         model: An `IGPTForCausalImageModeling`, an `IGPTForImageClassification`, or the model of
@@ -213,38 +219,27 @@ def make_trainer(
         args: Of the run.
         splits: From `igpt_hf.data.tokenized.tokenize`; the training split may be `ShardedTokens`, to be streamed.
         processor: Saved along with the model.
-        callbacks: More than the usual ones.
-        layout: How images are laid out in tokens, where the model's configuration does not say it.
+        callbacks: In addition to early stopping, the stopwatch and the epochs' class dropout.
+        layout: Layout of images in tokens; needed if the model's configuration is not an `IGPTConfig`.
         shuffle_buffer: Images of a stream that are shuffled at a time.
     """
     config = model.config if layout is None else layout
     is_classifier = isinstance(model, IGPTForImageClassification)
     dataset = LabelDataset if is_classifier else TokenDataset
     validation = dataset(splits["validation"], config, seed=args.seed)
-    part_size = min(len(validation), len(splits["train"]))
-    if isinstance(splits["train"], ShardedTokens):
+    train, part = _training_data(splits["train"], len(validation), dataset, config, args.seed, shuffle_buffer)
+    if isinstance(train, TokenStream):
         args.accelerator_config.dispatch_batches = False  # each process reads for itself, and keeps its part
-        train = TokenStream(splits["train"], config, config.class_dropout_prob, args.seed, shuffle_buffer)
-        part = splits["train"].head("train", part_size)
-    else:
-        train = dataset(splits["train"], config, config.class_dropout_prob, seed=args.seed)
-        part = splits["train"].select(range(part_size))
-    part_of_train = dataset(part, config, seed=args.seed)
     trainer = IGPTTrainer(
         model,
         args,
         data_collator=collate,
         train_dataset=train,
-        eval_dataset={"train": part_of_train, "validation": validation},
+        eval_dataset={"train": part, "validation": validation},
         processing_class=processor,
         preprocess_logits_for_metrics=None if is_classifier else nats_per_image,
         compute_metrics=classification_metrics if is_classifier else likelihood_metrics(config.num_pixels),
-        callbacks=[
-            EpochCallback(train),
-            Stopwatch(),
-            PatientEarlyStopping(args.early_stopping_patience),
-            *callbacks,
-        ],
+        callbacks=[EpochCallback(train), Stopwatch(), PatientEarlyStopping(args.early_stopping_patience), *callbacks],
     )
     for callback in callbacks:
         if isinstance(callback, SampleSheetCallback):

@@ -22,7 +22,7 @@ from helpers.scripts import run_python
 from igpt_hf.data.decoding import MAX_PIXELS
 from igpt_hf.data.splits import load_splits
 from igpt_hf.data.tokenized import tokenize
-from igpt_hf.errors import DataError
+from igpt_hf.errors import DataError, IGPTError
 
 
 MNIST_FILE = MNIST / "train-00000-of-00001.parquet"
@@ -134,7 +134,7 @@ def test_max_images_keeps_the_proportions_of_the_classes(tmp_path):
 def test_max_images_must_leave_three_of_each_class(tmp_path):
     folder = write_folder(tmp_path / "data", {"a": 8, "b": 8})
     assert len(all_rows(load_splits(folder, max_images=6))) == 6
-    with pytest.raises(DataError, match="max_images=5 .* 2 classes need at least 6"):
+    with pytest.raises(IGPTError, match="max_images=5 .* 2 classes need at least 6"):
         load_splits(folder, max_images=5)
 
 
@@ -515,12 +515,12 @@ def hub(tmp_path):
 def test_a_hub_data_set_is_loaded_with_all_its_splits_and_an_absent_one_is_named(hub):
     output = hub("""
 from igpt_hf.data.splits import load_splits
-from igpt_hf.errors import DataError
+from igpt_hf.errors import IGPTError
 splits = load_splits("user/digits")
 print(sum(len(split) for split in splits.values()), splits["train"].features["label"].names)
 try:
     load_splits("user/absent")
-except DataError as error:
+except IGPTError as error:
     print(error)
 """)
     assert output.startswith("24 ['9', '10']\n'user/absent' is no file or folder here, and could not be loaded")
@@ -528,7 +528,7 @@ except DataError as error:
 
 def test_an_unreachable_hub_gives_an_error_that_names_the_id(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match="'user/digits' is no file or folder here.* Check the id, the connection"):
+    with pytest.raises(IGPTError, match="'user/digits' is no file or folder here.* Check the id, the connection"):
         load_splits("user/digits")
 
 

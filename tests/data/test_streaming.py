@@ -1,5 +1,6 @@
 """Streaming: the same images as without, in constant memory, cached, shared among processes, resumed exactly."""
 
+import inspect
 import io
 import os
 import shutil
@@ -16,7 +17,7 @@ from transformers import set_seed
 
 from helpers.scripts import FILES, LAUNCH, results_of, run
 from helpers.training import arguments, assert_equal_weights
-from igpt_hf import DataError, IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
+from igpt_hf import DataError, IGPTConfig, IGPTError, IGPTForCausalImageModeling, IGPTImageProcessor
 from igpt_hf.data import streaming
 from igpt_hf.data.streaming import TokenStream, open_shards, stream_splits, tokenize_shards
 from igpt_hf.training.trainer import make_trainer
@@ -345,7 +346,7 @@ def test_a_bad_image_is_named_or_left_out(tmp_path, caplog):
     ],
 )
 def test_what_cannot_be_streamed_is_refused(shards, make, words):
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(IGPTError, match=words):
         make(shards)
 
 
@@ -360,3 +361,14 @@ def test_shards_with_other_classes_are_refused(tmp_path):
         write_shard(tmp_path / f"{name}.parquet", pictures(9, 0), [0] * 9, datasets.ClassLabel(names=[name]))
     with pytest.raises(DataError, match=r"dog.parquet has other classes"):
         tokens_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "module", ["image_processing_igpt", "image_reading", "tokens", "decoding", "splits", "tokenized", "streaming"]
+)
+def test_tokens_are_made_anew_after_an_edit_of_code_that_makes_them(shards, monkeypatch, module):
+    source, processor = open_shards(str(shards)), IGPTImageProcessor(image_size=8)
+    before, getsource = streaming._cache_folder(source, processor, 1, False), inspect.getsource
+    edited = lambda code: getsource(code) + "# edited" * code.__name__.endswith(f".{module}")  # noqa: E731
+    monkeypatch.setattr(streaming.inspect, "getsource", edited)
+    assert streaming._cache_folder(source, processor, 1, False) != before

@@ -13,7 +13,8 @@ import torch
 from igpt_hf import DataError
 from igpt_hf.evaluation.codecs import CODECS, codec_bits, codec_sizes
 from igpt_hf.evaluation.compatibility import check_image_size, check_two_classes, labels_as_in_model
-from igpt_hf.evaluation.likelihood import likelihood_report, log_likelihoods
+from igpt_hf.evaluation.likelihood import accuracy_stderr, likelihood_report, log_likelihoods, standard_error
+from igpt_hf.evaluation.report import evaluate_model, format_table
 from igpt_hf.evaluation.surprise import calibration, pixel_log_likelihoods, surprise_maps
 
 
@@ -65,7 +66,7 @@ def test_the_report_is_what_its_formulas_say(every_picture):
 def test_classes_are_matched_by_name(tiny_model):
     config = tiny_model(id2label={0: "cat", 1: "dog", 2: "eel"}, label2id={"cat": 0, "dog": 1, "eel": 2}).config
     assert labels_as_in_model(["eel", "cat"], config) == [2, 0]
-    with pytest.raises(DataError, match=r"does not know \(fox\); it knows cat, dog, eel"):
+    with pytest.raises(DataError, match=r"does not know: \'fox\' is no class of this model \(cat, dog, eel\)"):
         labels_as_in_model(["cat", "fox"], config)
 
 
@@ -186,5 +187,31 @@ def test_pictures_that_all_have_another_size_than_the_models_are_refused():
     small, large = PIL.Image.new("L", (12, 12)), PIL.Image.new("L", (20, 16))
     check_image_size([small] * 3, 12)
     check_image_size([small, large], 28)  # of any size: they are fitted
-    with pytest.raises(DataError, match=r"pictures are 20x16, the model's are 28x28.*--resize"):
+    with pytest.raises(DataError, match=r"images are 20x16, the model's are 28x28.*--resize"):
         check_image_size([large] * 3, 28)
+
+
+def test_a_standard_error_is_that_of_the_mean():
+    values = np.array([1.0, 2.0, 4.0, 9.0])
+    assert math.isclose(standard_error(torch.from_numpy(values)), values.std(ddof=1) / 2, rel_tol=1e-12)
+    assert standard_error(torch.ones(1)) == 0
+    assert math.isclose(accuracy_stderr(0.9, 100), 0.03)
+
+
+def test_a_model_is_evaluated_in_python_with_its_classes_matched_by_name(tiny_model, tiny_processor):
+    model = tiny_model(id2label={0: "cat", 1: "dog", 2: "eel"})
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["eel", "cat"]))
+    pixels = np.random.default_rng(0).integers(0, 2, (6, 8, 8), dtype=np.uint8)
+    rows = {"image": [PIL.Image.fromarray(image * 255) for image in pixels], "label": [0, 1, 0, 1, 1, 1]}
+    split = datasets.Dataset.from_dict(rows, features=features)
+    splits = datasets.DatasetDict(train=split, validation=split, test=split)
+    evaluation = evaluate_model(model, tiny_processor, splits, max_images=4)
+    tokens = tiny_processor.tokenize(split["image"][:4])
+    labels = torch.tensor([2, 0, 2, 0])  # eel, cat, eel, cat in the model
+    ids = torch.cat([model.config.vocab_size + labels[:, None], torch.as_tensor(tokens).long()], dim=1)
+    assert math.isclose(evaluation.report["nats_per_image"], -model.log_likelihood(ids).mean(), rel_tol=1e-6)
+    joint = model.class_log_likelihoods(ids) + torch.tensor([4 / 6, 0, 2 / 6]).log()  # p(class) of the training split
+    assert math.isclose(evaluation.report["nats_per_image_marginal"], -joint.logsumexp(1).mean(), rel_tol=1e-6)
+    assert evaluation.report["num_images"] == 4 and list(evaluation.report["nats_per_class"]) == ["cat", "eel"]
+    assert f"{evaluation.report['nats_per_image']:.3f}" in format_table(evaluation.report)
+    json.dumps(evaluation.report)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from igpt_hf import DataError
+from igpt_hf import IGPTError
 from igpt_hf.evaluation import sample_quality
 from igpt_hf.evaluation.sample_quality import (
     Images,
@@ -184,5 +184,5 @@ def test_one_class_has_no_accuracy_of_classes_and_all_else():
 @pytest.mark.parametrize("sizes", [(9, 10, 10), (10, 9, 10), (10, 10, 9)], ids=str)
 def test_too_few_images_are_refused(sizes):
     check_sizes(10, 10, 10)
-    with pytest.raises(DataError, match="at least 10 of each are needed"):
+    with pytest.raises(IGPTError, match="at least 10 of each are needed"):
         check_sizes(*sizes)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers.paths import SCRIPTS
-from igpt_hf import DataError, IGPTImageProcessor
+from igpt_hf import IGPTError, IGPTImageProcessor
 from igpt_hf.hub.export import DecodingStep, empty_cache, export_page, upper_bytes
 
 
@@ -70,11 +70,11 @@ def test_three_bytes_keep_a_weight_to_a_relative_error_of_2_to_the_minus_16():
 
 
 def test_what_the_page_cannot_draw_is_refused(tiny_model, tmp_path):
-    with pytest.raises(DataError, match="gelu"):
+    with pytest.raises(IGPTError, match="gelu"):
         export_page(tiny_model(hidden_act="gelu"), tmp_path / "weights.js")
     model = tiny_model()
     model.lm_head.weight.data[0, 0] = torch.nan
-    with pytest.raises(DataError, match="lm_head.weight"):
+    with pytest.raises(IGPTError, match="lm_head.weight"):
         export_page(model, tmp_path / "weights.js")
     assert not (tmp_path / "weights.js").exists()
 

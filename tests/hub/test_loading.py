@@ -7,7 +7,7 @@ import pytest
 
 from helpers.hub import HubStandIn, connect
 from helpers.scripts import run_python
-from igpt_hf import DataError
+from igpt_hf import IGPTError
 from igpt_hf.hub.loading import load_pretrained
 
 
@@ -79,7 +79,7 @@ def test_a_folder_is_loaded_whatever_its_name_looks_like(work, no_network):
     ],
 )
 def test_what_looks_like_a_path_is_never_looked_for_on_the_hub(work, no_network, name, words):
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(IGPTError, match=words):
         load_pretrained(name)
 
 
@@ -87,7 +87,7 @@ def test_a_hub_that_does_not_know_the_model_is_asked_once(work, monkeypatch):
     with HubStandIn() as hub, monkeypatch.context() as patch:
         connect(patch, hub)
         with pytest.raises(
-            DataError, match="user/nowhere is no folder here, and no model on the Hub that you can read"
+            IGPTError, match="user/nowhere is no folder here, and no model on the Hub that you can read"
         ):
             load_pretrained("user/nowhere")
     assert [request for request in hub.requests if "nowhere" in request] == ["GET /api/models/user/nowhere"]
@@ -100,7 +100,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(work, monkeypatch):
         hub.server.server_close()
         waits = []
         patch.setattr("time.sleep", waits.append)
-        with pytest.raises(DataError, match="user/nowhere is no folder here, and the Hub, .*, does not answer"):
+        with pytest.raises(IGPTError, match="user/nowhere is no folder here, and the Hub, .*, does not answer"):
             load_pretrained("user/nowhere")
     assert waits == []
 

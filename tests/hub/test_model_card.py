@@ -17,7 +17,7 @@ def facts() -> dict:
     numbers = {"epochs": 30.0, "best_epoch": 17.0, "train_runtime": 613.0, "train_images_per_second": 298.7}
     numbers |= {"monotonic_train_loss": True, "monotonic_validation_loss": False}
     test = {"name": "test", "num_images": 1118, "num_measured": 1118, "nats": 54.321, "bits": 0.09996, "stderr": 0.5}
-    looked_up = {"is_stock": False, "source": "synthetic", "splits": [test], "streaming": False, "is_best": True}
+    looked_up = {"is_imagegpt": False, "source": "synthetic", "splits": [test], "streaming": False, "is_best": True}
     return {name: f"<{name}>" for name in names} | numbers | looked_up
 
 
@@ -94,7 +94,7 @@ def test_the_head_of_the_card_is_what_the_hub_reads(facts, tmp_path, source):
 
 
 def test_the_stock_model_is_loaded_with_transformers_alone(facts):
-    ours, stock = (make_model_card(facts | {"is_stock": is_stock}).text for is_stock in (False, True))
+    ours, stock = (make_model_card(facts | {"is_imagegpt": is_imagegpt}).text for is_imagegpt in (False, True))
     assert "from igpt_hf import" in ours
     assert "igpt_hf import" not in stock
     assert "trust_remote_code" not in stock

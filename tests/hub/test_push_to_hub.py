@@ -141,7 +141,7 @@ def test_a_connection_that_breaks_in_the_middle_is_retried(checkpoint, connected
     [
         ({"refuse": True}, "hf_dummy", "the Hub refused (403): this token may not write to user/digits"),
         ({}, "stolen", "the Hub refused (401): this token may not write to user/digits"),
-        ({}, None, "there is no token: log in with `hf auth login`"),
+        ({}, None, "no token was found: log in with `hf auth login`"),
         ({"broken_commits": 4}, "hf_dummy", "the Hub cannot be reached"),
     ],
     ids=["no permission", "bad token", "no token", "no connection"],
@@ -176,7 +176,7 @@ def test_a_folder_without_a_model_and_a_bad_name_are_refused(checkpoint, connect
         assert "is no folder" in script("push_to_hub.py", tmp_path / "nowhere", "user/digits")
         (tmp_path / "empty").mkdir()
         assert "holds no trained model" in script("push_to_hub.py", tmp_path / "empty", "user/digits")
-        assert "is no name for a repository" in script("push_to_hub.py", checkpoint, "user/a b")
+        assert "is not a valid repository name" in script("push_to_hub.py", checkpoint, "user/a b")
     assert hub.files == {}
 
 
@@ -308,5 +308,5 @@ def test_without_a_token_a_run_that_should_push_does_not_begin(connected, script
     with HubStandIn() as hub:
         connected(hub, token=None)
         message = script("train.py", *TRAIN, "--output_dir", tmp_path / "run")
-    assert message.startswith("error: there is no token: log in with `hf auth login`, or set HF_TOKEN")
+    assert message.startswith("error: no token was found: log in with `hf auth login`, or set HF_TOKEN")
     assert not (tmp_path / "run").exists()

@@ -30,7 +30,7 @@ from helpers.training import (
     new_trainer,
     random_split,
 )
-from igpt_hf import DataError
+from igpt_hf import IGPTError
 from igpt_hf.hub.push import push_folder
 from igpt_hf.training import checkpoints
 from igpt_hf.training.callbacks import SampleSheetCallback
@@ -80,7 +80,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_message_and_kept(tmp_path, c
     before = contents(damaged)
     assert name in verify_checkpoint(damaged)
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    with pytest.raises(DataError, match=f"checkpoint-11 is no complete checkpoint: .*{name}"):
+    with pytest.raises(IGPTError, match=f"checkpoint-11 is no complete checkpoint: .*{name}"):
         prepare(tmp_path, resume_from_checkpoint=str(damaged))
     assert prepare(tmp_path, resume_from_checkpoint="true") == str(tmp_path / "checkpoint-10")
     assert "checkpoint-11 is passed over" in caplog.text
@@ -129,14 +129,14 @@ def prepare(folder, **overrides):
 @pytest.mark.parametrize("name", ["model.safetensors", "README.md", "all_results.json", "samples.png"])
 def test_a_folder_with_a_run_is_refused_and_left_as_it_is(tmp_path, name):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(DataError, match=rf"{name}.*--resume_from_checkpoint true.*--overwrite_output_dir true"):
+    with pytest.raises(IGPTError, match=rf"{name}.*--resume_from_checkpoint true.*--overwrite_output_dir true"):
         prepare(tmp_path)
     assert contents(tmp_path) == {name: b"mine"}
 
 
 def test_a_folder_with_checkpoints_only_is_refused_too(tmp_path):
     write_checkpoint(tmp_path, 5)
-    with pytest.raises(DataError, match="checkpoint-5"):
+    with pytest.raises(IGPTError, match="checkpoint-5"):
         prepare(tmp_path)
 
 
@@ -177,9 +177,9 @@ def test_resuming_goes_on_from_the_checkpoint_that_is_named(tmp_path):
         write_checkpoint(tmp_path, step)
     named = str(tmp_path / "checkpoint-10")
     assert prepare(tmp_path, resume_from_checkpoint=named) == named
-    with pytest.raises(DataError, match="checkpoint-7 is no complete checkpoint"):
+    with pytest.raises(IGPTError, match="checkpoint-7 is no complete checkpoint"):
         prepare(tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
-    with pytest.raises(DataError, match="holds a run already"):
+    with pytest.raises(IGPTError, match="holds a run already"):
         prepare(tmp_path, resume_from_checkpoint="false")
 
 
@@ -192,7 +192,7 @@ def test_what_is_newer_than_the_named_checkpoint_is_kept_aside_so_that_the_run_g
     assert "checkpoint-15 is passed over: the run goes on from checkpoint-5, which is older" in caplog.text
     assert last_complete_checkpoint(tmp_path) == named
     assert contents(tmp_path / "left-checkpoint-15") == before
-    with pytest.raises(DataError, match="left-checkpoint-15 was set aside: give it back its name"):
+    with pytest.raises(IGPTError, match="left-checkpoint-15 was set aside: give it back its name"):
         prepare(tmp_path, resume_from_checkpoint=str(tmp_path / "left-checkpoint-15"))
     delete_overwritten(arguments(tmp_path, overwrite_output_dir=True), None)
     assert contents(tmp_path) == {}
@@ -203,9 +203,9 @@ def test_going_on_from_another_runs_checkpoint_spares_the_run_that_is_there(tmp_
     assert prepare(tmp_path / "new", resume_from_checkpoint=other) == other
     write_checkpoint(tmp_path / "b", 5)
     before = contents(tmp_path)
-    with pytest.raises(DataError, match="holds a run already"):
+    with pytest.raises(IGPTError, match="holds a run already"):
         prepare(tmp_path / "b", resume_from_checkpoint=other)
-    with pytest.raises(DataError, match="checkpoint-6 is no complete checkpoint"):
+    with pytest.raises(IGPTError, match="checkpoint-6 is no complete checkpoint"):
         prepare(tmp_path / "b", resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-6"), overwrite_output_dir=True)
     assert contents(tmp_path) == before
     args = arguments(tmp_path / "b", resume_from_checkpoint=other, overwrite_output_dir=True)
@@ -215,18 +215,18 @@ def test_going_on_from_another_runs_checkpoint_spares_the_run_that_is_there(tmp_
 
 def test_resuming_needs_a_checkpoint_and_an_output_folder_is_no_file(tmp_path):
     (write_checkpoint(tmp_path, 5) / MANIFEST).unlink()
-    with pytest.raises(DataError, match="holds no complete checkpoint"):
+    with pytest.raises(IGPTError, match="holds no complete checkpoint"):
         prepare(tmp_path, resume_from_checkpoint="true")
     assert (tmp_path / "checkpoint-5").exists()
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(DataError, match="is a file"):
+    with pytest.raises(IGPTError, match="is a file"):
         prepare(tmp_path / "file")
 
 
 @pytest.mark.parametrize("name", [".", "new", "new/folder"])
 def test_a_read_only_folder_is_refused_before_anything_is_done(tmp_path, monkeypatch, name):
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write everywhere
-    with pytest.raises(DataError, match="cannot be written to: .* is read-only"):
+    with pytest.raises(IGPTError, match="cannot be written to: .* is read-only"):
         prepare(tmp_path / name)
 
 
@@ -234,7 +234,7 @@ def test_a_read_only_folder_is_refused_before_anything_is_done(tmp_path, monkeyp
 
 HOLD = """
 import os, sys, time
-from igpt_hf.training.checkpoints import only_run_in
+from igpt_hf.training.output_dir import only_run_in
 
 with only_run_in(sys.argv[1]):
     if os.fork() == 0:  # as a worker of a DataLoader, which outlives a killed parent for a while
@@ -251,7 +251,7 @@ def test_a_folder_in_use_is_refused_until_its_owner_ends_even_if_it_is_killed(tm
     owner = subprocess.Popen([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE, text=True)
     try:
         assert owner.stdout.readline() == "held\n"
-        with pytest.raises(DataError, match="run is in use: another run is training into it"), only_run_in(folder):
+        with pytest.raises(IGPTError, match="run is in use: another run is training into it"), only_run_in(folder):
             pass
         assert os.listdir(folder) == [LOCK]  # it is still the owner's
     finally:
@@ -264,10 +264,10 @@ def test_a_folder_in_use_is_refused_until_its_owner_ends_even_if_it_is_killed(tm
 
 def test_the_lock_leaves_no_trace_and_is_no_file_of_a_run(tmp_path, monkeypatch):
     folder = tmp_path / "new" / "run"
-    with pytest.raises(DataError, match="bad data"), only_run_in(folder):
+    with pytest.raises(IGPTError, match="bad data"), only_run_in(folder):
         assert os.listdir(folder) == [LOCK]
         assert prepare(folder) is None
-        raise DataError("bad data")
+        raise IGPTError("bad data")
     assert os.listdir(tmp_path) == []
     with only_run_in(folder), only_run_in(tmp_path / "other"):
         (folder / "model.safetensors").write_text("a model")
@@ -301,7 +301,7 @@ def test_a_full_disk_at_the_lock_is_told(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(fcntl, "flock", full)
-    with pytest.raises(DataError, match="cannot be written to: .*No space left"), only_run_in(tmp_path / "run"):
+    with pytest.raises(IGPTError, match="cannot be written to: .*No space left"), only_run_in(tmp_path / "run"):
         pass
 
 

@@ -20,7 +20,7 @@ from helpers import fsdp_on_cpu
 from helpers.paths import ROOT, SCRIPTS
 from helpers.scripts import LAUNCH, contents, results_of, run
 from helpers.training import new_trainer, random_split
-from igpt_hf import DataError
+from igpt_hf import IGPTError
 from igpt_hf.distributed import describe_launch, launch_warnings, on_first_process
 from igpt_hf.model import modeling_igpt
 from igpt_hf.training.arguments import IGPTTrainingArguments
@@ -76,8 +76,8 @@ def test_the_configurations_are_understood_and_say_how_they_are_used(path):
 
 def test_the_first_process_decides_and_its_error_is_everyones():
     assert on_first_process(lambda: 3) == 3
-    with pytest.raises(DataError, match="no"):
-        on_first_process(lambda: (_ for _ in ()).throw(DataError("no")))
+    with pytest.raises(IGPTError, match="no"):
+        on_first_process(lambda: (_ for _ in ()).throw(IGPTError("no")))
 
 
 def test_muon_refuses_parameters_that_are_cut_into_parts(tiny_processor, tmp_path):

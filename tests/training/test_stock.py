@@ -12,9 +12,9 @@ from transformers import set_seed
 
 from helpers.paths import SCRIPTS
 from helpers.scripts import run_python
-from igpt_hf import DataError, IGPTImageProcessor, load_splits, tokenize
+from igpt_hf import IGPTError, IGPTImageProcessor, load_splits, tokenize
 from igpt_hf.training.arguments import IGPTTrainingArguments
-from igpt_hf.training.imagegpt_baseline import stock_layout, stock_model, stock_processor
+from igpt_hf.training.imagegpt_baseline import baseline_layout, baseline_model, baseline_processor
 from igpt_hf.training.trainer import make_trainer
 
 
@@ -103,7 +103,7 @@ def test_a_stock_run_leaves_the_files_of_any_run(stock_run):
 
 
 def test_accumulated_gradients_are_those_of_the_big_batch(splits, tmp_path):
-    layout = stock_layout(10, image_size=8)
+    layout = baseline_layout(10, image_size=8)
     tokens = tokenize(splits, IGPTImageProcessor(image_size=8, patch_size=1, num_labels=layout.num_labels))
     weights = []
     for batch, accumulation in ((8, 1), (2, 4)):
@@ -114,7 +114,7 @@ def test_accumulated_gradients_are_those_of_the_big_batch(splits, tmp_path):
             **{"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "ema_decay": 0.0},
         )
         set_seed(0)
-        trainer = make_trainer(stock_model(layout), args, tokens, stock_processor(8), layout=layout)
+        trainer = make_trainer(baseline_model(layout), args, tokens, baseline_processor(8), layout=layout)
         trainer.train()
         weights.append(trainer.model.state_dict())
     for name, weight in weights[0].items():
@@ -122,8 +122,8 @@ def test_accumulated_gradients_are_those_of_the_big_batch(splits, tmp_path):
 
 
 def test_more_than_ten_classes_and_another_shape_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(DataError, match="prompts for 10 classes, the data has 11"):
-        stock_layout(11)
+    with pytest.raises(IGPTError, match="prompts for 10 classes, the data has 11"):
+        baseline_layout(11)
     flags = ["--preset", "stock-xxs", "--max_images", "60", "--hidden_size", "32", "--patch_size", "2"]
     monkeypatch.setattr(sys, "argv", ["train.py", *flags, "--output_dir", str(tmp_path / "run")])
     with pytest.raises(SystemExit, match="error: --preset stock-xxs has a fixed shape: leave out --hidden_size, --pa"):

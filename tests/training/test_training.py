@@ -21,7 +21,7 @@ from helpers.training import (
     new_trainer,
     random_split,
 )
-from igpt_hf import DataError, IGPTConfig, IGPTImageProcessor, tokenize
+from igpt_hf import DataError, IGPTConfig, IGPTError, IGPTImageProcessor, tokenize
 from igpt_hf.data.tokenized import TokenDataset, collate
 from igpt_hf.distributed import use_all_cores
 from igpt_hf.model.tokens import tokens_to_pixels
@@ -308,7 +308,7 @@ def test_drawing_samples_does_not_change_the_training(splits, tiny_processor, wh
 def test_the_data_set_is_told_of_each_epoch(splits, whole_run):
     expected = TokenDataset(splits["train"], whole_run.model.config, class_dropout_prob=0.5, seed=whole_run.args.seed)
     expected.set_epoch(1)  # the last of two
-    assert torch.equal(whole_run.train_dataset.is_untold, expected.is_untold)
+    assert torch.equal(whole_run.train_dataset.is_dropped, expected.is_dropped)
 
 
 def test_both_losses_are_measured_at_the_same_steps_on_as_many_images(whole_run):
@@ -614,8 +614,9 @@ def test_flags_are_not_to_be_shortened_and_evaluation_not_to_be_left_out(tmp_pat
     ],
 )
 def test_what_cannot_be_trained_or_chosen_by_is_refused_at_the_start(flags, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(IGPTError, match=message) as error:
         parse_arguments(flags.split())
+    assert not isinstance(error.value, DataError)  # that is for files and images
 
 
 def test_the_metrics_to_choose_by_are_those_that_are_measured(splits, tiny_processor, tmp_path):
@@ -693,7 +694,7 @@ def test_an_unknown_flag_is_named_wherever_it_comes_from(tmp_path, capsys):
     path = tmp_path / "run.yaml"
     path.write_text("color: red\n")
     for argv in (["--config", str(path)], ["--color", "red"]):
-        with pytest.raises((SystemExit, DataError)) as error:
+        with pytest.raises((SystemExit, IGPTError)) as error:
             parse_arguments(argv)
         assert "color" in str(error.value) + capsys.readouterr().err
 
@@ -712,7 +713,7 @@ def test_a_yaml_file_that_is_missing_or_no_list_of_flags_is_refused(tmp_path, te
     path = tmp_path / "run.yaml"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(DataError, match=rf"run.yaml.*{words}"):
+    with pytest.raises(IGPTError, match=rf"run.yaml.*{words}"):
         parse_arguments(["--config", str(path)])
 
 

@@ -3,7 +3,7 @@
 from datasets import Dataset, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetsError
 
-from ...errors import DataError
+from ...errors import IGPTError
 from .columns import standardize_columns
 
 
@@ -15,7 +15,7 @@ def open_hub(source: str, image_column: str, label_column: str) -> Dataset:
     try:
         dataset = concatenate_datasets(list(load_dataset(source).values()))
     except HUB_ERRORS as error:
-        raise DataError(
+        raise IGPTError(
             f"{source!r} is no file or folder here, and could not be loaded as a Hub dataset. Check the id, the "
             f"connection, and for a private dataset `hf auth login`. The reason was: {error}"
         ) from error

@@ -12,7 +12,7 @@ from .columns import standardize_columns
 
 
 def open_parquet(source: str, paths: list[Path], image_column: str, label_column: str) -> Dataset:
-    paths = [path for path in paths if _num_rows(path) > 0]  # from_parquet fails on a file without rows
+    paths = [path for path in paths if num_rows(path) > 0]  # from_parquet fails on a file without rows
     if not paths:
         raise DataError(f"{source} holds no images: it has no rows.")
     try:
@@ -22,7 +22,7 @@ def open_parquet(source: str, paths: list[Path], image_column: str, label_column
     return standardize_columns(dataset, source, image_column, label_column)
 
 
-def _num_rows(path: Path) -> int:
+def num_rows(path: Path) -> int:
     try:
         return pq.read_metadata(path).num_rows
     except (OSError, ValueError) as error:
