@@ -26,6 +26,7 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import pkgutil
 import re
 import sys
 from functools import cache
@@ -52,10 +53,12 @@ FIGURE = re.compile(  # decimals, percentages, and whole numbers of units that a
 )
 HIDDEN = re.compile(  # blocks, comments, code, formulas, addresses, sections and versions
     rf"{BLOCK.pattern}|<!--.*?-->|```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]+\$|\]\([^)]*\)|"
-    r"(?:section|version|Python|torch|transformers) [\d.]+",
+    r"(?:section|version|Python|torch|transformers)\s[\d.]+",
     re.DOTALL | re.MULTILINE,
 )
-COMMAND = re.compile(r"[^\n|`]*\b(?:scripts|benchmarks|examples)/\w+\.py[^\n|`]*")
+COMMAND = re.compile(r"[^\n|`]*(?<![\w/])(?:scripts|benchmarks|examples)/\w+\.py[^\n|`]*")
+FILE = re.compile(r"(?<![\w/.])(?:scripts|benchmarks|configs|examples|igpt_hf|tests|utils)/[\w/.-]+\.(?:py|yaml)")
+NAME = re.compile(r"`(igpt_hf(?:\.\w+)+)")
 FLAG = re.compile(r"(?<=\s)--(\w+)")
 IGPT = re.compile(r"(?<![\w-])igpt ((?:export )?[a-z]+)(?:[^\n`#]* -- )?")  # the flags before `--` are the launcher's
 # What a reader must find: scripts with their flags, and the keys of the files that they write.
@@ -375,16 +378,12 @@ def flags_of(script: str) -> frozenset[str]:
 
 
 def wrong_commands(text: str) -> list[str]:
-    """Scripts, flags, targets of make and commands of igpt that a page names and that do not exist."""
+    """Files, flags, targets of make and commands of igpt that a page names and that do not exist."""
     problems = [f"there is no igpt {name}" for name in IGPT.findall(text) if name not in COMMANDS]
     text = IGPT.sub(lambda match: f"scripts/{COMMANDS[match[1]][0]} " if match[1] in COMMANDS else match[0], text)
-    problems += [
-        f"there is no {path}"
-        for path in re.findall(r"\b(?:scripts|benchmarks|configs|examples)/[\w/.-]+\.(?:py|yaml)", text)
-        if not (ROOT / path).is_file()
-    ]
+    problems += [f"there is no {path}" for path in FILE.findall(text) if not (ROOT / path).is_file()]
     for line in COMMAND.findall(text.replace("\\\n", " ")):
-        script = re.search(r"(?:scripts|benchmarks|examples)/\w+\.py", line)[0]
+        script = re.search(r"(?<![\w/])(?:scripts|benchmarks|examples)/\w+\.py", line)[0]
         if (ROOT / script).is_file():
             given = FLAG.findall(line[line.index(script) :].split("#")[0])
             problems += [f"{script} has no --{flag}" for flag in given if flag not in flags_of(script)]
@@ -392,6 +391,17 @@ def wrong_commands(text: str) -> list[str]:
     for target in re.findall(r"(?:^|`)make (\w+)", text, re.MULTILINE):
         if not re.search(rf"^{target}:", makefile, re.MULTILINE):
             problems.append(f"there is no make {target}")
+    return problems
+
+
+def wrong_names(text: str) -> list[str]:
+    """Modules, classes and functions of the package that a page names and that do not exist."""
+    problems = []
+    for name in NAME.findall(text):
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            problems.append(f"there is no {name}")
     return problems
 
 
@@ -422,7 +432,8 @@ def main():
             except LookupError as error:
                 sys.exit(f"error: {page.relative_to(ROOT)}: {error.args[0]}")
             page.write_text(text, encoding="utf-8")
-        problems += [f"{page.relative_to(ROOT)}: {problem}" for problem in wrong_figures(text) + wrong_commands(text)]
+        found = wrong_figures(text) + wrong_commands(text) + wrong_names(text)
+        problems += [f"{page.relative_to(ROOT)}: {problem}" for problem in found]
     problems += not_found([page.read_text(encoding="utf-8") for page in PAGES])
     if problems:
         sys.exit("\n".join(problems))

@@ -75,7 +75,7 @@ def test_every_fenced_block_says_what_it_is():
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=names)
-def test_links_and_pictures_lead_somewhere(page):
+def test_links_and_images_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8"))
     missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
     assert missing == []
@@ -84,6 +84,11 @@ def test_links_and_pictures_lead_somewhere(page):
 @pytest.mark.parametrize("page", TEXTS, ids=names)
 def test_commands_name_scripts_and_flags_that_exist(page):
     assert check_docs.wrong_commands(page.read_text("utf-8")) == []
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=names)
+def test_names_of_the_package_exist(page):
+    assert check_docs.wrong_names(page.read_text("utf-8")) == []
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=names)
@@ -252,6 +257,14 @@ def test_flags_and_scripts_that_are_not_there_are_found():
     ]
 
 
+def test_files_and_names_that_are_not_there_are_found():
+    text = "`igpt_hf/errors.py`, `tests/scripts/test_cli.py`, `igpt_hf.errors.DataError` and `igpt_hf.plots`"
+    assert check_docs.wrong_commands(text) == check_docs.wrong_names(text) == []
+    wrong = "`igpt_hf/error.py`, `tests/test_cli.py`, `igpt_hf.errors.Data` and `igpt_hf.plot`"
+    assert check_docs.wrong_commands(wrong) == ["there is no igpt_hf/error.py", "there is no tests/test_cli.py"]
+    assert check_docs.wrong_names(wrong) == ["there is no igpt_hf.errors.Data", "there is no igpt_hf.plot"]
+
+
 def test_commands_of_igpt_are_checked_like_their_scripts():
     wrong = check_docs.wrong_commands(
         "```bash\nigpt sample m --numb 3\nigpt draw m\nigpt export demo m page --size 3\n```\n"
@@ -303,7 +316,7 @@ def test_the_api_reference_documents_every_public_name(site):
     assert undocumented == ["PRESETS"]  # a table in README.md
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------
+# --- images ----------------------------------------------------------------------------------------------------------
 
 
 def test_figures_are_made_from_a_model(workplace, tmp_path):
@@ -319,5 +332,5 @@ def test_figures_are_made_from_a_model(workplace, tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "images").iterdir()), ids=lambda path: path.name)
-def test_pictures_are_small_enough_for_a_front_page(path):
+def test_images_are_small_enough_for_a_front_page(path):
     assert path.stat().st_size < 500_000
