@@ -196,17 +196,11 @@ def fill(text: str, results: Path = RESULTS) -> str:
         if not FIGURE.fullmatch(old) and numbers.count(old) != 1:  # a whole number may stand for something else, too
             raise LookupError(f"{old} stands {numbers.count(old)} times on the page: write {changes[old]} by hand")
 
-    def renew(part: str) -> str:
-        return NUMBER.sub(lambda match: changes.get(match[0], match[0]), part)
+    def renew(match: re.Match) -> str:
+        return changes.get(match[0], match[0])
 
-    def renew_list(match: re.Match) -> str:
-        return re.sub(r"^\S+(?= = )", lambda name: changes.get(name[0], name[0]), match[0], flags=re.MULTILINE)
-
-    kept = list(HIDDEN.finditer(text))  # code, formulas, blocks: as they are
-    starts, ends = [0, *(match.end() for match in kept)], [*(match.start() for match in kept), len(text)]
-    parts = [renew(text[start:end]) for start, end in zip(starts, ends, strict=True)]
-    text = "".join(part + match[0] for part, match in zip(parts, kept, strict=False)) + parts[-1]
-    return LIST.sub(renew_list, text)
+    text = re.sub(f"{HIDDEN.pattern}|{NUMBER.pattern}", renew, text, flags=HIDDEN.flags)  # what is hidden stays
+    return LIST.sub(lambda match: re.sub(r"^\S+(?= = )", renew, match[0], flags=re.MULTILINE), text)
 
 
 def changed_figures(text: str, results: Path) -> dict[str, str]:
