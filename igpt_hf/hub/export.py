@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
+from ..errors import IGPTError
 from ..model.kernel_dispatch import BETAS
 from ..model.modeling_igpt import IGPTForCausalImageModeling
 from ..model.neighborhood import context_ids

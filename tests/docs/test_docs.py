@@ -75,7 +75,7 @@ def test_every_fenced_block_says_what_it_is():
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=names)
-def test_links_and_pictures_lead_somewhere(page):
+def test_links_and_images_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8"))
     missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
     assert missing == []
@@ -84,6 +84,11 @@ def test_links_and_pictures_lead_somewhere(page):
 @pytest.mark.parametrize("page", TEXTS, ids=names)
 def test_commands_name_scripts_and_flags_that_exist(page):
     assert check_docs.wrong_commands(page.read_text("utf-8")) == []
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=names)
+def test_names_of_the_package_exist(page):
+    assert check_docs.wrong_names(page.read_text("utf-8")) == []
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=names)
@@ -120,8 +125,13 @@ def results(tmp_path) -> Path:
     return tmp_path
 
 
+def page(text: str, *lines: str) -> str:
+    """A page with a list of figures."""
+    return text + "\n\n<!-- figures\n" + "".join(line + "\n" for line in lines) + "-->\n"
+
+
 @pytest.mark.parametrize(
-    ("mark", "expected"),
+    ("source", "expected"),
     [
         ("run.json#nats .2f", "52.58"),
         ("run.json#speed/64 ,.0f", "1,234"),
@@ -133,47 +143,104 @@ def results(tmp_path) -> Path:
         ("another.json#nats .2f", "—"),
     ],
 )
-def test_a_mark_is_filled_from_its_file(results, mark, expected):
-    text = f"| loss | **—<!-- result: {mark} -->** |"
+def test_a_listed_figure_is_filled_from_its_file(results, source, expected):
+    text = page("The loss is **—**.", f"— = {source}")
     filled = check_docs.fill(text, results)
     assert filled == text.replace("—", expected)
     assert check_docs.fill(filled, results) == filled
     assert check_docs.wrong_figures(filled, results) == []
 
 
+def test_filling_replaces_each_occurrence_in_the_text_and_nothing_else(results):
+    text = page(
+        "51.00 nats, not 151.00 or 51.001 and `51.00`; again 51.00, in 25 minutes.",
+        "51.00 = run.json#nats .2f",
+        "25 = run.json#seconds minutes",
+        "151.00 = source: arithmetic",
+        "51.001 = source: arithmetic",
+    )
+    assert check_docs.fill(text, results) == page(
+        "52.58 nats, not 151.00 or 51.001 and `51.00`; again 52.58, in 26 minutes.",
+        "52.58 = run.json#nats .2f",
+        "26 = run.json#seconds minutes",
+        "151.00 = source: arithmetic",
+        "51.001 = source: arithmetic",
+    )
+
+
+def test_filling_exchanges_figures_that_have_become_each_other(results):
+    text = page("2.0 and 1.0 nats", "2.0 = rows.jsonl#name=a b/nats .1f", "1.0 = rows.jsonl#name=c/nats .1f")
+    assert check_docs.fill(text, results).startswith("1.0 and 2.0 nats")
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("loss 52.59<!-- result: run.json#nats .2f -->", "should be 52.58"),
-        ("loss 52.58<!-- result: another.json#nats .2f -->", "should be —"),
-        ("loss —<!-- result: run.json#nats .2f -->", "should be 52.58"),
-        ("loss 52.58<!-- result: run.json#loss .2f -->", "has no loss"),
-        ("loss 52.58 <!-- result: run.json#nats .2f -->", "follows no figure"),
+        (page("25 minutes for 25 images", "25 = run.json#seconds minutes"), "25 stands 2 times"),
+        (page("a minute", "25 = run.json#seconds minutes"), "25 stands 0 times"),
+        (page("1.5 nats", "1.5 = run.json#nats .1f", "1.5 = rows.jsonl#name=c/nats .1f"), "2.0 and 52.6"),
+        (page("1.5 nats", "1.5 = run.json#nats .1f", "1.5 = source: arithmetic"), "1.5 and 52.6"),
+    ],
+)
+def test_filling_refuses_where_it_is_not_clear_which_number_is_meant(results, text, complaint):
+    with pytest.raises(LookupError, match=complaint):
+        check_docs.fill(text, results)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (page("loss 52.59", "52.59 = run.json#nats .2f"), "52.59 should be 52.58"),
+        (page("loss 52.58", "52.58 = another.json#nats .2f"), "should be —"),
+        (page("loss —", "— = run.json#nats .2f"), "should be 52.58"),
+        (page("loss 52.58", "52.58 = run.json#loss .2f"), "has no loss"),
+        (page("no loss", "52.58 = run.json#nats .2f"), "52.58 is listed, but not on the page"),
+        (page("`52.58`", "52.58 = run.json#nats .2f"), "52.58 is listed, but not on the page"),
+        (page("loss 152.58%", "52.58 = run.json#nats .2f"), "52.58 is listed, but not on the page"),
+        (page("loss 52.58", "52.58 = run.json"), "is no line of a list"),
+        (page("loss 52.58", "52.58 run.json#nats .2f"), "is no line of a list"),
         ("loss 52.58", "52.58 has no source"),
+        (page("loss 52.58 or 52.59", "52.58 = run.json#nats .2f"), "52.59 has no source"),
         ("right in 98.7% of all", "98.7% has no source"),
         ("it takes 1,143 MB", "1,143 has no source"),
-        ("| a | 52.58<!-- result: run.json#nats .2f --> | 414 |", "'414' has no source"),
+        (page("| a | 52.58 | 414 |", "52.58 = run.json#nats .2f"), "'414' has no source"),
+        ("loss 52.58\n\n<!-- figures\n52.58 = run.json#nats .2f\n", "does not end"),
+        ("<!-- begin results: nobody -->\n\n| 1.0 |\n\n<!-- end results -->", "no table is named nobody"),
+        ("| 1.0 |\n\n<!-- end results -->", "without the other"),
     ],
 )
 def test_a_figure_without_backing_is_found(results, text, complaint):
     assert any(complaint in problem for problem in check_docs.wrong_figures(text, results))
 
 
-def test_a_table_is_made_by_its_script(results):
-    script = "def as_table(rows):\n    return ''.join(f\"| {r['name']} | {r['nats']} |\\n\" for r in rows)\n"
-    (results / "make.py").write_text(script)
-    empty = f"<!-- table: rows.jsonl, {results / 'make.py'}: as_table -->\n\n"
-    full = check_docs.fill(empty + "\nmore\n", results)
-    assert full == empty + "| a b | 1.0 |\n| c | 2.0 |\n\nmore\n"
+def test_a_table_is_made_from_the_results(results, monkeypatch):
+    text = "| a | loss |\n|---|---|\n| one | **{nats .2f}** |\n| two | {rows.jsonl#name=c/nats .1f} |\n"
+    monkeypatch.setitem(check_docs.TABLES, "both", check_docs.template("run.json", text))
+    empty = "<!-- begin results: both -->\n\n\n<!-- end results -->\n\nmore\n"
+    full = check_docs.fill(empty, results)
+    rows = text.replace("{nats .2f}", "52.58").replace("{rows.jsonl#name=c/nats .1f}", "2.0")
+    assert full == f"<!-- begin results: both -->\n\n{rows}\n<!-- end results -->\n\nmore\n"
+    assert check_docs.fill(full, results) == full
     assert check_docs.wrong_figures(full, results) == []
-    assert check_docs.wrong_figures(full.replace("2.0", "2.1"), results) != []
-    assert check_docs.fill(empty.replace("rows", "others"), results) == empty.replace("rows", "others")
-    sourced = "<!-- source: arithmetic -->\n\n| 1.5 |\n\n2.5 nats\n"
-    assert check_docs.wrong_figures(sourced, results) == ["2.5 has no source"]
+    wrong = check_docs.wrong_figures(full.replace("2.0", "2.1"), results)
+    assert wrong == ["the table both is not what the results make of it"]
 
 
-def test_what_is_no_measurement_needs_no_mark(results):
-    text = "see [this](a/b-1.5.md), `0.5`, version 5.23.0, 79.17<!-- source: its README -->, $0.5$, 28x28, 2007"
+def test_every_table_stands_on_a_page():
+    used = [match["name"] for text in TEXTS for match in check_docs.BLOCK.finditer(text.read_text("utf-8"))]
+    assert sorted(used) == sorted(check_docs.TABLES)
+
+
+def test_the_text_of_a_page_has_no_comments():
+    for path in TEXTS:
+        text = check_docs.LIST.sub("", check_docs.BLOCK.sub("", path.read_text("utf-8")))
+        assert set(re.findall("<!-- (?!index: ).*", text)) == set(), path
+
+
+def test_what_is_no_measurement_needs_no_source(results):
+    text = page(
+        "see [this](a/b-1.5.md), `0.5`, version 5.23.0, 79.17, $0.5$, 28x28, 2007", "79.17 = source: its README"
+    )
     assert check_docs.wrong_figures(text, results) == []
 
 
@@ -188,6 +255,14 @@ def test_flags_and_scripts_that_are_not_there_are_found():
         "scripts/train.py has no --no_such_flag",
         "there is no make tea",
     ]
+
+
+def test_files_and_names_that_are_not_there_are_found():
+    text = "`igpt_hf/errors.py`, `tests/scripts/test_cli.py`, `igpt_hf.errors.DataError` and `igpt_hf.plots`"
+    assert check_docs.wrong_commands(text) == check_docs.wrong_names(text) == []
+    wrong = "`igpt_hf/error.py`, `tests/test_cli.py`, `igpt_hf.errors.Data` and `igpt_hf.plot`"
+    assert check_docs.wrong_commands(wrong) == ["there is no igpt_hf/error.py", "there is no tests/test_cli.py"]
+    assert check_docs.wrong_names(wrong) == ["there is no igpt_hf.errors.Data", "there is no igpt_hf.plot"]
 
 
 def test_commands_of_igpt_are_checked_like_their_scripts():
@@ -244,7 +319,7 @@ def test_the_api_reference_documents_every_public_name(site):
     assert undocumented == ["PRESETS"]  # a table in README.md
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------
+# --- images ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -261,5 +336,5 @@ def test_figures_are_made_from_a_model(workplace, tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "images").iterdir()), ids=lambda path: path.name)
-def test_pictures_are_small_enough_for_a_front_page(path):
+def test_images_are_small_enough_for_a_front_page(path):
     assert path.stat().st_size < 500_000
