@@ -82,7 +82,7 @@ def test_what_the_processor_makes_is_taken_as_it_is(pretrained, tiny_processor):
 
 def test_tokens_without_a_prompt_are_refused(pretrained, random_ids):
     _, model = pretrained
-    with pytest.raises(ValueError, match=r"shape \(n, 17\): a prompt and the tokens.*got \(3, 16\)"):
+    with pytest.raises(ValueError, match=r"shape \(n, 17\): a prompt and the 16 tokens.*got \(3, 16\)"):
         model(input_ids=random_ids(model.config)[:, 1:])
 
 
