@@ -847,7 +847,7 @@ def test_a_classifier_is_no_generator(script, classifier_run, many_animals, tmp_
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--model_name_or_path", "nowhere"], ["nowhere is no folder"]),
+        (["--model_name_or_path", "nowhere"], ["there is no folder nowhere"]),
         (["--model_name_or_path", "{model}", "--hidden_size", "32"], ["--hidden_size cannot be changed"]),
         (["--model_name_or_path", "{model}", "--threshold", "0.3"], ["--threshold cannot be changed"]),
     ],
