@@ -8,6 +8,7 @@ import contextlib
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState, ProgressCallback
@@ -42,6 +43,8 @@ class IGPTTrainer(Trainer):
     checkpoint's model.safetensors holds the average, its optimizer.pt the weights themselves, and a resume swaps them
     back.
     """
+
+    args: IGPTTrainingArguments
 
     def training_step(self, *args, **kwargs):
         self.last_loss = super().training_step(*args, **kwargs)
@@ -169,7 +172,7 @@ def push_run(args: IGPTTrainingArguments, repo: str | None = None, message: str 
     Raises DataError where the Hub refuses or cannot be reached.
     """
     folder = Path(args.output_dir)
-    about = {"private": args.hub_private_repo, "revision": args.hub_revision, "token": args.hub_token}
+    about: dict[str, Any] = {"private": args.hub_private_repo, "revision": args.hub_revision, "token": args.hub_token}
     return push_folder(folder, repo or args.hub_model_id or folder.absolute().name, message=message, **about)
 
 
@@ -224,6 +227,7 @@ def make_trainer(
     part_size = min(len(validation), len(splits["train"]))
     if isinstance(splits["train"], ShardedTokens):
         args.accelerator_config.dispatch_batches = False  # each process reads for itself, and keeps its part
+        train: TokenStream | TokenDataset
         train = TokenStream(splits["train"], config, config.class_dropout_prob, args.seed, shuffle_buffer)
         part = splits["train"].head("train", part_size)
     else:
