@@ -76,6 +76,7 @@ test-transformers: $(VENV)/installed-dev  ## the core with the newest transforme
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/idea.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
@@ -90,4 +91,4 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean:  ## all that was made, but for the trained models in runs
-	rm -rf $(ENVIRONMENTS) dist site .pytest_cache .ruff_cache
+	rm -rf $(ENVIRONMENTS) dist site .pytest_cache .ruff_cache .mypy_cache

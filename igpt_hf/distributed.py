@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -76,7 +76,7 @@ def end_with_launcher():
 
 def on_first_process(function: Callable[[], Result]) -> Result:
     """Call a function in the first process alone; all processes get its result, or raise its IGPTError."""
-    outcome = [None]
+    outcome: list[Any] = [None]
     if PartialState().is_main_process:
         try:
             outcome = [function()]

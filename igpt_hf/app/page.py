@@ -9,6 +9,7 @@ import html
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -131,7 +132,7 @@ def read_canvas(drawing: str | None) -> Image.Image:
     except (OSError, SyntaxError) as error:  # PIL raises the second on broken PNG files
         raise ValueError("The drawing is no PNG that can be read.") from error
     low, high = gray.getextrema()
-    if high - low < 64 or high <= 128:
+    if high - low < 64 or high <= 128:  # type: ignore[operator]  # PIL: or pairs, of several bands
         raise ValueError("There is nothing here yet: draw something first.")
     return gray
 
@@ -219,7 +220,8 @@ def complete(model, processor, drawing, keep_rows, label, count, temperature, gu
     prompt = processor.prompt(class_labels=labels, images=pixels, keep_rows=rows)["input_ids"]
     ids, nats = sample(model, prompt.expand(int(count), -1), temperature, guidance, seed)
     given = Image.fromarray(pixels * 255).convert("LA")
-    given.putalpha(Image.fromarray(np.uint8(np.indices(pixels.shape)[0] < rows) * 255))  # the rest is not there
+    is_given = np.indices(pixels.shape)[0] < rows
+    given.putalpha(Image.fromarray(is_given.astype(np.uint8) * 255))  # the rest is not there
     figures = [figure(given, f"given: {rows} rows")]
     pictures = zip(processor.decode(ids), nats, strict=True)
     figures += [figure(x, f"{value:.1f} nats", rows, processor.patch_size) for x, value in pictures]
@@ -264,7 +266,7 @@ def add_settings(config, count: int) -> list:
     """The settings that drawing and completing share: class, how many, temperature, guidance, seed."""
     choices = class_choices(config)
     if len(choices) > 12:
-        label = gr.Dropdown(choices, value=ANY, label="Class")
+        label: gr.Dropdown | gr.Radio = gr.Dropdown(choices, value=ANY, label="Class")
     else:
         label = gr.Radio(choices, value=ANY, label="Class", elem_classes="classes")
     pictures = gr.Slider(1, MAX_PICTURES, value=count, step=1, label="How many")
@@ -295,7 +297,8 @@ def build_app(model, processor) -> gr.Blocks:
     """The page: three tabs, whose requests wait in one queue, so that one at a time has the model."""
     config, size = model.config, model.config.image_size
     introduction = INTRODUCTION.format(parameters=model.num_parameters(), side=size, patch=config.patch_size)
-    alone = {"concurrency_limit": 1, "concurrency_id": "model"}  # seeds set the one generator of random numbers
+    # Seeds set the one generator of random numbers.
+    alone: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 
     def answer(function):
         return in_words(functools.partial(function, model, processor))

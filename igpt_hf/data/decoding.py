@@ -54,7 +54,8 @@ def _find_problems(encoded: Dataset, stop_at_first: bool) -> dict[int, str]:
     def check(start: int) -> list[str | None]:
         return [_problem(image) for image in encoded[start : start + CHECK_BATCH]["image"]]
 
-    starts, problems = range(0, len(encoded), CHECK_BATCH), {}
+    starts = range(0, len(encoded), CHECK_BATCH)
+    problems: dict[int, str] = {}
     with (
         ThreadPoolExecutor() as pool,
         tqdm(total=len(encoded), desc="Checking images", unit=" images", delay=1, disable=None) as progress,
@@ -64,7 +65,7 @@ def _find_problems(encoded: Dataset, stop_at_first: bool) -> dict[int, str]:
             problems |= {start + index: problem for index, problem in enumerate(batch) if problem is not None}
             progress.update(len(batch))
             if problems and stop_at_first:
-                batches.close()  # cancels the batches that have not begun
+                batches.close()  # type: ignore[attr-defined]  # a generator: cancels the batches that have not begun
                 break
     return problems
 

@@ -134,7 +134,7 @@ def _split(labels: np.ndarray, rows: np.ndarray, names: list[str], seed: int) ->
             f"{', '.join(small)}. Add images or remove the class."
         )
     rng = np.random.default_rng(seed)
-    parts = {"train": [], "validation": [], "test": []}
+    parts: dict[str, list[np.ndarray]] = {"train": [], "validation": [], "test": []}
     for label, count in enumerate(counts):
         num_validation, num_test = max(1, round(VALIDATION_FRACTION * count)), max(1, round(TEST_FRACTION * count))
         members = rng.permutation(rows[labels[rows] == label])

@@ -323,7 +323,8 @@ class ShardedTokens:
         Raises:
             DataError: A split has no image.
         """
-        files, num_images = {name: [] for name in SPLITS}, dict.fromkeys(SPLITS, 0)
+        files: dict[str, list[str]] = {name: [] for name in SPLITS}
+        num_images = dict.fromkeys(SPLITS, 0)
         for shard in sorted(folder.glob("shard-*")):
             for name in SPLITS:
                 path = shard / f"{name}.parquet"

@@ -75,7 +75,7 @@ def collate(batch: dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]) -> d
     """`TokenDataset` hands out whole batches already, a stream does not; no cache is built to train or evaluate."""
     if isinstance(batch, list):
         batch = torch.utils.data.default_collate(batch)
-    return {**batch, "use_cache": False}
+    return {**batch, "use_cache": False}  # type: ignore[dict-item]  # default_collate has no types
 
 
 logger = logging.getLogger(__name__)

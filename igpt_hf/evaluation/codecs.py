@@ -1,13 +1,14 @@
 """Lossless codecs on the same images, beside which a likelihood can be held."""
 
 import io
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
 
-CODECS = {
+CODECS: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG", "optimize": True},
     "webp": {"format": "WEBP", "lossless": True, "quality": 100, "method": 5},
     "group4_tiff": {"format": "TIFF", "compression": "group4"},

@@ -47,10 +47,10 @@ class _OfLikelihoods(evaluate.Metric):
         )
 
     def _report(self, predictions, references, num_pixels: int = 1) -> dict:
-        scores = torch.tensor(np.asarray(predictions), dtype=torch.float64)
-        num_labels = scores.shape[1] - 1
+        table = torch.tensor(np.asarray(predictions), dtype=torch.float64)
+        num_labels = table.shape[1] - 1
         prior = torch.full((num_labels,), 1 / num_labels) if self.prior is None else torch.as_tensor(self.prior)
-        scores = {"classes": scores[:, :-1], "start": scores[:, -1]}
+        scores = {"classes": table[:, :-1], "start": table[:, -1]}
         return likelihood_report(scores, torch.as_tensor(np.asarray(references)), prior, num_pixels)
 
 

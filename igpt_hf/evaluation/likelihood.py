@@ -1,6 +1,7 @@
 """Exact likelihoods of a data set under a model, with everything that makes them comparable with published numbers."""
 
 import math
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -62,7 +63,7 @@ def likelihood_report(scores: dict[str, torch.Tensor], labels: torch.Tensor, pri
     conditional = -scores["classes"].gather(1, labels[:, None]).squeeze(1)  # (n,)
     joint = scores["classes"] + prior.double().log()  # (n, num_labels)
     marginal, start = -joint.logsumexp(dim=1), -scores["start"]
-    report = {"num_images": len(labels)}
+    report: dict[str, Any] = {"num_images": len(labels)}
     for name, nats in (("", conditional), ("_marginal", marginal), ("_unconditional", start)):
         report[f"nats_per_image{name}"] = nats.mean().item()
         report[f"nats_per_image{name}_stderr"] = standard_error(nats)

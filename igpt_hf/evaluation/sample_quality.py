@@ -10,7 +10,7 @@ import hashlib
 import io
 import math
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from .likelihood import accuracy_stderr
 
 MIN_IMAGES = 10  # on each side of a comparison
 NEAREST_K = 5  # of precision, recall, density, coverage; what their authors use (Naeem et al. 2020)
-RECIPE = {"batch_size": 64, "max_epochs": 30, "max_steps": 1500, "learning_rate": 3e-3}
+RECIPE: dict[str, Any] = {"batch_size": 64, "max_epochs": 30, "max_steps": 1500, "learning_rate": 3e-3}
 
 
 class Images(NamedTuple):
@@ -149,7 +149,7 @@ def fidelity(real: torch.Tensor, fake: torch.Tensor) -> dict[str, float]:
     if min(len(real), len(fake)) < MIN_IMAGES:
         raise IGPTError(f"comparing needs {MIN_IMAGES} images on each side, got {len(real)} and {len(fake)}.")
     identity = nn.Identity()  # the features are at hand
-    identity.num_features = real.shape[1]
+    identity.num_features = real.shape[1]  # type: ignore[assignment]  # torch types attributes as tensors
     fid = FrechetInceptionDistance(feature=identity)
     fid.update(real, real=True)
     fid.update(fake, real=False)
@@ -261,7 +261,7 @@ def sample_report(samples: Images, splits: dict[str, Images], num_labels: int, s
     has_classes = len(np.unique(train.labels)) > 1
     classifier = (cached_classifier if has_classes else random_classifier)(train, num_labels, seed)
     accuracy = classifier.accuracy(samples) if has_classes else None
-    report = {
+    report: dict[str, Any] = {
         "num_samples": num,
         "classifier_test_accuracy": classifier.accuracy(test) if has_classes else None,
         "sample_accuracy": accuracy,

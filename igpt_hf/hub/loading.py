@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
@@ -44,7 +45,7 @@ def load_pretrained(
             that generates is wanted, NaN or infinite weights, or a processor of other images than the model's.
     """
     is_in_reach = _find(name)
-    where = {"local_files_only": not is_in_reach}
+    where: dict[str, Any] = {"local_files_only": not is_in_reach}
     try:
         kind = AutoConfig.from_pretrained(name, **where).model_type
         if kind != IGPTConfig.model_type:

@@ -5,6 +5,7 @@ import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import datasets
@@ -28,7 +29,7 @@ class DataFacts:
 
     name: str
     license: str
-    metadata: dict[str, str | list[str]]  # `license` and, for a data set of the Hub, `datasets`
+    metadata: dict[str, Any]  # `license` and, for a data set of the Hub, `datasets`
 
 
 def about_data(source: str) -> DataFacts:
@@ -101,7 +102,7 @@ def _eval_results(facts: dict, data: DataFacts) -> list[EvalResult]:
     """What was measured on the test split, in the Hub's form (`model-index`)."""
     test = next(split for split in facts["splits"] if split["name"] == "test")
     source = Path(facts["source"].split(",")[0]).expanduser().resolve()
-    about = {
+    about: dict[str, Any] = {
         "task_type": TASK,
         "dataset_type": data.metadata.get("datasets", [source.stem])[0],
         "dataset_name": re.sub(r"[`\[]|\]\(.*", "", data.name),

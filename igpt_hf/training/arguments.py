@@ -7,7 +7,7 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -71,6 +71,7 @@ def _model_arguments() -> type:
     presets = ", ".join([*PRESETS, BASELINE_PRESET])
     meanings = dict(re.findall(r"^ {8}(\w+): ((?:.+\n)(?: {12}.+\n)*)", IGPTConfig.__doc__, re.MULTILINE))
     meanings = {name: " ".join(text.split()) for name, text in meanings.items()}
+    fields: list[tuple[str, Any, Any]]
     fields = [("preset", str, field(default="xxs", metadata={"help": f"The model: {presets}."}))]
     taken = {training_field.name for training_field in dataclasses.fields(TrainingArguments)}  # use_cache
     for config_field in dataclasses.fields(IGPTConfig):
@@ -95,7 +96,8 @@ def parse_arguments(argv: list[str] | None = None):
         SystemExit: A value of the wrong type, or `--help`.
     """
     settings, argv = _split_off_config(argv)
-    parser = HfArgumentParser((ScriptArguments, ModelArguments, IGPTTrainingArguments), allow_abbrev=False)
+    kinds: tuple[Any, ...] = (ScriptArguments, ModelArguments, IGPTTrainingArguments)
+    parser = HfArgumentParser(kinds, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE.yaml", help="Flags as lines of `flag: value`; those here win.")
     parser.prog = "igpt train"
     parser.set_defaults(**{name: None for name, value in settings.items() if value is None})

@@ -11,6 +11,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ExportableState, ProgressCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from ..data.streaming import TokenStream
 from ..data.tokenized import TokenDataset
 from .checkpoints import report_last_checkpoint
 
@@ -85,7 +86,7 @@ class Stopwatch(TrainerCallback, ExportableState):
 class EpochCallback(TrainerCallback):
     """Set the epoch of the training data."""
 
-    def __init__(self, dataset: TokenDataset):
+    def __init__(self, dataset: TokenDataset | TokenStream):
         self.dataset = dataset
 
     def on_epoch_begin(self, args, state, control, **kwargs):

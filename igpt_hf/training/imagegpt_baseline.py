@@ -35,7 +35,7 @@ def baseline_layout(num_classes: int, **overrides) -> IGPTConfig:
     if fixed:
         raise IGPTError(f"--preset {BASELINE_PRESET} has a fixed shape: leave out --{', --'.join(fixed)}.")
     # 13 class prompts, the last of them unused, put the start token at 2 + 13 = 15.
-    return IGPTConfig(patch_size=1, num_labels=13, **overrides)
+    return IGPTConfig(patch_size=1, num_labels=13, **overrides)  # type: ignore[call-arg]  # PreTrainedConfig takes it
 
 
 def baseline_model(layout: IGPTConfig, **labels) -> ImageGPTForCausalImageModeling:
@@ -57,7 +57,8 @@ def baseline_model(layout: IGPTConfig, **labels) -> ImageGPTForCausalImageModeli
         **labels,
     )
     model = ImageGPTForCausalImageModeling(config)
-    model.accepts_loss_kwargs = False  # it takes the Trainer's num_items_in_batch, but its loss is each batch's mean
+    # It takes the Trainer's num_items_in_batch, but its loss is each batch's mean.
+    model.accepts_loss_kwargs = False  # type: ignore[assignment]  # torch types attributes as tensors
     not_pixels = list(range(layout.vocab_size, layout.start_token_id))
     model.generation_config = GenerationConfig(
         bos_token_id=layout.start_token_id, max_length=length, do_sample=True, top_k=0, suppress_tokens=not_pixels

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ class LossHistory:
     @classmethod
     def from_log(cls, log_history: list[dict], metric: str = "nats_per_image") -> "LossHistory":
         """Read the Trainer's log: the evaluations of both splits, joined by step."""
-        rows: dict[int, dict[str, float]] = {}
+        rows: dict[int, dict[str, Any]] = {}
         for entry in log_history:
             for split in ("train", "validation"):
                 if f"eval_{split}_{metric}" in entry:

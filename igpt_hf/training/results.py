@@ -4,6 +4,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoModelForCausalLM, set_seed
 
@@ -84,7 +85,7 @@ def collect_classification_results(trainer, test: dict[str, float], script_args:
     """
     args, state = trainer.args, trainer.state
     stopwatch = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch))
-    results = {"task": "classification"}
+    results: dict[str, Any] = {"task": "classification"}
     for name in ("accuracy", "nats_per_image_unconditional"):
         history = LossHistory.from_log(state.log_history, name)
         kept = best_evaluation(trainer, history)

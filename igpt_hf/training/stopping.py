@@ -1,6 +1,7 @@
 """Why and when a run ends, and whether a run that is resumed has ended already."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers.trainer_callback import TrainerState
 
@@ -29,11 +30,13 @@ def end_reached(args: IGPTTrainingArguments, state: TrainerState) -> str | None:
 
 
 def _evaluations_without_gain(state: TrainerState) -> int:
-    return state.stateful_callbacks[PatientEarlyStopping.__name__]["attributes"]["early_stopping_patience_counter"]
+    saved: Any = state.stateful_callbacks  # by name, once they are saved; its type says a list
+    return saved[PatientEarlyStopping.__name__]["attributes"]["early_stopping_patience_counter"]
 
 
 def _seconds(state: TrainerState) -> float:
-    return state.stateful_callbacks[Stopwatch.__name__]["attributes"]["seconds_before"]
+    saved: Any = state.stateful_callbacks
+    return saved[Stopwatch.__name__]["attributes"]["seconds_before"]
 
 
 def finished_message(args: IGPTTrainingArguments) -> str | None:

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState, ProgressCallback
@@ -36,6 +37,8 @@ class IGPTTrainer(Trainer):
     With `--ema_decay`, the EMA weights are evaluated, saved and kept as the best model. A checkpoint's
     model.safetensors holds the EMA weights, its optimizer.pt the weights themselves, and a resume swaps them back.
     """
+
+    args: IGPTTrainingArguments
 
     def training_step(self, *args, **kwargs):
         self.last_loss = super().training_step(*args, **kwargs)
@@ -167,7 +170,7 @@ def push_run(args: IGPTTrainingArguments, repo: str | None = None, message: str 
     Raises IGPTError where the Hub refuses or cannot be reached.
     """
     folder = Path(args.output_dir)
-    about = {"private": args.hub_private_repo, "revision": args.hub_revision, "token": args.hub_token}
+    about: dict[str, Any] = {"private": args.hub_private_repo, "revision": args.hub_revision, "token": args.hub_token}
     return push_folder(folder, repo or args.hub_model_id or folder.absolute().name, message=message, **about)
 
 

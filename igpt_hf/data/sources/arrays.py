@@ -13,7 +13,9 @@ from tqdm.auto import tqdm
 from ...model.image_reading import WHITE_FOREGROUND
 
 
-def from_arrays(images: Sequence[np.ndarray], labels: Sequence[int], names: list[str]) -> Dataset:
+def from_arrays(
+    images: Sequence[np.ndarray] | np.ndarray, labels: Sequence[int] | np.ndarray, names: list[str]
+) -> Dataset:
     """Images, n uint8 arrays (height, width), white on black, are stored as PNG that says so of itself."""
     encoded = []
     polarity = PngInfo()
