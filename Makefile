@@ -7,7 +7,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
 
 TORCH = $(shell grep '^torch==' constraints.txt)
 # What a new transformers breaks first.
-CORE := tests/test_generation.py tests/test_pipeline.py tests/test_remote_code.py tests/test_training.py
+CORE := tests/model/test_generation.py tests/model/test_pipeline.py tests/model/test_remote_code.py \
+	tests/training/test_training.py
 ENVIRONMENTS := .venv .venv-oldest .venv-newest .venv-transformers
 
 .PHONY: install train app explain docs test test-oldest test-newest test-transformers lint format build clean

@@ -3,8 +3,8 @@
     python benchmarks/variants.py --model rotary dense --data digits.cdb --num_train_epochs 2    # flags of train.py
 
 A change is a word, and words can be combined. `VariantModel` is the package's model, written out in plain torch with a
-branch for each change: without any it computes the same (tests/test_variants.py). It trains and scores whole images;
-it has no cache, so that it draws black pictures where train.py asks for samples.
+branch for each change: without any it computes the same (tests/benchmarks/test_variants.py). It trains and scores
+whole images; it has no cache, so that it draws black pictures where train.py asks for samples.
 """
 
 import argparse

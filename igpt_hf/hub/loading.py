@@ -90,7 +90,7 @@ def _find(name: str) -> bool:
     except RepositoryNotFoundError as error:
         raise DataError(
             f"{name} is no folder here, and no model on the Hub that you can read. Check the name; for a private or "
-            "gated model, `hf auth login`. Train one: scripts/train.py."
+            "gated model, `hf auth login`. Train one: igpt train."
         ) from error
     except (HTTPError, OSError) as error:
         if isinstance(try_to_load_from_cache(name, "config.json"), str):
@@ -116,7 +116,7 @@ def _no_such_folder(name: str) -> str:
         return f"{name} is a file: name the folder of the model instead, with its config.json."
     message = f"there is no folder {name}.{_models_in(path.parent)}"
     if HUB_ID.fullmatch(name) is None:
-        return f"{message} Train one: scripts/train.py; or name a model of the Hub as user/name."
+        return f"{message} Train one: igpt train; or name a model of the Hub as user/name."
     if path.parent.is_dir():
         return f"{message} If it is a model's id on the Hub, work where there is no folder {path.parent}."
     return message

@@ -259,3 +259,12 @@ def test_figures_are_made_from_a_model(workplace, tmp_path):
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "images").iterdir()), ids=lambda path: path.name)
 def test_pictures_are_small_enough_for_a_front_page(path):
     assert path.stat().st_size < 500_000
+
+
+# --- tests -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["Makefile", ".github/workflows/ci.yml", "docs/reliability.md"])
+def test_the_tests_that_are_named_are_there(path):
+    named = re.findall(r"tests/[\w/]+\.py", (ROOT / path).read_text("utf-8"))
+    assert named and [name for name in named if not (ROOT / name).is_file()] == []

@@ -68,7 +68,7 @@ def test_a_folder_is_loaded_whatever_its_name_looks_like(work, no_network):
     ("name", "words"),
     [
         ("runs/hoda", r"no folder runs/hoda\. There are models in runs/digits\..*on the Hub.*no folder runs\.$"),
-        ("runs/hoda/", r"no folder runs/hoda/\. There are models in runs/digits\. Train one"),
+        ("runs/hoda/", r"no folder runs/hoda/\. There are models in runs/digits\. Train one: igpt train; or"),
         ("./runs/hoda", "no folder ./runs/hoda.*runs/digits"),
         ("../hoda", "no folder ../hoda"),
         ("~/hoda", "no folder ~/hoda"),

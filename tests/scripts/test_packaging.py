@@ -72,7 +72,7 @@ def test_the_wheel_has_the_scripts_of_the_commands_and_no_others(wheel):
     scripts = {name.removeprefix("igpt_hf/scripts/") for name in names if name.startswith("igpt_hf/scripts/")}
     assert scripts == {script for script, _ in cli.COMMANDS.values()}
     assert {"igpt_hf/py.typed", "igpt_hf/model_card.md", "igpt_hf/demo/index.html"} <= names
-    modules = {f"igpt_hf/{path.name}" for path in (ROOT / "igpt_hf").glob("*.py")}
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "igpt_hf").rglob("*.py")}
     assert modules <= names and not any(name.startswith(("tests/", "scripts/", "docs/")) for name in names)
 
 
@@ -94,7 +94,7 @@ def test_what_the_package_imports_is_declared(metadata):
     """Libraries imported anywhere in the package or its scripts, each by the name under which an index has it."""
     imported = set()
     for folder in ("igpt_hf", "scripts"):
-        for path in (ROOT / folder).glob("*.py"):
+        for path in (ROOT / folder).rglob("*.py"):
             imported |= set(re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
     names = {"yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn"}
     comes_with = {"httpx": "huggingface-hub", "httpx2": "huggingface-hub", "llvmlite": "numba"}

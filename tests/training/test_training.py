@@ -318,6 +318,17 @@ def whole_run(splits, tiny_processor, tmp_path_factory):
     return trainer
 
 
+@pytest.mark.parametrize("hidden_size", [16, 144], ids=["in_kernels", "in_modules"])
+def test_two_steps_of_training_make_better_guesses_than_chance(splits, tiny_processor, tmp_path, hidden_size):
+    trainer = new_trainer(tmp_path, splits, tiny_processor, config={"hidden_size": hidden_size}, max_steps=2)
+    weights = trainer.model.model.layers[0].mlp.up_proj.weight
+    before = weights.detach().clone()
+    trainer.train()
+    losses = [entry["eval_train_loss"] for entry in trainer.state.log_history if "eval_train_loss" in entry]
+    assert losses and 0 < losses[-1] < math.log(16)  # of 16 tokens, each as likely: the head starts at zero
+    assert not torch.equal(weights, before)
+
+
 @pytest.mark.parametrize("step", [4, 8])
 def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one_bit_by_bit(
     splits, tiny_processor, whole_run, tmp_path, step
