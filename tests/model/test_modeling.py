@@ -492,7 +492,7 @@ def test_a_hook_on_the_table_counts(tiny_model, random_ids):
 
 
 def test_low_rank_adapters_of_peft_train_on_the_table(tiny_model, random_ids):
-    peft = pytest.importorskip("peft", reason="peft is not installed: pip install peft")
+    peft = pytest.importorskip("peft", reason="there is no peft: pip install -e '.[test]'")
     model = peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["context"]))
     ids = random_ids(model.config)
     with torch.no_grad():
@@ -510,7 +510,7 @@ def test_low_rank_adapters_of_peft_train_on_the_table(tiny_model, random_ids):
 def test_prompt_tuning_is_refused_in_words(tiny_model):
     with pytest.raises(ValueError, match="prompt tuning and prefix tuning do not fit"):
         tiny_model().get_submodule("embeddings.word_embeddings")  # peft asks for it
-    peft = pytest.importorskip("peft", reason="peft is not installed: pip install peft")
+    peft = pytest.importorskip("peft", reason="there is no peft: pip install -e '.[test]'")
     for kind in (peft.PromptTuningConfig, peft.PrefixTuningConfig):
         with pytest.raises(ValueError, match="prompt tuning and prefix tuning do not fit"):
             peft.get_peft_model(tiny_model(), kind(task_type="CAUSAL_LM", num_virtual_tokens=4))
