@@ -237,7 +237,7 @@ def test_a_read_only_folder_is_refused_before_anything_is_done(tmp_path, monkeyp
 
 HOLD = """
 import os, sys, time
-from igpt_hf.training.checkpoints import only_run_in
+from igpt_hf.training.output_dir import only_run_in
 
 with only_run_in(sys.argv[1]):
     if os.fork() == 0:  # as a worker of a DataLoader, which outlives a killed parent for a while
@@ -403,7 +403,7 @@ def test_the_last_checkpoint_is_deleted_only_when_the_next_is_whole(splits, tiny
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
     monkeypatch.undo()
     start(tmp_path, splits, tiny_processor, save_total_limit=1).train()
-    assert len(checkpoints.checkpoints(tmp_path)) == 1
+    assert len(checkpoints.list_checkpoints(tmp_path)) == 1
 
 
 def test_a_resumed_run_remembers_how_much_patience_is_left(splits, tiny_processor, tmp_path):
