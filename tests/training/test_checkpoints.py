@@ -403,7 +403,7 @@ def test_the_last_checkpoint_is_deleted_only_when_the_next_is_whole(splits, tiny
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
     monkeypatch.undo()
     start(tmp_path, splits, tiny_processor, save_total_limit=1).train()
-    assert len(checkpoints.checkpoints(tmp_path)) == 1
+    assert len(checkpoints.list_checkpoints(tmp_path)) == 1
 
 
 def test_a_resumed_run_remembers_how_much_patience_is_left(splits, tiny_processor, tmp_path):

@@ -489,7 +489,9 @@ def test_a_smaller_batch_after_running_out_of_memory_trains_as_if_it_had_been_as
 ):
     crashed = new_trainer(tmp_path / "a", splits, tiny_processor, [OutOfMemory()], auto_find_batch_size=True)
     crashed.train()
-    asked = new_trainer(tmp_path / "b", splits, tiny_processor, per_device_train_batch_size=7)  # nine tenths of 8
+    size = crashed._train_batch_size  # nine tenths of 8, or with an older accelerate the half
+    assert size in (7, 4)
+    asked = new_trainer(tmp_path / "b", splits, tiny_processor, per_device_train_batch_size=size)
     asked.train()
     assert_equal_weights(crashed.model.state_dict(), asked.model.state_dict())
     assert logged(crashed) == logged(asked)
