@@ -19,16 +19,12 @@ logger = logging.getLogger(__name__)
 
 
 MAX_PIXELS = 50_000_000  # a larger image is refused before it is decoded: it could fill the memory
-
-
 # Others are refused: Pillow runs an interpreter for EPS, and the rest of its decoders are seldom used and tested.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 CHECK_BATCH = 32  # images that a thread checks at a time: one by one, handing them over would take longest
-
-
 # What Pillow's decoders raise on damaged files (found by flipping bytes in twelve formats, and in its sources).
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, LookupError, TypeError, ArithmeticError)
-DECODE_ERRORS += (struct.error, zlib.error, PIL.Image.DecompressionBombError)
+DECODE_ERRORS: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, LookupError)
+DECODE_ERRORS += (TypeError, ArithmeticError, struct.error, zlib.error, PIL.Image.DecompressionBombError)
 
 
 def readable_rows(dataset: Dataset, rows: np.ndarray, source: str, skip_bad_images: bool) -> np.ndarray:

@@ -9,7 +9,7 @@ print(format_table(evaluation.report))
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -81,14 +81,13 @@ def evaluate_model(
     needed = chosen if num_samples is None else list(splits)
     ids = _class_prompted_ids({name: splits[name] for name in needed}, processor, class_index, seed, model.config)
     images = torch.cat([ids[name] for name in chosen])[:max_images]  # (n, 1 + N)
-
     report, maps = _measure_images(model, processor, images, class_prior, batch_size)
     quality, nearest = {}, {}
     if num_samples is not None:
         settings = {"temperature": temperature, "guidance_scale": guidance_scale}
         quality, nearest = _measure_samples((model, processor), ids, class_prior, num_samples, seed, settings)
-    report = {"split": split, "seed": seed, "prior": prior} | report | quality
-    return Evaluation(report, _examples(processor.decode_pixels(images), maps), nearest)
+    about = {"split": split, "seed": seed, "prior": prior}
+    return Evaluation(about | report | quality, _examples(processor.decode_pixels(images), maps), nearest)
 
 
 def _class_prior(train, class_index: torch.Tensor, num_labels: int, prior: str) -> torch.Tensor:
@@ -105,7 +104,7 @@ def _class_prompted_ids(
     """Ids of each split, (n, 1 + N), with the prompt of their class in the model."""
     ids = {}
     for name, split in tokenize(DatasetDict(splits), processor).items():
-        ids[name] = TokenDataset(split, config, seed=seed).__getitems__(range(len(split)))["input_ids"]
+        ids[name] = TokenDataset(split, config, seed=seed).__getitems__(list(range(len(split))))["input_ids"]
         ids[name][:, 0] = config.vocab_size + class_index[ids[name][:, 0] - config.vocab_size]
     return ids
 
@@ -114,7 +113,7 @@ def _measure_images(model, processor, images: torch.Tensor, prior: torch.Tensor,
     """Likelihood, codecs and calibration of images (n, 1 + N) -> numbers, and the surprise maps."""
     config = model.config
     labels, pixels = images[:, 0] - config.vocab_size, processor.decode_pixels(images)
-    report = {"class_names": [config.id2label[label] for label in range(config.num_labels)]}
+    report: dict[str, Any] = {"class_names": [config.id2label[label] for label in range(config.num_labels)]}
     scores = log_likelihoods(model, images, batch_size)
     report |= likelihood_report(scores, labels, prior, config.num_pixels)
     report["nats_per_class"] = {config.id2label[label]: nats for label, nats in report["nats_per_class"].items()}
@@ -138,7 +137,10 @@ def _measure_samples(loaded: tuple, ids: dict[str, torch.Tensor], prior: torch.T
     samples = draw_samples(model, processor, prior, num, seed, **settings)
     quality = settings | sample_report(samples, real, model.config.num_labels, seed)
     neighbor, distance = nearest_neighbors(samples.pixels, real["train"].pixels)
-    strips = {"First samples": slice(SHOWN), "Samples most like copies": distance.argsort(kind="stable")[:SHOWN]}
+    strips: dict[str, Any] = {
+        "First samples": slice(SHOWN),
+        "Samples most like copies": distance.argsort(kind="stable")[:SHOWN],
+    }
     train = real["train"].pixels
     nearest = {
         name: {"samples": samples.pixels[rows], "neighbors": train[neighbor[rows]], "distance": distance[rows]}

@@ -52,7 +52,9 @@ def baseline_model(layout: IGPTConfig, **labels) -> ImageGPTForCausalImageModeli
         n_embd=16,
         n_layer=8,
         n_head=2,
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
         bos_token_id=layout.start_token_id,
         **labels,
     )
