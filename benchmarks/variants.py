@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from igpt_hf.model.layers_igpt import IGPTMLP, IGPTAttention, IGPTBlock, IGPTEmbeddings
-from igpt_hf.model.modeling_igpt import IGPTForCausalImageModeling, IGPTModel
+from igpt_hf.model.layers_igpt import IGPTMLP, IGPTAttention, IGPTEmbeddings
+from igpt_hf.model.modeling_igpt import IGPTBlock, IGPTForCausalImageModeling, IGPTModel
 from igpt_hf.model.neighborhood import neighborhood_offsets
 from igpt_hf.training import initial_model
 

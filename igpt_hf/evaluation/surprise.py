@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..model.input_checks import check_whole_images
+
 
 def pixel_log_likelihoods(token_log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Split the log-probability of each token among its pixels by the chain rule, in raster order within the block.
@@ -44,7 +46,7 @@ def surprise_maps(model, input_ids: torch.Tensor, batch_size: int = 128) -> dict
     Raises:
         ValueError: Ids that are not one prompt and the tokens of one image.
     """
-    model._check_whole_images(input_ids)
+    check_whole_images(input_ids, model.config)
     grid, patch = model.config.grid_size, model.config.patch_size
     token_maps, pixel_maps, white_maps = [], [], []
 

@@ -451,7 +451,7 @@ def blocks_forward(
     attention_outputs,
     statistics,
     out,
-    weights,
+    weight_arrays,
     places,
     context,
     cos_sin,
@@ -469,11 +469,14 @@ def blocks_forward(
         states, attention_outputs, statistics: Filled in if `save_for_backward`, otherwise empty: inputs of the blocks
             and output of the last (B, L + 1, rows, C), where rows is T rounded up to a multiple of LANES; outputs of
             attention (B, L, rows, C); maxima and inverse sums of its softmax (B, L, 2 H, PAD_ROWS + rows).
-        weights: `BlockWeights`, with the scale of the scores in the queries' matrices and biases.
+        weight_arrays: The fields of `BlockWeights`, with the scale of the scores in the queries' matrices and biases.
         places: Rows of the neighbors (T, K); 0 is outside.
         context: For `embed`.
         cos_sin: For `apply_rotary`.
     """
+    weights = BlockWeights(
+        *weight_arrays
+    )  # here, not in the signature: numba's cache would know another import's class
     (length, channels), inner = out.shape[1:], weights.up_weight.shape[2]
     rows = (length + LANES - 1) // LANES * LANES
     heads = channels // HEAD_SIZE
@@ -514,15 +517,15 @@ def blocks_backward(
     states,
     attention_outputs,
     statistics,
-    weights,
-    transposed,
+    weight_arrays,
+    transposed_arrays,
     places,
     context,
     cos_sin,
     eps,
     beta,
     grad,
-    grads,
+    grad_arrays,
     first,
     last,
 ):
@@ -530,9 +533,11 @@ def blocks_backward(
 
     Args:
         states, attention_outputs, statistics: As `blocks_forward` saved them. Everything else is recomputed.
-        transposed: `TransposedWeights`.
-        grads: `BlockWeights` of gradients for each group of images (groups, L, ...), zero at first.
+        transposed_arrays: The fields of `TransposedWeights`.
+        grad_arrays: The fields of `BlockWeights`, gradients for each group of images (groups, L, ...), zero at first.
     """
+    weights, transposed = BlockWeights(*weight_arrays), TransposedWeights(*transposed_arrays)
+    grads = BlockWeights(*grad_arrays)
     (rows, channels), inner, images = states.shape[2:], weights.up_weight.shape[2], len(states)
     heads = channels // HEAD_SIZE
     normed, scales = np.empty((rows, channels), float32), np.empty(rows, float32)  # of the attention's input
@@ -597,10 +602,8 @@ def make_kernels():
     three, four, number = numba.float32[:, :, ::1], numba.float32[:, :, :, ::1], numba.int64
     ids, places, context, real = number[:, ::1], number[:, ::1], number[:, :, ::1], numba.float32
     saved, tables = (ids, number[::1], four, four, four), (places, context, three, real, real)
-    weights, grads = (
-        numba.types.NamedUniTuple(array, len(BlockWeights._fields), BlockWeights) for array in (three, four)
-    )
-    transposed = numba.types.NamedUniTuple(three, len(TransposedWeights._fields), TransposedWeights)
+    weights, grads = (numba.types.UniTuple(array, len(BlockWeights._fields)) for array in (three, four))
+    transposed = numba.types.UniTuple(three, len(TransposedWeights._fields))
     return (
         compile_kernel(blocks_forward, (*saved, three, weights, *tables, numba.boolean, number, number)),
         compile_kernel(blocks_backward, (*saved, weights, transposed, *tables, three, grads, number, number)),

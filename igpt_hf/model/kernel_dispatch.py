@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.activations import ACT2FN
 
 from .input_checks import check_prompt
-from .kernel_blocks import HEAD_SIZE, PAD_ROWS, BlockWeights, TransposedWeights, float32, make_kernels
+from .kernel_blocks import HEAD_SIZE, PAD_ROWS, BlockWeights, float32, make_kernels
 from .kernel_packing import (
     context_rows,
     gain_rows,
@@ -100,7 +100,7 @@ class Blocks(torch.autograd.Function):
         ctx.save_for_backward(*weights)
         ctx.model, ctx.input_ids = model, input_ids
         ctx.arrays = [x.numpy() for x in (input_ids, gain_rows, states, attention_outputs, statistics)]
-        ctx.scaled = BlockWeights(*(weight.detach().numpy() for weight in scale_queries(weights, HEAD_SIZE)))
+        ctx.scaled = tuple(weight.detach().numpy() for weight in scale_queries(weights, HEAD_SIZE))
         ctx.settings = (*(table.numpy() for table in tables), *map(float32, constants))
         arrays = (*ctx.arrays, out.numpy(), ctx.scaled, *ctx.settings, save_for_backward)
         run_tasks(functools.partial(make_kernels()[0], *arrays), batch)
@@ -111,11 +111,12 @@ class Blocks(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph: the gradient needs a gradient, which the kernel does not have
             wanted = ctx.needs_input_grad[-len(ctx.saved_tensors) :]
             return *[None] * 5, *module_gradients(ctx.model, ctx.input_ids, ctx.saved_tensors, wanted, grad)
+        scaled = BlockWeights(*ctx.scaled)
         grads = BlockWeights(*(grad.new_zeros(min(len(grad), TASKS), *weight.shape) for weight in ctx.scaled))
-        matrices = (ctx.scaled.qkv_weight, ctx.scaled.out_weight, ctx.scaled.up_weight, ctx.scaled.down_weight)
-        transposed = TransposedWeights(*(np.ascontiguousarray(matrix.transpose(0, 2, 1)) for matrix in matrices))
+        matrices = (scaled.qkv_weight, scaled.out_weight, scaled.up_weight, scaled.down_weight)
+        transposed = tuple(np.ascontiguousarray(matrix.transpose(0, 2, 1)) for matrix in matrices)
         arrays = (*ctx.arrays, ctx.scaled, transposed, *ctx.settings, grad.contiguous().numpy())
-        kernel = functools.partial(make_kernels()[1], *arrays, BlockWeights(*(x.numpy() for x in grads)))
+        kernel = functools.partial(make_kernels()[1], *arrays, tuple(x.numpy() for x in grads))
         run_tasks(kernel, len(grads.context_table))
         return *[None] * 5, *map(pairwise_sum, scale_queries(grads, HEAD_SIZE))
 
@@ -237,7 +238,7 @@ def padded(size: int) -> int:
 
 
 @torch.no_grad()
-def padded_weights(model) -> tuple[BlockWeights, np.ndarray]:
+def padded_weights(model) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """The weights as `complete_images` takes them: those of `scale_queries`, and the head, padded with zeros."""
 
     def pad(weight, inputs, outputs, parts=1):
@@ -258,7 +259,7 @@ def padded_weights(model) -> tuple[BlockWeights, np.ndarray]:
         "up_bias": pad(scaled.up_bias, 1, inner),
         "down_weight": pad(scaled.down_weight, inner, width),
     }
-    return BlockWeights(**weights), pad(model.lm_head.weight.T[None], width, outputs)
+    return tuple(BlockWeights(**weights)), pad(model.lm_head.weight.T[None], width, outputs)
 
 
 def is_sampler_usable(model) -> bool:

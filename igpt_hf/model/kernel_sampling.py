@@ -170,12 +170,25 @@ def sample_token(scores, uniform, settings, order, weights):
 
 
 def complete_images(
-    weights, head, tables, shape, constants, start_token, ids, rows, given, noise, settings, log_probs, first, last
+    weight_arrays,
+    head,
+    tables,
+    shape,
+    constants,
+    start_token,
+    ids,
+    rows,
+    given,
+    noise,
+    settings,
+    log_probs,
+    first,
+    last,
 ):
     """Complete images `first` to `last` - 1.
 
     Args:
-        weights: `BlockWeights`, from `padded_weights`.
+        weight_arrays: The fields of `BlockWeights`, from `padded_weights`.
         head: Matrix of the head (1, C, V), padded.
         tables: Places of the neighbors that mixing reads, 0 outside (N, K), `context_rows`, and `rotary_cos_sin`
             (2, N, P).
@@ -187,6 +200,7 @@ def complete_images(
         settings: temperature, top_k, top_p, min_p, guidance_scale.
         log_probs: Filled in with each token's log-probability by the model, without any of the settings (B, N).
     """
+    weights = BlockWeights(*weight_arrays)
     (places, context, cos_sin), (heads, hidden_size, vocab) = tables, shape
     (eps, beta), guidance = constants, settings[4]
     branches = 1 if guidance == 1 else 2  # with guidance: an image with its prompt, and with the start token
@@ -271,7 +285,7 @@ def make_kernel():
     """Compile `complete_images`."""
     number, real, types = numba.int64, numba.float32, numba.types
     array, matrix, numbers = real[:, :, ::1], number[:, ::1], numba.float64[:, ::1]
-    weights = types.NamedUniTuple(array, len(BlockWeights._fields), BlockWeights)
+    weights = types.UniTuple(array, len(BlockWeights._fields))
     tables = types.Tuple((matrix, number[:, :, ::1], array))
     sizes = (weights, array, tables, types.UniTuple(number, 3), types.UniTuple(real, 2), number)
     signature = (*sizes, matrix, matrix, number, numbers, types.UniTuple(numba.float64, 5), numbers, number, number)

@@ -211,7 +211,7 @@ def test_without_a_model_the_script_says_how_to_make_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for argv, message in (
         ([], "error: there is no model in runs/synthetic yet: `make train` makes one"),
-        ([str(tmp_path)], "error: .* cannot be loaded as an Image GPT"),
+        ([str(tmp_path)], "error: .* holds no trained model"),
         (["/nowhere"], "error: /nowhere is no folder here"),
     ):
         monkeypatch.setattr(sys, "argv", ["app.py", *argv])

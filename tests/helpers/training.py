@@ -45,7 +45,9 @@ def new_trainer(folder, splits, processor, callbacks=(), config=None, **override
     args = arguments(folder, **overrides)
     set_seed(args.seed)
     settings = {"image_size": 8, "num_hidden_layers": 1, "num_labels": 3, **(config or {})}
-    return make_trainer(IGPTForCausalImageModeling(IGPTConfig(**settings)), args, splits, processor, callbacks)
+    return make_trainer(
+        IGPTForCausalImageModeling(IGPTConfig(**settings)), args, splits, processor, callbacks=callbacks
+    )
 
 
 def assert_equal_weights(first: dict, second: dict):

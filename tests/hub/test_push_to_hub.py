@@ -173,7 +173,7 @@ def test_an_error_in_a_card_that_somebody_edited_is_told(checkpoint, connected, 
 def test_a_folder_without_a_model_and_a_bad_name_are_refused(checkpoint, connected, script, tmp_path):
     with HubStandIn() as hub:
         connected(hub)
-        assert "is no folder" in script("push_to_hub.py", tmp_path / "nowhere", "user/digits")
+        assert "is not a folder" in script("push_to_hub.py", tmp_path / "nowhere", "user/digits")
         (tmp_path / "empty").mkdir()
         assert "holds no trained model" in script("push_to_hub.py", tmp_path / "empty", "user/digits")
         assert "is not a valid repository name" in script("push_to_hub.py", checkpoint, "user/a b")

@@ -50,8 +50,8 @@ CUDA = torch.device("cuda", 0)
     ("args", "environ", "words"),
     [
         (arguments(), {}, None),
-        (arguments(), {"MASTER_ADDR": "127.0.0.1"}, "more than one process was asked for"),
-        (arguments(), {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}, "more than one process was asked for"),
+        (arguments(), {"MASTER_ADDR": "127.0.0.1"}, "more than one process was requested"),
+        (arguments(), {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}, "more than one process was requested"),
         (arguments(use_cpu=True), {"MASTER_ADDR": "a", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, None),
         (arguments(world_size=2, use_cpu=True), {"MASTER_ADDR": "a", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, None),
         (arguments(world_size=2), {"MASTER_ADDR": "a", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "there is no GPU"),
