@@ -212,7 +212,7 @@ def test_without_a_model_the_script_says_how_to_make_one(tmp_path, monkeypatch):
     for argv, message in (
         ([], "error: there is no model in runs/synthetic yet: `make train` makes one"),
         ([str(tmp_path)], "error: .* holds no trained model"),
-        (["/nowhere"], "error: /nowhere is no folder here"),
+        (["/nowhere"], "error: there is no folder /nowhere"),
     ):
         monkeypatch.setattr(sys, "argv", ["app.py", *argv])
         with pytest.raises(SystemExit, match=message):

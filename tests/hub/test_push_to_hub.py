@@ -26,14 +26,14 @@ for name in ("igpt_hf", "numba"):
 from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoModel
 with_package, without = re.findall(r"```python\\n(.*?)```", ModelCard.load("user/digits").text, re.DOTALL)
-exec(without)  # makes model, processor and pictures
+exec(without)  # makes model, processor and images
 ids = model.generate(**processor.prompt(class_labels=[0, 1]))
 trust = {"trust_remote_code": True}
 base, config = AutoModel.from_pretrained("user/digits", **trust), AutoConfig.from_pretrained("user/digits", **trust)
 print(json.dumps({
     "classes": [type(x).__name__ for x in (model, base, config, processor, draw)],
     "modules": sorted({type(x).__module__.split(".")[0] for x in (model, base, config, processor, draw)}),
-    "sizes": [picture.size for picture in pictures],
+    "sizes": [image.size for image in images],
     "ids": ids.tolist(),
     "nats": (-model.log_likelihood(ids)).tolist(),
 }))

@@ -238,7 +238,7 @@ def test_the_training_ends_with_its_launcher_and_leaves_a_checkpoint(tmp_path):
         launcher.kill()
         launcher.wait()
     text = (tmp_path / "log").read_text()
-    assert "warning: more than one process was asked for" in text
+    assert "warning: more than one process was requested" in text
     saved = text.partition("SIGTERM: ")[2].partition(" is saved")[0]
     assert saved == last_complete_checkpoint(tmp_path)
 
