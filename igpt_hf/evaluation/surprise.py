@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..model.input_checks import check_whole_images
+from ..model.input_checks import check_ids, check_whole_images
 
 
 def pixel_log_likelihoods(token_log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -47,6 +47,7 @@ def surprise_maps(model, input_ids: torch.Tensor, batch_size: int = 128) -> dict
         ValueError: Ids that are not one prompt and the tokens of one image.
     """
     check_whole_images(input_ids, model.config)
+    check_ids(input_ids, model.config)
     grid, patch = model.config.grid_size, model.config.patch_size
     token_maps, pixel_maps, white_maps = [], [], []
 

@@ -47,3 +47,11 @@ def test_a_pixel_has_the_probability_that_its_block_leaves_it(tiny_model, random
 def test_ids_that_are_no_whole_image_are_an_error(tiny_model):
     with pytest.raises(ValueError, match="whole image"):
         pixel_surprise(tiny_model(), torch.zeros(1, 5, dtype=torch.long))
+
+
+def test_a_last_token_out_of_range_is_an_error_though_the_model_does_not_read_it(tiny_model, random_ids):
+    model = tiny_model()
+    ids = random_ids(model.config)
+    ids[0, -1] = model.config.vocab_size
+    with pytest.raises(ValueError, match="token 16 is out of range: 0 to 15"):
+        surprise_maps(model, ids)
