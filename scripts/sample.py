@@ -47,21 +47,21 @@ def parse_arguments():
     return args
 
 
-def class_indices(names: list[str], config) -> list[int]:
-    """Class names, or indices where no class has that name -> class indices."""
-    indices = {str(index): index for index in range(config.num_labels)}
-    indices |= {name: config.label_index(name) for name in config.id2label.values()}
-    for name in names:
-        if name not in indices:
-            raise IGPTError(f"--labels {name} is no class of this model: {', '.join(config.id2label.values())}.")
-    return [indices[name] for name in names]
+def class_index(name: str, config) -> int:
+    """Index of a class, given by its name or, where no class has that name, by its index."""
+    if name not in config.class_names and name in map(str, range(config.num_labels)):
+        return int(name)
+    try:
+        return config.label_index(name)
+    except ValueError as error:
+        raise IGPTError(f"--labels {name}: {error}") from error
 
 
 def main():
     args = parse_arguments()
     transformers_logging.disable_progress_bar()
     model, processor = load_pretrained(args.model)
-    labels = None if args.labels is None else class_indices(args.labels, model.config)
+    labels = None if args.labels is None else [class_index(name, model.config) for name in args.labels]
     num = args.num if args.num is not None else len(labels or [0] * 10)
     given = {}
     if args.complete is not None:

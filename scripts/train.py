@@ -24,6 +24,7 @@ from pathlib import Path
 # on two cores). Read once, when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
+import torch
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -86,51 +87,25 @@ def train(script_args, model_args, args):
 
     # 1. Data.
     split_seed = script_args.get_split_seed(args.seed)
-    if script_args.streaming:
-        source = open_shards(
-            script_args.data, script_args.image_column, script_args.label_column, script_args.max_images
-        )
-        class_names = source.names
-    else:
-        splits = load_splits(
-            script_args.data,
-            seed=split_seed,
-            image_column=script_args.image_column,
-            label_column=script_args.label_column,
-            max_images=script_args.max_images,
-            skip_bad_images=script_args.skip_bad_images,
-        )
-        class_names = splits["train"].features["label"].names
+    images, class_names = open_images(script_args, split_seed)
 
     # 2. Model and processor; images -> tokens, once.
     set_seed(args.seed)
     start = make_initial_model(class_names, script_args, model_args)
-    model, processor = start.model, start.processor
     if script_args.model_name_or_path is not None:
         about = (script_args.model_name_or_path, script_args.data, split_seed, script_args.max_images)
         if (warning := seen_images_warning(*about)) is not None:
             logger.warning("warning: %s", warning)
-    if script_args.streaming:
-        splits, tokens = stream_splits(
-            source,
-            processor,
-            split_seed,
-            script_args.max_eval_images,
-            num_workers=num_threads,
-            first_shard=len(source.shards) * args.process_index // args.world_size,
-            skip_bad_images=script_args.skip_bad_images,
-        )
-    else:
-        tokens = tokenize(splits, processor)
+    splits, tokens = make_tokens(images, start.processor, script_args, split_seed, args)
 
     # 3. Trainer.
     on_first_process(lambda: delete_overwritten(args, checkpoint))
-    sheet = SampleSheetCallback(lambda model: sample_sheet(model, processor, per_class=4))
+    sheet = SampleSheetCallback(lambda model: sample_sheet(model, start.processor, per_class=4))
     callbacks = [SaveOnSigterm()] if is_classifier else [sheet, SaveOnSigterm()]
     options = {"layout": start.layout, "shuffle_buffer": script_args.shuffle_buffer}
-    trainer = make_trainer(model, args, tokens, start.saved_processor, callbacks=callbacks, **options)
+    trainer = make_trainer(start.model, args, tokens, start.saved_processor, callbacks=callbacks, **options)
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
-    about = (script_args.data, sizes, len(class_names), model.num_parameters())
+    about = (script_args.data, sizes, len(class_names), start.model.num_parameters())
     logger.info("%s: %s images of %d classes; %d parameters", *about)
     if (hint := few_steps_hint(args, len(splits["train"]))) is not None:
         logger.warning("hint: %s", hint)
@@ -142,24 +117,63 @@ def train(script_args, model_args, args):
         return logger.info(message)
     test_split = (LabelDataset if is_classifier else TokenDataset)(tokens["test"], start.layout, seed=args.seed)
     test = trainer.evaluate(test_split, metric_key_prefix="test")
-    with report_last_checkpoint("the model", args.output_dir):
+
+    # 5. Model, results, figures, card; then the Hub, with --push_to_hub.
+    save_model(trainer)
+    if trainer.is_world_process_zero():
+        write_results(trainer, test, start.processor, splits, script_args)
+    trainer.accelerator.wait_for_everyone()  # the others do not leave while the first one still writes
+
+
+def open_images(script_args, split_seed: int):
+    """Open the images of --data: the three splits or, with --streaming, the shards; and the names of the classes."""
+    columns = {"image_column": script_args.image_column, "label_column": script_args.label_column}
+    limit = {"max_images": script_args.max_images}
+    if script_args.streaming:
+        shards = open_shards(script_args.data, **columns, **limit)
+        return shards, shards.names
+    splits = load_splits(
+        script_args.data, seed=split_seed, skip_bad_images=script_args.skip_bad_images, **columns, **limit
+    )
+    return splits, splits["train"].features["label"].names
+
+
+def make_tokens(images, processor, script_args, split_seed: int, args):
+    """Tokenize what `open_images` opened: the splits of images, and those of tokens."""
+    if not script_args.streaming:
+        return images, tokenize(images, processor)
+    return stream_splits(
+        images,
+        processor,
+        split_seed,
+        script_args.max_eval_images,
+        num_workers=torch.get_num_threads(),
+        first_shard=len(images.shards) * args.process_index // args.world_size,
+        skip_bad_images=script_args.skip_bad_images,
+    )
+
+
+def save_model(trainer):
+    """Save the best model and the state of the run."""
+    folder = trainer.args.output_dir
+    with report_last_checkpoint("the model", folder):
         if trainer.is_world_process_zero():  # of a shorter run that was resumed: they are not this model's
-            (Path(args.output_dir) / RESULTS).unlink(missing_ok=True)
+            (Path(folder) / RESULTS).unlink(missing_ok=True)
         trainer.save_model(_internal_call=True)  # which does not push: the card is not there yet
         trainer.save_state()
 
-    # 5. Results, figures, card; then the Hub, with --push_to_hub.
-    if trainer.is_world_process_zero():
-        if is_classifier:
-            results = collect_classification_results(trainer, test, script_args)
-            write_classification_run(trainer, results)
-        else:
-            results = collect_results(trainer, test, script_args)
-            write_run(trainer, processor, splits, results, script_args)
-        logger.info("%s: %s", args.output_dir, json.dumps(results, indent=2))
-        if args.push_to_hub:
-            logger.info("pushed: %s", trainer.push_to_hub())
-    trainer.accelerator.wait_for_everyone()  # the others do not leave while the first one still writes
+
+def write_results(trainer, test: dict, processor, splits, script_args):
+    """Write the results, figures and card of the run, and push it where that is asked for."""
+    if script_args.task == "classification":
+        results = collect_classification_results(trainer, test, script_args)
+        write_classification_run(trainer, results)
+    else:
+        results = collect_results(trainer, test, script_args)
+        write_run(trainer, processor, splits, results, script_args)
+    logger.info("%s: %s", trainer.args.output_dir, json.dumps(results, indent=2))
+    if trainer.args.push_to_hub:
+        logger.info("pushed: %s", trainer.push_to_hub())
 
 
 if __name__ == "__main__":

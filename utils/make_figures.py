@@ -39,7 +39,7 @@ def real_and_sampled(model, processor, real: dict[int, np.ndarray]) -> Image.Ima
     for label, pictures in real.items():
         samples = processor.decode(model.generate(**processor.prompt(class_labels=[label] * COLUMNS)))
         rows.append([*processor.decode(processor.tokenize(pictures)), Image.new("L", (side, side), 64), *samples])
-    return image_grid(rows, [model.config.id2label[label] for label in real])
+    return image_grid(rows, [model.config.class_names[label] for label in real])
 
 
 def growing(pixels: np.ndarray, processor, columns: int = 5, scale: int = 4) -> list[Image.Image]:

@@ -1,5 +1,5 @@
 // A drawing area, run by Gradio once its element is there: pen, eraser, undo, clear and, where asked for, upload.
-// The picture goes to Python as the component's value, a PNG in a data: address, whenever a stroke ends.
+// The image goes to Python as the component's value, a PNG in a data: address, whenever a stroke ends.
 
 const MAX_BYTES = 4e6, MAX_UNDO = 30;
 const SLATE = "#15182b", CHALK = "#fbf7ee";
@@ -60,31 +60,31 @@ for (const end of ["pointerup", "pointercancel"]) {
   });
 }
 
-// The whole picture, as large as fits, on a ground of the color of its corner; the pen contrasts with that.
+// The whole image, as large as fits, on a ground of the color of its corner; the pen contrasts with that.
 async function upload(file) {
   message.textContent = "";
   if (file.size > MAX_BYTES) {
     message.textContent = `${file.name} has ${(file.size / 1e6).toFixed(1)} MB; at most ${MAX_BYTES / 1e6} MB, please.`;
     return;
   }
-  let picture;
+  let image;
   try {
-    picture = await createImageBitmap(file);
+    image = await createImageBitmap(file);
   } catch {
-    message.textContent = `${file.name} is no picture that this browser can read: PNG, JPEG, WebP, GIF or BMP, please.`;
+    message.textContent = `${file.name} is not an image that this browser can read. Use PNG, JPEG, WebP, GIF or BMP.`;
     return;
   }
   remember();
   clear();
-  const scale = canvas.width / Math.max(picture.width, picture.height);
-  const width = picture.width * scale, height = picture.height * scale;
+  const scale = canvas.width / Math.max(image.width, image.height);
+  const width = image.width * scale, height = image.height * scale;
   context.imageSmoothingEnabled = scale < 1;
-  context.drawImage(picture, 0, 0, 1, 1, 0, 0, 1, 1);
+  context.drawImage(image, 0, 0, 1, 1, 0, 0, 1, 1);
   const [red, green, blue] = context.getImageData(0, 0, 1, 1).data;
   paper = context.fillStyle = `rgb(${red} ${green} ${blue})`;
   ink = red + green + blue > 382 ? SLATE : CHALK;
   context.fillRect(0, 0, canvas.width, canvas.height);
-  context.drawImage(picture, (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
+  context.drawImage(image, (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
   share();
 }
 

@@ -6,18 +6,6 @@ from pathlib import Path
 from ..errors import DataError
 
 
-def labels_as_in_model(names: list[str], config) -> list[int]:
-    """Class index in the model of each class of a data set, by name.
-
-    Raises:
-        DataError: A class that the model does not know.
-    """
-    try:
-        return [config.label_index(name) for name in names]
-    except ValueError as error:
-        raise DataError(f"the data has a class that the model does not know: {error}") from error
-
-
 def check_data(split, config, allow_resize: bool) -> list[int]:
     """Check that a data set, by its training split, fits a model; returns the model's class index of each class.
 
@@ -25,7 +13,10 @@ def check_data(split, config, allow_resize: bool) -> list[int]:
         DataError: A class that the model does not know or, unless `allow_resize`, images all of one size other than
             the model's.
     """
-    index = labels_as_in_model(split.features["label"].names, config)
+    try:
+        index = [config.label_index(name) for name in split.features["label"].names]
+    except ValueError as error:
+        raise DataError(f"the data has a class that the model does not know: {error}") from error
     if not allow_resize:
         check_image_size(split["image"], config.image_size)
     return index

@@ -113,10 +113,10 @@ def _measure_images(model, processor, images: torch.Tensor, prior: torch.Tensor,
     """Likelihood, codecs and calibration of images (n, 1 + N) -> numbers, and the surprise maps."""
     config = model.config
     labels, pixels = images[:, 0] - config.vocab_size, processor.decode_pixels(images)
-    report: dict[str, Any] = {"class_names": [config.id2label[label] for label in range(config.num_labels)]}
+    report: dict[str, Any] = {"class_names": config.class_names}
     scores = log_likelihoods(model, images, batch_size)
     report |= likelihood_report(scores, labels, prior, config.num_pixels)
-    report["nats_per_class"] = {config.id2label[label]: nats for label, nats in report["nats_per_class"].items()}
+    report["nats_per_class"] = {config.class_names[label]: nats for label, nats in report["nats_per_class"].items()}
     for name in ("", "_marginal"):
         report[f"bits_per_image{name}"] = report[f"nats_per_image{name}"] / math.log(2)
     report["codecs"] = codec_bits(pixels)

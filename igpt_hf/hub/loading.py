@@ -90,20 +90,20 @@ def _find(name: str) -> bool:
         HfApi().model_info(name, timeout=HUB_TIMEOUT)
     except RepositoryNotFoundError as error:
         raise IGPTError(
-            f"{name} is no folder here, and no model on the Hub that you can read. Check the name; for a private or "
-            "gated model, `hf auth login`. Train one: igpt train."
+            f"{name} is neither a local folder nor a model on the Hub that you can read. Check the name; for a "
+            "private or gated model, `hf auth login`. Train one: igpt train."
         ) from error
     except (HTTPError, OSError) as error:
         if isinstance(try_to_load_from_cache(name, "config.json"), str):
             return False
         raise IGPTError(
-            f"{name} is no folder here, and the Hub, where it could be a model's id, does not answer: {error}"
+            f"{name} is not a local folder, and the Hub, where it could be a model's id, does not answer: {error}"
         ) from error
     return True
 
 
 def _looks_like_path(name: str) -> bool:
-    """Whether a name that is no folder is a path all the same, and the Hub need not be asked.
+    """Whether a name that is not a folder can only be a path, so that the Hub need not be asked.
 
     "runs/hoda" has the shape of an id, too (user/name): it is a path where there is a folder "runs".
     """

@@ -45,10 +45,9 @@ class IGPTClassesMixin:
             kwargs |= {"id2label": saved.id2label, "label2id": saved.label2id}
         result = load(config=config, **kwargs)
         model = result[0] if kwargs.get("output_loading_info") else result
-        names = [str(wanted.id2label[label]) for label in range(wanted.num_labels)]
         if wanted.num_labels == saved.num_labels:  # other names for the same classes
-            model._name_classes(names)
-        elif new := model.set_classes(names):
+            model._name_classes(wanted.class_names)
+        elif new := model.set_classes(wanted.class_names):
             logger.warning("%s: the prompts of these classes are new and need training: %s", name, ", ".join(new))
         return result
 
@@ -68,7 +67,7 @@ class IGPTClassesMixin:
         if not names or len(set(names)) < len(names):
             raise ValueError(f"classes need names that are all different, got {', '.join(names) or 'none'}.")
         config, context = self.config, self.base_model.embeddings.context
-        known = self._labels_by_name()
+        known = {name: label for label, name in enumerate(config.class_names)}
         any_class = config.num_labels
         first = context.num_embeddings - config.num_labels - 1  # the row of the first class's prompt
         prompts = torch.tensor([*(known.get(name, any_class) for name in names), any_class])
@@ -86,6 +85,3 @@ class IGPTClassesMixin:
     def _name_classes(self, names: list[str]):
         self.config.id2label = dict(enumerate(names))
         self.config.label2id = {name: label for label, name in enumerate(names)}
-
-    def _labels_by_name(self) -> dict[str, int]:
-        return {str(self.config.id2label[label]): label for label in range(self.config.num_labels)}

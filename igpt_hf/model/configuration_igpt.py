@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
+from .tokens import TokenGrid
+
 
 if TYPE_CHECKING:  # never run, but transformers copies the file named here into a checkpoint
     from .pipeline_igpt import BinaryImageGenerationPipeline  # noqa: F401
@@ -22,7 +24,7 @@ PRESETS: dict[str, dict[str, int]] = {
 
 
 @strict
-class IGPTConfig(PreTrainedConfig):
+class IGPTConfig(TokenGrid, PreTrainedConfig):
     """Configuration of an Image GPT (Chen et al. 2020, "Generative Pretraining from Pixels") for binary images.
 
     The defaults are the reference model: `IGPTConfig.from_preset("xxs")`. The vocabulary is not a setting: it follows
@@ -96,12 +98,7 @@ class IGPTConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Check that the sizes fit together; called at construction."""
-        if self.patch_size not in (1, 2, 3, 4):
-            raise ValueError(f"patch_size must be 1, 2, 3 or 4, got {self.patch_size}.")
-        if self.image_size <= 0 or self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size must be a positive multiple of patch_size={self.patch_size}, got {self.image_size}."
-            )
+        self.check_sizes()
         if self.num_attention_heads <= 0 or self.hidden_size <= 0 or self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be a positive multiple of "
@@ -124,36 +121,20 @@ class IGPTConfig(PreTrainedConfig):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability, got {getattr(self, name)}.")
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of image tokens: one for each block of pixels, and the width of the head."""
-        return 2 ** (self.patch_size**2)
-
-    @property
-    def start_token_id(self) -> int:
-        """Prompt id that asks for an image of any class; `vocab_size + label` asks for one class."""
-        return self.vocab_size + self.num_labels
-
     def label_index(self, name: str) -> int:
         """Index of the class with this name.
 
         Raises:
             ValueError: There is no such class; the message lists those that there are.
         """
-        names = [str(self.id2label[label]) for label in range(self.num_labels)]
-        if name not in names:
-            raise ValueError(f"{name!r} is no class of this model ({', '.join(names)}).")
-        return names.index(name)
+        if name not in self.class_names:
+            raise ValueError(f"{name!r} is not a class of this model ({', '.join(self.class_names)}).")
+        return self.class_names.index(name)
 
     @property
-    def grid_size(self) -> int:
-        """Tokens per row and per column."""
-        return self.image_size // self.patch_size
-
-    @property
-    def num_image_tokens(self) -> int:
-        """Tokens per image."""
-        return self.grid_size**2
+    def class_names(self) -> list[str]:
+        """Names of the classes, in the order of their labels."""
+        return [str(self.id2label[label]) for label in range(self.num_labels)]
 
     @property
     def num_pixels(self) -> int:

@@ -21,10 +21,10 @@ from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .image_reading import as_list, has_light_border, read_image, to_marked_image
-from .tokens import pixels_to_tokens, tokens_to_pixels
+from .tokens import TokenGrid, pixels_to_tokens, tokens_to_pixels
 
 
-class IGPTImageProcessor(BaseImageProcessor):
+class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
     """Turn images of any size and mode into binary tokens with their prompt, and tokens back into images.
 
     Args:
@@ -65,15 +65,10 @@ class IGPTImageProcessor(BaseImageProcessor):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if patch_size not in (1, 2, 3, 4):
-            raise ValueError(
-                f"patch_size must be 1, 2, 3 or 4 (a vocabulary of 2**(patch_size**2)), got {patch_size}."
-            )
-        if image_size <= 0 or image_size % patch_size:
-            raise ValueError(
-                f"image_size must be a positive multiple of patch_size={patch_size}, got {image_size}. "
-                f"Use {max(1, image_size // patch_size) * patch_size}, or another patch_size."
-            )
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.num_labels = num_labels
+        self.check_sizes()
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold is a gray level in (0, 1], got {threshold}.")
         if invert not in ("auto", "never", "always"):
@@ -82,9 +77,6 @@ class IGPTImageProcessor(BaseImageProcessor):
             raise ValueError(f"margin must lie between 0 and half of image_size={image_size}, got {margin}.")
         if binarize not in ("threshold", "stochastic"):
             raise ValueError(f"binarize must be 'threshold' or 'stochastic', got {binarize!r}.")
-        self.image_size = image_size
-        self.patch_size = patch_size
-        self.num_labels = num_labels
         self.threshold = threshold
         self.invert = invert
         self.binarize = binarize
@@ -95,31 +87,6 @@ class IGPTImageProcessor(BaseImageProcessor):
         """Make a processor of saved settings; what `from_pretrained` is given beside them is checked like these."""
         settings = {name: kwargs.pop(name) for name in inspect.signature(cls).parameters if name in kwargs}
         return super().from_dict({**image_processor_dict, **settings}, **kwargs)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of image tokens."""
-        return 2 ** (self.patch_size**2)
-
-    @property
-    def start_token_id(self) -> int:
-        """Prompt id that asks for an image of any class."""
-        return self.vocab_size + self.num_labels
-
-    @property
-    def grid_size(self) -> int:
-        """Tokens per row and per column."""
-        return self.image_size // self.patch_size
-
-    @property
-    def num_image_tokens(self) -> int:
-        """Tokens per image."""
-        return self.grid_size**2
-
-    @property
-    def half_rows(self) -> int:
-        """Rows of pixels in the upper half of an image, whole blocks."""
-        return self.grid_size // 2 * self.patch_size
 
     # --- images -> gray -> binary -> tokens -------------------------------------------------------------------------
 

@@ -384,14 +384,14 @@ class IGPTForImageClassification(IGPTPreTrainedModel):
     @torch.no_grad()
     def set_classes(self, names: list[str]) -> list[str]:
         """Change the classes, and with them the class head: a row stays or is new, as its prompt does."""
-        known, old = self._labels_by_name(), self.classifier
+        known, old = self.config.class_names, self.classifier
         new = super().set_classes(names)
         self.classifier = nn.Linear(old.in_features, len(names), device=old.weight.device, dtype=old.weight.dtype)
         self._init_weights(self.classifier)
         for label, name in enumerate(names):
             if name in known:
-                self.classifier.weight[label] = old.weight[known[name]]
-                self.classifier.bias[label] = old.bias[known[name]]
+                self.classifier.weight[label] = old.weight[known.index(name)]
+                self.classifier.bias[label] = old.bias[known.index(name)]
         return new
 
     @can_return_tuple

@@ -83,10 +83,8 @@ class BinaryImageGenerationPipeline(Pipeline):
         return processor.prompt(class_labels=labels, images=inputs, keep_rows=rows)
 
     def _is_class(self, item) -> bool:
-        """Whether an input asks for a class, or for any; a string that is no class's name is a path if it exists."""
-        if isinstance(item, str) and (
-            item in map(str, self.model.config.id2label.values()) or not os.path.isfile(item)
-        ):
+        """Whether an input asks for a class, or for any; a string that names no class is a path if it exists."""
+        if isinstance(item, str) and (item in self.model.config.class_names or not os.path.isfile(item)):
             return True
         if item is None or isinstance(item, Integral):
             return True

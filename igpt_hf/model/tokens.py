@@ -3,6 +3,51 @@
 import numpy as np
 
 
+class TokenGrid:
+    """Sizes and ids that follow from `image_size`, `patch_size` and `num_labels`, which a subclass has."""
+
+    image_size: int
+    patch_size: int
+    num_labels: int
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of image tokens, one for each block of pixels; the width of the head."""
+        return 2 ** (self.patch_size**2)
+
+    @property
+    def start_token_id(self) -> int:
+        """Prompt id that asks for an image of any class; `vocab_size + label` asks for one class."""
+        return self.vocab_size + self.num_labels
+
+    @property
+    def grid_size(self) -> int:
+        """Tokens per row and per column."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Tokens per image."""
+        return self.grid_size**2
+
+    @property
+    def half_rows(self) -> int:
+        """Rows of pixels in the upper half of an image, whole blocks."""
+        return self.grid_size // 2 * self.patch_size
+
+    def check_sizes(self):
+        """Raise ValueError unless the sizes fit together."""
+        if self.patch_size not in (1, 2, 3, 4):
+            raise ValueError(
+                f"patch_size must be 1, 2, 3 or 4 (a vocabulary of 2**(patch_size**2)), got {self.patch_size}."
+            )
+        if self.image_size <= 0 or self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size must be a positive multiple of patch_size={self.patch_size}, got {self.image_size}. "
+                f"Use {max(1, self.image_size // self.patch_size) * self.patch_size}, or another patch_size."
+            )
+
+
 def pixels_to_tokens(pixels: np.ndarray, patch_size: int) -> np.ndarray:
     """Pack binary images into tokens: (n, height, width) of 0/1 -> (n, height * width / patch_size**2)."""
     n, height, width = pixels.shape

@@ -1,9 +1,9 @@
 """transformers' ImageGPT on the same data: pixel by pixel, loadable with transformers alone.
 
 The vocabulary is that of the seed model, 16 ids, but a token is one pixel: 0 is black, 1 white, 2 to 11 ask for one of
-ten classes, 12 to 14 are never used, and 15 is the start token, which asks for any class. The head has 15 outputs (the
-library leaves out the start token), so that each pixel's probability is a softmax over 15 ids; what the model gives to
-those that are no pixels counts against it, in the nats as in transformers' own loss.
+ten classes, 12 to 14 are never used, and 15 is the start token, which asks for any class. The head has 15 outputs
+(transformers leaves out the start token), so that each pixel's probability is a softmax over 15 ids; probability that
+the model gives to ids other than pixels counts against it, in the nats as in transformers' own loss.
 """
 
 from transformers import GenerationConfig, ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGPTImageProcessorPil

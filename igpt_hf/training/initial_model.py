@@ -82,7 +82,7 @@ def _from_checkpoint(class_names: list[str], script_args: ScriptArguments, model
         if getattr(arguments, name) != getattr(type(arguments), name):
             raise IGPTError(f"--{name} cannot be changed: it comes with --model_name_or_path {path}.")
     model, processor = load_pretrained(path, MODELS[script_args.task])
-    known = [str(model.config.id2label[label]) for label in range(model.config.num_labels)]
+    known = model.config.class_names
     if known != class_names:
         new = model.set_classes(class_names)
         processor.num_labels = len(class_names)

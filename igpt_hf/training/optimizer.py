@@ -62,7 +62,7 @@ class MuonAdamW(Optimizer):
     """Muon (Jordan et al. 2024) and AdamW (Loshchilov & Hutter 2019) as one optimizer.
 
     Muon replaces the gradient of a matrix by the nearest orthogonal matrix, so that a step changes all directions
-    alike; embeddings, the head, gains and biases are no such matrices. The parts share their parameter groups and
+    alike; embeddings, the head, gains and biases go to AdamW. The parts share their parameter groups and
     state with this object, so that learning-rate schedules and checkpoints see one optimizer.
 
     Args:

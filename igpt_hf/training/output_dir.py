@@ -71,7 +71,7 @@ def _take(lock: FileLock, folder: Path) -> list[Path]:
 
 def _give_back(lock: FileLock, made: list[Path]):
     with contextlib.suppress(OSError):  # Windows removes no open file; there filelock does it itself
-        Path(lock.lock_file).unlink()  # while it is held: nobody else's
+        Path(lock.lock_file).unlink()  # while it is held, so no other run's lock is deleted
     lock.release()
     for path in made:
         with contextlib.suppress(OSError):  # it is not empty
@@ -146,7 +146,7 @@ def _is_of_run(checkpoint: str, folder: Path) -> bool:
 
 def _check_whole(checkpoint: str, problem: str | None):
     if problem is not None:
-        raise IGPTError(f"--resume_from_checkpoint {checkpoint} is no complete checkpoint: {problem}.")
+        raise IGPTError(f"--resume_from_checkpoint {checkpoint} is not a complete checkpoint: {problem}.")
 
 
 def _resume_from(folder: Path, resume: str) -> str:

@@ -25,7 +25,8 @@ from helpers.paths import SCRIPTS
 pytest.importorskip("gradio", reason="there is no gradio: pip install -e '.[demo]'")
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor  # noqa: E402
-from igpt_hf.app.page import ANY, MAX_PICTURES, complete, data_uri, generate, launch, read  # noqa: E402
+from igpt_hf.app.answers import ANY, MAX_IMAGES, Settings, complete, data_uri, generate, read  # noqa: E402
+from igpt_hf.app.page import launch  # noqa: E402
 from igpt_hf.data.synthetic import draw_digit  # noqa: E402
 
 
@@ -35,7 +36,7 @@ HAS_INK = """() => {
     const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
     return data.some((x, i) => i % 4 < 3 && x > 200);
 }"""
-SETTINGS = {"label": 3, "count": 2, "temperature": 1.0, "guidance": 1.0, "seed": 0}
+SETTINGS = Settings(label=3, num=2, temperature=1.0, guidance=1.0, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def digit(label: int = 7) -> Image.Image:
     return picture.resize((280, 280), Image.Resampling.NEAREST)
 
 
-def pictures_in(html: str) -> list[np.ndarray]:
+def images_in(html: str) -> list[np.ndarray]:
     codes = re.findall(r"data:image/png;base64,([^\"]+)", html)
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(code)))) for code in codes]
 
@@ -75,23 +76,23 @@ def pictures_in(html: str) -> list[np.ndarray]:
 
 
 def test_generate_draws_as_many_as_asked_and_the_same_for_one_seed(model, processor):
-    pictures = pictures_in(generate(model, processor, **SETTINGS | {"count": 3}))
-    again = pictures_in(generate(model, processor, **SETTINGS | {"count": 3}))
-    other = pictures_in(generate(model, processor, **SETTINGS | {"count": 3, "seed": 1}))
-    assert [x.shape for x in pictures] == [(28, 28)] * 3
-    assert np.array_equal(pictures, again)
-    assert not np.array_equal(pictures, other)
+    images = images_in(generate(model, processor, *SETTINGS._replace(num=3)))
+    again = images_in(generate(model, processor, *SETTINGS._replace(num=3)))
+    other = images_in(generate(model, processor, *SETTINGS._replace(num=3, seed=1)))
+    assert [x.shape for x in images] == [(28, 28)] * 3
+    assert np.array_equal(images, again)
+    assert not np.array_equal(images, other)
 
 
 def test_any_class_is_asked_for_by_the_start_token(model, processor):
     torch.manual_seed(5)
     ids = model.generate(torch.full((2, 1), model.config.start_token_id))
-    pictures = pictures_in(generate(model, processor, **SETTINGS | {"label": ANY, "seed": 5}))
-    assert np.array_equal(np.array(pictures) > 0, processor.decode_pixels(ids) > 0)
+    images = images_in(generate(model, processor, *SETTINGS._replace(label=ANY, seed=5)))
+    assert np.array_equal(np.array(images) > 0, processor.decode_pixels(ids) > 0)
 
 
 def test_complete_keeps_the_rows_that_are_given(model, processor):
-    given, *answers = pictures_in(complete(model, processor, data_uri(digit()), 10, **SETTINGS | {"count": 4}))
+    given, *answers = images_in(complete(model, processor, data_uri(digit()), 10, *SETTINGS._replace(num=4)))
     seen = np.asarray(digit().resize((28, 28), Image.Resampling.NEAREST))
     assert np.array_equal(given[:10, :, 0], seen[:10])
     assert (given[:10, :, 1] == 255).all() and (given[10:, :, 1] == 0).all()  # what is not given is not shown
@@ -103,14 +104,14 @@ def test_complete_keeps_the_rows_that_are_given(model, processor):
 
 def test_complete_takes_dark_ink_on_light_paper(model, processor):
     light = Image.eval(digit(), lambda level: 255 - level)
-    pictures = [pictures_in(complete(model, processor, data_uri(x), 14, **SETTINGS))[1] for x in (digit(), light)]
-    assert np.array_equal(*pictures)
+    images = [images_in(complete(model, processor, data_uri(x), 14, *SETTINGS))[1] for x in (digit(), light)]
+    assert np.array_equal(*images)
 
 
 def test_read_shows_the_posterior_and_a_surprise_that_adds_up(model, processor):
     picture = digit()
     answer = read(model, processor, data_uri(picture))
-    seen, heat = pictures_in(answer)
+    seen, heat = images_in(answer)
     assert heat.shape == (28, 28, 3)
     ids = processor(seen > 0)["input_ids"]
     posterior = model.class_posterior(ids)[0]
@@ -126,7 +127,7 @@ def test_read_moves_the_drawing_to_the_middle(model, processor):
     for corner in ((0, 0), (150, 160)):
         canvas = Image.new("L", (280, 280))
         canvas.paste(small, corner)
-        canvases.append(pictures_in(read(model, processor, data_uri(canvas)))[0])
+        canvases.append(images_in(read(model, processor, data_uri(canvas)))[0])
     assert np.array_equal(*canvases)
     rows, columns = np.nonzero(canvases[0])
     assert abs(rows.min() - (27 - rows.max())) <= 1 and abs(columns.min() - (27 - columns.max())) <= 1
@@ -135,9 +136,9 @@ def test_read_moves_the_drawing_to_the_middle(model, processor):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"count": MAX_PICTURES + 1}, "number of pictures must be a whole number from 1 to 16, not 17"),
-        ({"count": 1.5}, "whole number"),
-        ({"count": None}, "not None"),
+        ({"num": MAX_IMAGES + 1}, "number of images must be a whole number from 1 to 16, not 17"),
+        ({"num": 1.5}, "whole number"),
+        ({"num": None}, "not None"),
         ({"label": 10}, "class must be"),
         ({"label": -2}, "class must be"),
         ({"temperature": 0}, "temperature must be"),
@@ -148,9 +149,9 @@ def test_read_moves_the_drawing_to_the_middle(model, processor):
 )
 def test_settings_out_of_bounds_are_refused_in_words(wrong, message, model, processor):
     with pytest.raises(ValueError, match=message):
-        generate(model, processor, **SETTINGS | wrong)
+        generate(model, processor, *SETTINGS._replace(**wrong))
     with pytest.raises(ValueError, match=message):
-        complete(model, processor, data_uri(digit()), 14, **SETTINGS | wrong)
+        complete(model, processor, data_uri(digit()), 14, *SETTINGS._replace(**wrong))
 
 
 @pytest.mark.parametrize(
@@ -160,8 +161,8 @@ def test_settings_out_of_bounds_are_refused_in_words(wrong, message, model, proc
         (data_uri(Image.new("L", (280, 280))), "draw something first"),
         ("http://127.0.0.1/picture.png", "a PNG as a data: address"),
         ("data:image/png;base64," + 600_000 * "A", "at most 500,000 characters"),
-        ("data:image/png;base64,AAAA", "no PNG that can be read"),
-        (data_uri(digit())[:150], "no PNG that can be read"),
+        ("data:image/png;base64,AAAA", "could not be read as a PNG"),
+        (data_uri(digit())[:150], "could not be read as a PNG"),
         (data_uri(Image.new("L", (3000, 3000))), "at most 2000 pixels a side"),
     ],
 )
@@ -174,11 +175,11 @@ def test_rows_that_are_empty_or_too_many_are_refused(model, processor):
     low = Image.new("L", (280, 280))
     low.paste(255, (100, 200, 150, 250))
     with pytest.raises(ValueError, match="The upper 14 rows are empty"):
-        complete(model, processor, data_uri(low), 14, **SETTINGS)
+        complete(model, processor, data_uri(low), 14, *SETTINGS)
     with pytest.raises(ValueError, match="number of rows must be a number from 2 to 26, not 28"):
-        complete(model, processor, data_uri(digit()), 28, **SETTINGS)
+        complete(model, processor, data_uri(digit()), 28, *SETTINGS)
     with pytest.raises(ValueError, match="multiple of patch_size"):
-        complete(model, processor, data_uri(digit()), 13, **SETTINGS)
+        complete(model, processor, data_uri(digit()), 13, *SETTINGS)
 
 
 # --- the script -----------------------------------------------------------------------------------------------------
@@ -279,14 +280,14 @@ def press(page, name: str):
 
 
 def shown(page) -> list[np.ndarray]:
-    page.locator(".pictures:visible").wait_for()
-    return pictures_in(page.locator(".pictures:visible").inner_html())
+    page.locator(".images:visible").wait_for()
+    return images_in(page.locator(".images:visible").inner_html())
 
 
 def seconds_to_draw(page, label: str) -> float:
-    """From the press of the button until other pictures are there."""
+    """From the press of the button until other images are there."""
     page.get_by_role("radio", name=label).check()
-    inner = "document.querySelector('.pictures')?.innerHTML"
+    inner = "document.querySelector('.images')?.innerHTML"
     old = page.evaluate(inner)
     before = time.perf_counter()
     press(page, "Draw")
@@ -342,7 +343,7 @@ def test_people_who_press_at_once_get_what_they_asked_for(model, processor, addr
     for page in pages:
         press(page, "Draw")
     for label, page in enumerate(pages):
-        expected = pictures_in(generate(model, processor, label, 9, 1.0, 1.0, 0))
+        expected = images_in(generate(model, processor, label, 9, 1.0, 1.0, 0))
         assert np.array_equal(shown(page), expected)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from igpt_hf import DataError
 from igpt_hf.evaluation.codecs import CODECS, codec_bits, codec_sizes
-from igpt_hf.evaluation.compatibility import check_image_size, check_two_classes, labels_as_in_model
+from igpt_hf.evaluation.compatibility import check_data, check_image_size, check_two_classes
 from igpt_hf.evaluation.likelihood import accuracy_stderr, likelihood_report, log_likelihoods, standard_error
 from igpt_hf.evaluation.report import evaluate_model, format_table
 from igpt_hf.evaluation.surprise import calibration, pixel_log_likelihoods, surprise_maps
@@ -65,9 +65,15 @@ def test_the_report_is_what_its_formulas_say(every_picture):
 
 def test_classes_are_matched_by_name(tiny_model):
     config = tiny_model(id2label={0: "cat", 1: "dog", 2: "eel"}, label2id={"cat": 0, "dog": 1, "eel": 2}).config
-    assert labels_as_in_model(["eel", "cat"], config) == [2, 0]
-    with pytest.raises(DataError, match=r"does not know: \'fox\' is no class of this model \(cat, dog, eel\)"):
-        labels_as_in_model(["cat", "fox"], config)
+
+    def of_classes(*names):
+        return datasets.Dataset.from_dict(
+            {"label": []}, datasets.Features({"label": datasets.ClassLabel(names=list(names))})
+        )
+
+    assert check_data(of_classes("eel", "cat"), config, allow_resize=True) == [2, 0]
+    with pytest.raises(DataError, match=r"does not know: \'fox\' is not a class of this model \(cat, dog, eel\)"):
+        check_data(of_classes("cat", "fox"), config, allow_resize=True)
 
 
 def test_reports_can_be_written_as_json(every_picture):

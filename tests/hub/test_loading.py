@@ -87,7 +87,7 @@ def test_a_hub_that_does_not_know_the_model_is_asked_once(work, monkeypatch):
     with HubStandIn() as hub, monkeypatch.context() as patch:
         connect(patch, hub)
         with pytest.raises(
-            IGPTError, match="user/nowhere is no folder here, and no model on the Hub that you can read"
+            IGPTError, match="user/nowhere is neither a local folder nor a model on the Hub that you can read"
         ):
             load_pretrained("user/nowhere")
     assert [request for request in hub.requests if "nowhere" in request] == ["GET /api/models/user/nowhere"]
@@ -100,7 +100,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(work, monkeypatch):
         hub.server.server_close()
         waits = []
         patch.setattr("time.sleep", waits.append)
-        with pytest.raises(IGPTError, match="user/nowhere is no folder here, and the Hub, .*, does not answer"):
+        with pytest.raises(IGPTError, match="user/nowhere is not a local folder, and the Hub, .*, does not answer"):
             load_pretrained("user/nowhere")
     assert waits == []
 

@@ -89,7 +89,7 @@ def test_a_generator_yields_a_picture_each(draw):
 
 def test_what_cannot_be_drawn_is_refused_in_words(draw):
     with pytest.raises(
-        ValueError, match=r"'fox' is no class of this model \(cat, dog, eel\). And there is no such file"
+        ValueError, match=r"'fox' is not a class of this model \(cat, dog, eel\). And there is no such file"
     ):
         draw("fox")
     with pytest.raises(ValueError, match="class label 3 is not one of the 3 classes"):

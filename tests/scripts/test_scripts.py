@@ -555,7 +555,7 @@ def test_all_images_are_those_of_the_three_splits(evaluate):
 
 def test_classes_that_the_model_does_not_know_are_named(script, animals_run, tmp_path):
     message = refusal(script, "evaluate.py", animals_run, "--output", tmp_path / "report.json")  # synthetic digits
-    assert "a class that the model does not know: '0' is no class of this model (cat, dog, eel)" in message
+    assert "a class that the model does not know: '0' is not a class of this model (cat, dog, eel)" in message
     assert "cat, dog, eel" in message
 
 
