@@ -112,10 +112,23 @@ def run_main(main: Callable[[], Any]):
     """
     try:
         main()
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop or 'stopped'}", file=sys.stderr)
+        sys.exit(130)  # as a shell has it: 128 and the number of the signal
     except ModuleNotFoundError as error:
         sys.exit(f"error: {error}. `make install` brings it, or pip install 'igpt_hf[eval]' (checkout: '.[eval]').")
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+
+
+def hide_library_bars():
+    """Hide the bars that libraries show for each file and, where stderr is not a terminal, those for data sets too."""
+    from datasets import disable_progress_bars
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
 
 
 def command_parser(command: str, description: str) -> argparse.ArgumentParser:

@@ -10,10 +10,8 @@ Needs the extra `demo`: pip install 'igpt_hf[demo]'.
 import importlib.util
 from pathlib import Path
 
-from transformers.utils import logging as transformers_logging
-
 from igpt_hf import IGPTError
-from igpt_hf.cli import command_parser, run_main
+from igpt_hf.cli import command_parser, hide_library_bars, run_main
 from igpt_hf.hub.loading import load_pretrained
 
 
@@ -35,7 +33,7 @@ def main():
             f"there is no model in {SEED_MODEL} yet: `make train` makes one in minutes. "
             "Or name another: igpt app MODEL."
         )
-    transformers_logging.disable_progress_bar()
+    hide_library_bars()
     model, processor = load_pretrained(args.model)
     if args.space is not None:
         from igpt_hf.hub.space import write_space

@@ -21,10 +21,17 @@ from pathlib import Path
 # once, when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
-from transformers.utils import logging as transformers_logging
 
 from igpt_hf import IGPTError, load_splits
-from igpt_hf.cli import add_data_arguments, check_output, check_positive, command_parser, run_main, split_arguments
+from igpt_hf.cli import (
+    add_data_arguments,
+    check_output,
+    check_positive,
+    command_parser,
+    hide_library_bars,
+    run_main,
+    split_arguments,
+)
 from igpt_hf.distributed import use_all_cores
 from igpt_hf.evaluation.compatibility import seen_images_warning, was_trained_on
 from igpt_hf.evaluation.report import evaluate_model, format_table
@@ -53,7 +60,7 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
-    transformers_logging.disable_progress_bar()
+    hide_library_bars()
     use_all_cores()
 
     # 1. Model and processor.

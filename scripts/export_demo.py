@@ -8,10 +8,8 @@ and weights by name in base64, 4 characters each. docs/demo has such a page.
 
 from pathlib import Path
 
-from transformers.utils import logging as transformers_logging
-
 from igpt_hf import IGPTError
-from igpt_hf.cli import command_parser, run_main
+from igpt_hf.cli import command_parser, hide_library_bars, run_main
 from igpt_hf.hub.export import copy_page, export_page
 from igpt_hf.hub.loading import load_pretrained
 
@@ -24,7 +22,7 @@ def main():
     is_new = not args.page.exists()
     if not is_new and not (args.page / "igpt.js").is_file():
         raise IGPTError(f"{args.page} exists but holds no page (igpt.js): name a new folder.")
-    transformers_logging.disable_progress_bar()
+    hide_library_bars()
     model, _ = load_pretrained(args.model)
     if is_new:
         copy_page(args.page)

@@ -15,9 +15,7 @@ import logging
 import warnings
 from pathlib import Path
 
-from transformers.utils import logging as transformers_logging
-
-from igpt_hf.cli import check_output, command_parser, run_main
+from igpt_hf.cli import check_output, command_parser, hide_library_bars, run_main
 from igpt_hf.hub.export import export_onnx
 from igpt_hf.hub.loading import load_pretrained
 
@@ -28,7 +26,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("step.onnx"))
     args = parser.parse_args()
     check_output(args.output)
-    transformers_logging.disable_progress_bar()
+    hide_library_bars()
     model, _ = load_pretrained(args.model)
     for name in ("torch.onnx", "onnxscript"):
         logging.getLogger(name).setLevel(logging.ERROR)

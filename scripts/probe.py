@@ -19,10 +19,17 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 import numpy as np
-from transformers.utils import logging as transformers_logging
 
 from igpt_hf import load_splits, tokenize
-from igpt_hf.cli import add_data_arguments, check_output, check_positive, command_parser, run_main, split_arguments
+from igpt_hf.cli import (
+    add_data_arguments,
+    check_output,
+    check_positive,
+    command_parser,
+    hide_library_bars,
+    run_main,
+    split_arguments,
+)
 from igpt_hf.data.tokenized import TokenDataset
 from igpt_hf.distributed import use_all_cores
 from igpt_hf.evaluation.compatibility import check_data, check_two_classes, seen_images_warning, was_trained_on
@@ -47,7 +54,7 @@ def main():
     args = parse_arguments()
     from igpt_hf.evaluation.linear_probe import layer_features, probe_layers  # needs scikit-learn
 
-    transformers_logging.disable_progress_bar()
+    hide_library_bars()
     use_all_cores()
 
     # 1. Model and processor.

@@ -14,10 +14,9 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 from transformers import set_seed
-from transformers.utils import logging as transformers_logging
 
 from igpt_hf import IGPTError
-from igpt_hf.cli import check_output, check_positive, command_parser, run_main
+from igpt_hf.cli import check_output, check_positive, command_parser, hide_library_bars, run_main
 from igpt_hf.hub.loading import load_pretrained
 from igpt_hf.plots import image_grid
 
@@ -59,7 +58,7 @@ def class_index(name: str, config) -> int:
 
 def main():
     args = parse_arguments()
-    transformers_logging.disable_progress_bar()
+    hide_library_bars()
     model, processor = load_pretrained(args.model)
     labels = None if args.labels is None else [class_index(name, model.config) for name in args.labels]
     num = args.num if args.num is not None else len(labels or [0] * 10)
@@ -71,7 +70,7 @@ def main():
 
     set_seed(args.seed)
     batches = []
-    for start in tqdm(range(0, num, args.batch_size), desc="Sampling", delay=2):
+    for start in tqdm(range(0, num, args.batch_size), desc="Sampling", delay=2, disable=None):
         count = min(args.batch_size, num - start)
         prompt = processor.prompt(class_labels=None if labels is None else labels[start : start + count], **given)
         prompt["input_ids"] = prompt["input_ids"].expand(count, -1)  # one start token serves all

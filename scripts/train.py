@@ -14,7 +14,6 @@ completions.png into --output_dir. A classifier is chosen by validation accuracy
 these figures. `--help` lists all flags: those of TrainingArguments and IGPTConfig, and a few for data.
 """
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -26,9 +25,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 import torch
 from transformers import set_seed
-from transformers.utils import logging as transformers_logging
 
-from igpt_hf.cli import run_main
+from igpt_hf.cli import hide_library_bars, run_main
 from igpt_hf.data.splits import load_splits
 from igpt_hf.data.streaming import open_shards, stream_splits
 from igpt_hf.data.tokenized import LabelDataset, TokenDataset, tokenize
@@ -51,10 +49,11 @@ from igpt_hf.training.preemption import Preempted, SaveOnSigterm
 from igpt_hf.training.results import (
     collect_classification_results,
     collect_results,
+    format_results,
     write_classification_run,
     write_run,
 )
-from igpt_hf.training.stopping import finished_message
+from igpt_hf.training.stopping import finished_message, interrupted_message
 from igpt_hf.training.trainer import few_steps_hint, make_trainer, push_run
 
 
@@ -66,7 +65,7 @@ def main():
     logging.basicConfig(format="%(message)s")
     for name in ("igpt_hf", "train"):
         logging.getLogger(name).setLevel(logging.INFO if args.should_log else logging.ERROR)
-    transformers_logging.disable_progress_bar()  # one bar for the training, none for each file that is saved
+    hide_library_bars()
     end_with_launcher()
     with only_run_in(args.output_dir):
         if (message := on_first_process(lambda: finished_message(args))) is None:
@@ -115,6 +114,8 @@ def train(script_args, model_args, args):
         trainer.train(resume_from_checkpoint=checkpoint)
     except Preempted as message:
         return logger.info(message)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(interrupted_message(trainer)) from None
     test_split = (LabelDataset if is_classifier else TokenDataset)(tokens["test"], start.layout, seed=args.seed)
     test = trainer.evaluate(test_split, metric_key_prefix="test")
 
@@ -171,7 +172,7 @@ def write_results(trainer, test: dict, processor, splits, script_args):
     else:
         results = collect_results(trainer, test, script_args)
         write_run(trainer, processor, splits, results, script_args)
-    logger.info("%s: %s", trainer.args.output_dir, json.dumps(results, indent=2))
+    logger.info("%s", format_results(results, trainer.args.output_dir))
     if trainer.args.push_to_hub:
         logger.info("pushed: %s", trainer.push_to_hub())
 

@@ -32,7 +32,7 @@ def codec_bits(pixels: np.ndarray) -> dict[str, dict[str, float]]:
     count = max(1, SHEET_ROWS // height)
     sheets = [pixels[i : i + count].reshape(-1, width) for i in range(0, num, count)]
     bits = {}
-    for codec in tqdm(CODECS, desc="Codecs", delay=2):
+    for codec in tqdm(CODECS, desc="Codecs", delay=2, disable=None):
         alone, in_sheets = codec_sizes(pixels, codec).sum(), codec_sizes(sheets, codec).sum()
         bits[codec] = {"alone": 8 * alone / num, "in_sheets": 8 * in_sheets / num}
     return bits

@@ -31,7 +31,7 @@ def log_likelihoods(model, input_ids: torch.Tensor, batch_size: int = 128) -> di
         `classes`: ln p(image | class), (n, num_labels); `start`: ln p(image | start token), (n,).
     """
     classes, start = [], []
-    for chunk in tqdm(input_ids.split(batch_size), desc="Likelihood", unit="batch", delay=2):
+    for chunk in tqdm(input_ids.split(batch_size), desc="Likelihood", unit="batch", delay=2, disable=None):
         classes.append(model.class_log_likelihoods(chunk, batch_size).cpu())
         prompt = torch.full_like(chunk[:, :1], model.config.start_token_id)
         start.append(model.log_likelihood(torch.cat([prompt, chunk[:, 1:]], dim=1), batch_size).cpu())

@@ -21,7 +21,7 @@ def layer_features(model, input_ids: torch.Tensor, batch_size: int = 128) -> np.
         batch_size: Images at a time.
     """
     features = []
-    for chunk in tqdm(input_ids.split(batch_size), desc="Hidden states", unit="batch", delay=2):
+    for chunk in tqdm(input_ids.split(batch_size), desc="Hidden states", unit="batch", delay=2, disable=None):
         chunk = chunk[:, :-1].to(model.device, torch.long).clone()
         chunk[:, 0] = model.config.start_token_id
         hidden = model.model(input_ids=chunk, use_cache=False, output_hidden_states=True).hidden_states
@@ -40,7 +40,7 @@ def probe_layers(features: dict[str, np.ndarray], labels: dict[str, np.ndarray])
         For each layer its number and the accuracy on each split.
     """
     results = []
-    for layer in tqdm(range(len(features["train"])), desc="Probes", unit="layer", delay=2):
+    for layer in tqdm(range(len(features["train"])), desc="Probes", unit="layer", delay=2, disable=None):
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
         probe.fit(features["train"][layer], labels["train"])
         scores = {f"{name}_accuracy": float(probe.score(features[name][layer], labels[name])) for name in features}

@@ -100,7 +100,7 @@ def train_classifier(images: Images, num_labels: int, seed: int, what: str = "cl
         model = LeNet(images.pixels.shape[-1], num_labels)
         optimizer = torch.optim.AdamW(model.parameters())
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RECIPE["learning_rate"], total_steps=steps)
-        for step in tqdm(range(steps), desc=f"Training the {what}", unit="step", delay=2):
+        for step in tqdm(range(steps), desc=f"Training the {what}", unit="step", delay=2, disable=None):
             if step % num_batches == 0:
                 batches = torch.randperm(len(labels)).split(RECIPE["batch_size"])
             index = batches[step % num_batches]
@@ -226,7 +226,7 @@ def draw_samples(
         labels = labels[torch.randperm(num)]
         ids = [
             model.generate(**processor.prompt(class_labels=chunk).to(model.device), **generate_arguments).cpu()
-            for chunk in tqdm(labels.split(batch_size), desc="Sampling", unit="batch", delay=2)
+            for chunk in tqdm(labels.split(batch_size), desc="Sampling", unit="batch", delay=2, disable=None)
         ]
     return Images(processor.decode_pixels(torch.cat(ids)), labels.numpy())
 

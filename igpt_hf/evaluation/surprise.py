@@ -55,7 +55,7 @@ def surprise_maps(model, input_ids: torch.Tensor, batch_size: int = 128) -> dict
         blocks = bits.view(-1, grid, grid, patch, patch).transpose(2, 3)
         return blocks.reshape(-1, grid * patch, grid * patch).cpu().numpy()
 
-    for chunk in tqdm(input_ids.split(batch_size), desc="Surprise", unit="batch", delay=2):
+    for chunk in tqdm(input_ids.split(batch_size), desc="Surprise", unit="batch", delay=2, disable=None):
         chunk = chunk.to(model.device, torch.long)
         tokens = chunk[:, 1:]
         log_probs = model(input_ids=chunk[:, :-1], use_cache=False).logits.double().log_softmax(-1)  # (B, N, V)

@@ -194,6 +194,8 @@ class IGPTTrainingArguments(TrainingArguments):
     use_cache: bool = field(default=True, metadata={"help": "Saved with the model: generate with a cache."})
 
     def __post_init__(self):
+        if self.disable_tqdm is None:
+            self.disable_tqdm = not sys.stderr.isatty()
         self.metric_for_best_model = f"eval_{self.metric_for_best_model.removeprefix('eval_')}"
         if self.greater_is_better is None:
             self.greater_is_better = self.metric_for_best_model.endswith("accuracy")

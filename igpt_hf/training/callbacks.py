@@ -1,5 +1,6 @@
 """What happens between steps: early stopping, the time limit, progress lines, sheets of samples."""
 
+import logging
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,9 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from ..data.streaming import TokenStream
 from ..data.tokenized import TokenDataset
 from .checkpoints import report_last_checkpoint
+
+
+logger = logging.getLogger(__name__)
 
 
 class PatientEarlyStopping(EarlyStoppingCallback):
@@ -93,22 +97,37 @@ class EpochCallback(TrainerCallback):
         self.dataset.set_epoch(int(state.epoch + 1e-6))  # a resumed epoch has begun already
 
 
+def _evaluation_line(state, logs: dict) -> str | None:
+    """One line for an evaluation of the validation split; None for other logs."""
+    epoch = f"epoch {state.epoch or 0:5.2f}"
+    if "eval_validation_accuracy" in logs:
+        nats, accuracy = logs["eval_validation_nats_per_image_unconditional"], logs["eval_validation_accuracy"]
+        return f"{epoch}  validation {accuracy:7.2%} right, {nats:7.2f} nats/image, class unknown"
+    if "eval_validation_nats_per_image" in logs:
+        train = next(e["eval_train_nats_per_image"] for e in state.log_history[::-1] if "eval_train_loss" in e)
+        return f"{epoch}  train {train:7.2f}  validation {logs['eval_validation_nats_per_image']:7.2f} nats/image"
+    return None
+
+
 class OneLineProgress(ProgressCallback):
     """The Trainer's progress bars, with one line for each evaluation instead of the whole log."""
 
+    def on_step_end(self, args, state, control, **kwargs):
+        super().on_step_end(args, state, control, **kwargs)
+        if self.training_bar is not None and self.training_bar.n <= 1:
+            self.training_bar.unpause()  # the first step loads the kernels: it says nothing of the time that is left
+
     def on_log(self, args, state, control, logs=None, **kwargs):
-        logs = logs or {}
-        if self.training_bar is not None and "eval_validation_accuracy" in logs:
-            nats, accuracy = logs["eval_validation_nats_per_image_unconditional"], logs["eval_validation_accuracy"]
-            line = f"epoch {state.epoch:5.2f}  validation {accuracy:7.2%} right, {nats:7.2f} nats/image, class unknown"
+        if self.training_bar is not None and (line := _evaluation_line(state, logs or {})) is not None:
             self.training_bar.write(line, file=sys.stderr)
-        if self.training_bar is None or "eval_validation_nats_per_image" not in logs:
-            return
-        train = next(e["eval_train_nats_per_image"] for e in state.log_history[::-1] if "eval_train_loss" in e)
-        validation = logs["eval_validation_nats_per_image"]
-        self.training_bar.write(
-            f"epoch {state.epoch:5.2f}  train {train:7.2f}  validation {validation:7.2f} nats/image", file=sys.stderr
-        )
+
+
+class EvaluationLines(TrainerCallback):
+    """One line for each evaluation, where there are no progress bars."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and (line := _evaluation_line(state, logs or {})) is not None:
+            logger.info(line)
 
 
 class SampleSheetCallback(TrainerCallback):

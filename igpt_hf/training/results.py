@@ -103,6 +103,33 @@ def collect_classification_results(trainer, test: dict[str, float], script_args:
     }
 
 
+def format_results(results: dict, folder: str) -> str:
+    """The results of a run as a short table, why it ended, where they are, and what to type next."""
+    splits = ("train", "validation", "test")
+    if results.get("task") == "classification":
+        lines = [f"{split:>12} {results[f'{split}_accuracy']:8.2%} right" for split in splits]
+        command = f"igpt probe {folder} --data {results['data']}"
+    else:
+        nats = {split: results[f"{split}_nats_per_image"] for split in splits}
+        lines = [f"{split:>12} {value:8.2f} nats/image given the class" for split, value in nats.items()]
+        error, bits = results["test_nats_per_image_stderr"], results["test_bits_per_pixel"]
+        lines[-1] += f", ± {error:.2f}; {bits:.4f} bits/pixel"
+        command = f"igpt sample {folder}; igpt evaluate {folder} --data {results['data']}"
+    ends = {
+        "epochs": "all epochs are done",
+        "max_steps": "all steps are done",
+        "max_minutes": "the time is up",
+        "early_stopping": "the validation loss did not improve any more (--early_stopping_patience)",
+    }
+    epochs = f"best epoch {results['best_epoch']:.4g} of {results['epochs']:.4g}"
+    lines += [
+        f"{epochs}, {results['train_runtime'] / 60:.1f} minutes: {ends.get(results['stopped'], 'stopped')}",
+        f"{folder} holds the best model, its card, figures and {RESULTS}",
+        f"next: {command}",
+    ]
+    return "\n".join(lines)
+
+
 def _write_results(results: dict, folder: Path):
     """Write all_results.json, at once and after all else: where it is, the run's files are complete."""
     unfinished = folder / f"{RESULTS}.tmp"

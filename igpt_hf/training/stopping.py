@@ -7,7 +7,7 @@ from transformers.trainer_callback import TrainerState
 
 from .arguments import IGPTTrainingArguments
 from .callbacks import PatientEarlyStopping, Stopwatch
-from .checkpoints import RESULTS
+from .checkpoints import RESULTS, list_checkpoints
 from .output_dir import resumes_from_the_end
 
 
@@ -37,6 +37,13 @@ def _evaluations_without_gain(state: TrainerState) -> int:
 def _seconds(state: TrainerState) -> float:
     saved: Any = state.stateful_callbacks
     return saved[Stopwatch.__name__]["attributes"]["seconds_before"]
+
+
+def interrupted_message(trainer) -> str:
+    """Say how far a run came that Ctrl-C stopped, and how to go on."""
+    checkpoints = list_checkpoints(trainer.args.output_dir)
+    how = "go on with --resume_from_checkpoint true" if checkpoints else "there is no checkpoint yet"
+    return f"stopped at epoch {trainer.state.epoch or 0:.2f}; {how}."
 
 
 def finished_message(args: IGPTTrainingArguments) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
-from transformers.trainer_callback import ExportableState, ProgressCallback
+from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
 from ..data.streaming import ShardedTokens, TokenStream
 from ..data.tokenized import LabelDataset, TokenDataset, collate
@@ -20,7 +20,14 @@ from ..hub.push import push_folder, retry_hub_request
 from ..model.configuration_igpt import IGPTConfig
 from ..model.modeling_igpt import IGPTForImageClassification
 from .arguments import IGPTTrainingArguments
-from .callbacks import EpochCallback, OneLineProgress, PatientEarlyStopping, SampleSheetCallback, Stopwatch
+from .callbacks import (
+    EpochCallback,
+    EvaluationLines,
+    OneLineProgress,
+    PatientEarlyStopping,
+    SampleSheetCallback,
+    Stopwatch,
+)
 from .checkpoints import last_complete_checkpoint, sealed_checkpoint
 from .metrics import classification_metrics, likelihood_metrics, nats_per_image
 from .optimizer import MuonAdamW, average_weights, swap_average
@@ -247,6 +254,7 @@ def make_trainer(
     for callback in callbacks:
         if isinstance(callback, SampleSheetCallback):
             callback.trainer = trainer
-    if trainer.pop_callback(ProgressCallback) is not None:  # None with --disable_tqdm
-        trainer.add_callback(OneLineProgress)
+    has_bars = trainer.pop_callback(ProgressCallback) is not None  # not with --disable_tqdm
+    trainer.pop_callback(PrinterCallback)
+    trainer.add_callback(OneLineProgress if has_bars else EvaluationLines)
     return trainer

@@ -22,6 +22,7 @@ from helpers.paths import EXAMPLES, SCRIPTS
 from helpers.scripts import FILES, LAUNCH, contents, results_of, run, run_python
 from igpt_hf.data.splits import load_splits
 from igpt_hf.evaluation.compatibility import seen_images_warning
+from igpt_hf.training.trainer import IGPTTrainer
 
 
 TINY = ["--num_hidden_layers", "1", "--num_train_epochs", "2", "--num_threads", "1"]
@@ -107,8 +108,20 @@ def animals_flags(animals) -> list:
 def animals_run(animals_flags, tmp_path_factory) -> Path:
     """A model of somebody's own images: 12x12 pixels, three classes; 7 steps in each of two epochs."""
     folder = tmp_path_factory.mktemp("runs") / "animals"
-    run(*LAUNCH, *animals_flags, "--output_dir", folder)
+    done = run(*LAUNCH, *animals_flags, "--output_dir", folder)
+    (folder.parent / "animals.log").write_text(done.stderr, encoding="utf-8")
     return folder
+
+
+@pytest.mark.slow
+def test_a_run_into_a_pipe_prints_a_line_for_each_epoch_and_a_short_table_without_bars(animals_run):
+    log = (animals_run.parent / "animals.log").read_text(encoding="utf-8")
+    results = results_of(animals_run)
+    assert log.count("\nepoch ") == 2
+    assert "\r" not in log and "it/s]" not in log and len(log.splitlines()) < 30
+    assert f"test {results['test_nats_per_image']:8.2f} nats/image given the class" in log
+    assert "best epoch 2 of 2" in log and "all epochs are done" in log
+    assert f"next: igpt sample {animals_run}" in log
 
 
 def assert_same_results(first: Path, second: Path):
@@ -119,6 +132,24 @@ def assert_same_results(first: Path, second: Path):
 
 
 # --- train.py: what it writes ---------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_says_in_one_line_how_far_the_run_came_and_how_to_go_on(
+    script, animals_flags, tmp_path, monkeypatch, capsys
+):
+    step = IGPTTrainer.training_step
+
+    def interrupted(trainer, *args):
+        if trainer.state.global_step == 9:
+            raise KeyboardInterrupt
+        return step(trainer, *args)
+
+    monkeypatch.setattr(IGPTTrainer, "training_step", interrupted)
+    with pytest.raises(SystemExit) as end:
+        script("train.py", *animals_flags, "--output_dir", tmp_path / "run")
+    assert end.value.code == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "stopped at epoch 1.29; go on with --resume_from_checkpoint true."
 
 
 @pytest.mark.slow
