@@ -17,6 +17,7 @@ from typing import Any
 
 from . import __version__
 from .errors import IGPTError
+from .help import CommandParser, print_help
 
 
 # Command -> its script, and what `igpt --help` says.
@@ -73,7 +74,7 @@ def run_script(script: Path, argv: list[str]):
 def launch(script: Path, argv: list[str]):
     """Run a script through accelerate's launcher, and end with the exit status that the script ended with."""
     own, flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else ([], argv)
-    if set(HELP) & set(flags):
+    if "--help-all" in flags:
         return run_script(script, flags)
     from accelerate.commands.launch import main as launch_main
 
@@ -95,6 +96,8 @@ def main():
     else:
         name, flags = find_command(argv)
         run = launch if name == "train" else run_script
+        if set(HELP) & set(flags):
+            return print_help(name)
         try:
             run(script_path(COMMANDS[name][0]), flags)
         except KeyboardInterrupt:
@@ -131,9 +134,9 @@ def hide_library_bars():
         disable_progress_bars()
 
 
-def command_parser(command: str, description: str) -> argparse.ArgumentParser:
+def command_parser(command: str, description: str) -> CommandParser:
     """The parser of `igpt COMMAND`; the description keeps its line breaks."""
-    return argparse.ArgumentParser(
+    return CommandParser(
         prog=f"igpt {command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 

@@ -11,7 +11,7 @@
 
 Writes the best model by validation likelihood, its card, all_results.json, loss_curve.png, samples.png and
 completions.png into --output_dir. A classifier is chosen by validation accuracy and has accuracy_curve.png instead of
-these figures. `--help` lists all flags: those of TrainingArguments and IGPTConfig, and a few for data.
+these figures.
 """
 
 import logging

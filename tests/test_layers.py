@@ -11,7 +11,7 @@ from helpers.paths import ROOT
 PACKAGE = Path(igpt_hf.__file__).parent
 # A room may import from the rooms of earlier lines, not from its own line's other rooms.
 LAYERS = (
-    ("errors",),
+    ("errors", "help"),
     ("model",),
     ("distributed", "plots"),
     ("data",),

@@ -14,6 +14,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..errors import IGPTError
+from ..help import CommandParser, print_help
 from ..model.configuration_igpt import PRESETS, IGPTConfig
 from .imagegpt_baseline import BASELINE_PRESET
 
@@ -86,6 +87,21 @@ def _model_arguments() -> type:
 ModelArguments = _model_arguments()
 
 
+class TrainParser(CommandParser, HfArgumentParser):
+    """transformers' parser of dataclasses; `--help` is the short text, and `--help-all` lists every flag."""
+
+    def print_help(self, file=None):
+        print_help("train", file)
+
+
+def make_parser() -> TrainParser:
+    """The parser of scripts/train.py."""
+    kinds: tuple[Any, ...] = (ScriptArguments, ModelArguments, IGPTTrainingArguments)
+    parser = TrainParser(kinds, prog="igpt train", allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE.yaml", help="Flags as lines of `flag: value`; those here win.")
+    return parser
+
+
 def parse_arguments(argv: list[str] | None = None):
     """Parse the command line of scripts/train.py -> (ScriptArguments, ModelArguments, IGPTTrainingArguments).
 
@@ -96,18 +112,18 @@ def parse_arguments(argv: list[str] | None = None):
         SystemExit: A value of the wrong type, or `--help`.
     """
     settings, argv = _split_off_config(argv)
-    kinds: tuple[Any, ...] = (ScriptArguments, ModelArguments, IGPTTrainingArguments)
-    parser = HfArgumentParser(kinds, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE.yaml", help="Flags as lines of `flag: value`; those here win.")
-    parser.prog = "igpt train"
+    parser = make_parser()
     parser.set_defaults(**{name: None for name, value in settings.items() if value is None})
     flags = []
     for name, value in settings.items():
         if value is not None or name not in {action.dest for action in parser._actions}:
             flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    if "--help-all" in argv:
+        sys.stdout.write(parser.format_help())
+        sys.exit()
     *arguments, namespace, unknown = parser.parse_args_into_dataclasses(flags + argv, return_remaining_strings=True)
     if unknown:
-        raise IGPTError(f"unknown flag {' '.join(unknown)}; --help lists all.")
+        parser.refuse_unknown(unknown)
     script_args, model_args, args = arguments
     if model_args.preset == BASELINE_PRESET:
         args.use_muon = False  # transformers' ImageGPT, trained with AdamW alone

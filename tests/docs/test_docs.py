@@ -1,6 +1,5 @@
 """The code in the documentation runs, what it claims is true, and the site builds without a warning."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pytest
 from PIL import Image
 
 from helpers.paths import ROOT, UTILS
+from helpers.scripts import load_utility
 from igpt_hf import PRESETS, IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor, synthetic_digits
 
 
@@ -20,14 +20,7 @@ TEXTS = [README, *PAGES]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-def load_script(name: str):
-    spec = importlib.util.spec_from_file_location(name, UTILS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-check_docs = load_script("check_docs")
+check_docs = load_utility("check_docs")
 
 
 def names(path: Path) -> str:

@@ -1,11 +1,12 @@
 """Run commands as a user does, and read what they leave behind."""
 
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-from .paths import SCRIPTS
+from .paths import SCRIPTS, UTILS
 
 
 LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", str(SCRIPTS / "train.py")]
@@ -34,3 +35,11 @@ def results_of(folder: Path) -> dict:
 def contents(folder: Path) -> dict[str, bytes]:
     """All files below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def load_utility(name: str):
+    """A script of utils/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, UTILS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -5,7 +5,13 @@ import sys
 
 import pytest
 
+from helpers.scripts import load_utility
 from igpt_hf import __version__, cli
+from igpt_hf.help import TEXTS
+from igpt_hf.training.arguments import make_parser
+
+
+make_help = load_utility("make_help")
 
 
 @pytest.fixture
@@ -83,6 +89,33 @@ def test_an_unknown_command_is_one_line_with_a_suggestion(igpt, capsys, words, m
 def test_a_command_ends_as_its_script_does(igpt, tmp_path):
     assert igpt("sample", tmp_path / "nowhere", "--num", "0").startswith("error: ")
     assert igpt("sample", "--no_such_flag") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["sample", "m", "--labls", "3"],
+            "error: unknown flag --labls 3; did you mean --labels? igpt sample --help",
+        ),
+        (["sample", "m", "--num", "many"], "error: argument --num: invalid int value: 'many'. igpt sample --help"),
+        (["train", "--dtaa", "x"], "error: unknown flag --dtaa x; did you mean --data? igpt train --help"),
+        (["train", "--seed", "x"], "error: argument --seed: invalid int value: 'x'. igpt train --help"),
+    ],
+)
+def test_a_wrong_flag_or_value_is_one_line(monkeypatch, capsys, words, message):
+    command, *flags = words
+    with pytest.raises(SystemExit) as end:
+        make_parser().parse_args(flags) if command == "train" else cli.run_script(cli.script_path("sample.py"), flags)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"{message} lists the flags.\n"
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="argparse lays help out in another way")
+def test_the_texts_of_help_are_what_the_parsers_say(monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(make_help.WIDTH))
+    written = {name: TEXTS.joinpath(f"{name.replace(' ', '_')}.txt").read_text() for name in cli.COMMANDS}
+    assert make_help.help_texts() == written
 
 
 def test_train_runs_through_the_launcher_whose_own_flags_come_first(igpt, launched):
