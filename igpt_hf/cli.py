@@ -26,6 +26,7 @@ COMMANDS = {
     "sample": ("sample.py", "sample images from a trained model, or complete half an image"),
     "evaluate": ("evaluate.py", "exact likelihoods, classification and sample quality"),
     "probe": ("probe.py", "linear probes: class accuracy from each layer's features"),
+    "score": ("score.py", "nats, class and percentile of image files, as a table"),
     "push": ("push_to_hub.py", "upload a trained model to the Hugging Face Hub"),
     "app": ("app.py", "try a trained model in the browser"),
     "export onnx": ("export_onnx.py", "export one decoding step as an ONNX file"),

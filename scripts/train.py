@@ -50,6 +50,7 @@ from igpt_hf.training.results import (
     collect_classification_results,
     collect_results,
     format_results,
+    keep_nats_quantiles,
     write_classification_run,
     write_run,
 )
@@ -120,6 +121,7 @@ def train(script_args, model_args, args):
     test = trainer.evaluate(test_split, metric_key_prefix="test")
 
     # 5. Model, results, figures, card; then the Hub, with --push_to_hub.
+    keep_nats_quantiles(trainer)
     save_model(trainer)
     if trainer.is_world_process_zero():
         write_results(trainer, test, start.processor, splits, script_args)

@@ -78,6 +78,7 @@ class IGPTClassesMixin:
             if isinstance(norm, IGPTRMSNorm) and config.class_conditional_norm:
                 norm.weight = nn.Parameter(norm.weight[prompts], requires_grad=norm.weight.requires_grad)
         self._name_classes(names)
+        config.nats_quantiles = None  # they were those of the old classes
         if self.can_generate():
             self.generation_config.bos_token_id = config.start_token_id
         return [name for name in names if name not in known]

@@ -50,6 +50,10 @@ class IGPTConfig(TokenGrid, PreTrainedConfig):
         use_cache: Whether `generate` keeps keys and values.
         num_labels: Number of classes (or give `id2label`); 10 by default.
 
+    Attributes:
+        nats_quantiles: Percentiles 0, 1, ..., 100 of the nats of the validation images, class unknown, since the end
+            of the training: how typical an image is (`igpt score`). None if they were not measured.
+
     Raises:
         huggingface_hub.errors.StrictDataclassError: A value of the wrong type, or sizes that do not fit together.
 
@@ -77,6 +81,7 @@ class IGPTConfig(TokenGrid, PreTrainedConfig):
     initializer_range: float | int = 0.1
     use_cache: bool = True
     tie_word_embeddings: bool = False
+    nats_quantiles: list[float] | None = None
 
     def __post_init__(self, **kwargs):
         if self.id2label is None:

@@ -75,6 +75,7 @@ def _model_arguments() -> type:
     fields: list[tuple[str, Any, Any]]
     fields = [("preset", str, field(default="xxs", metadata={"help": f"The model: {presets}."}))]
     taken = {training_field.name for training_field in dataclasses.fields(TrainingArguments)}  # use_cache
+    taken.add("nats_quantiles")  # measured, not chosen
     for config_field in dataclasses.fields(IGPTConfig):
         if config_field.name in meanings and config_field.name not in taken:
             kind = next(t for t in (bool, float, int, str) if t.__name__ in str(config_field.type))

@@ -11,7 +11,9 @@ from transformers import AutoModelForCausalLM, set_seed
 from .. import __version__
 from ..distributed import precision
 from ..errors import IGPTError
+from ..evaluation.typicality import NUM_IMAGES, nats_quantiles
 from ..hub.model_card import hardware, make_classifier_card, make_model_card, versions
+from ..model.modeling_igpt import IGPTForCausalImageModeling
 from ..plots import accuracy_curve, completion_sheet, loss_curve, sample_sheet
 from .arguments import ScriptArguments
 from .callbacks import Stopwatch
@@ -101,6 +103,14 @@ def collect_classification_results(trainer, test: dict[str, float], script_args:
         "train_runtime": stopwatch.seconds,
         **_about_data(args, script_args),
     }
+
+
+def keep_nats_quantiles(trainer):
+    """Measure the nats of validation images for the model's configuration, by which `igpt score` ranks others."""
+    model, validation = trainer.model, trainer.eval_dataset["validation"]
+    if isinstance(model, IGPTForCausalImageModeling) and not trainer.is_fsdp_enabled:
+        ids = validation.__getitems__(range(min(len(validation), NUM_IMAGES)))["input_ids"]
+        model.config.nats_quantiles = nats_quantiles(model.eval(), ids)
 
 
 def format_results(results: dict, folder: str) -> str:

@@ -1,5 +1,6 @@
 """The scripts, run as a user runs them: what they write, and what they say to bad input."""
 
+import csv
 import json
 import math
 import os
@@ -783,6 +784,36 @@ def test_one_class_of_several_that_the_model_knows_is_evaluated(script, animals_
     script("evaluate.py", animals_run, "--data", cats, "--split", "all", "--prior", "uniform", "--output", output)
     report = json.loads(output.read_text())  # now other classes could be told, too
     assert report["confusion_matrix"][0][0] / 240 == report["bayes_accuracy"]
+
+
+# --- score.py -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_score_writes_the_nats_the_class_and_the_rank_of_each_file(script, animals, animals_run, tmp_path):
+    files = sorted((animals / "eel").glob("*.png"))
+    script("score.py", animals_run, animals / "cat" / "0.png", animals / "eel", "--output", tmp_path / "scores.csv")
+    with open(tmp_path / "scores.csv", encoding="utf-8", newline="") as table:
+        rows = list(csv.DictReader(table))
+    assert [row["file"] for row in rows] == [str(path) for path in (animals / "cat" / "0.png", *files)]
+    model = AutoModelForCausalLM.from_pretrained(animals_run)
+    ids = AutoImageProcessor.from_pretrained(animals_run)(files[3])["input_ids"]
+    posterior, nats = model.class_posterior(ids)[0], -model.class_log_likelihoods(ids)[0].logsumexp(0) + math.log(3)
+    row = rows[4]
+    assert float(row["nats"]) == pytest.approx(nats.item(), abs=1e-3)
+    assert float(row["bits_per_pixel"]) == pytest.approx(nats.item() / (144 * math.log(2)), abs=1e-5)
+    assert row["label"] == ["cat", "dog", "eel"][posterior.argmax()]
+    assert float(row["posterior"]) == pytest.approx(posterior.max().item(), abs=1e-4)
+    assert len(model.config.nats_quantiles) == 101
+    assert 0 <= float(row["percentile"]) <= 100
+
+
+@pytest.mark.slow
+def test_score_names_the_file_that_is_not_an_image(script, animals, animals_run, tmp_path):
+    broken = animals / "dog" / "broken.png"
+    for path, words in ((broken, str(broken)), (tmp_path / "no", "does not exist"), (tmp_path, "holds no images")):
+        message = refusal(script, "score.py", animals_run, path, "--output", tmp_path / "scores.csv")
+        assert str(path) in message and words in message
 
 
 # --- probe.py -------------------------------------------------------------------------------------------------------
