@@ -48,12 +48,10 @@ def find_images(paths: list[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise DataError(f"{path} does not exist.")
-        found = (
-            sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes) if path.is_dir() else [path]
-        )
-        if not found:
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes)
+        if path.is_dir() and not inside:
             raise DataError(f"{path} holds no images.")
-        files += found
+        files += inside if path.is_dir() else [path]
     return files
 
 
