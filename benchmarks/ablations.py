@@ -24,7 +24,6 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-COLUMNS = ("variant", "seeds", "parameters", "epochs", "minutes", "train", "validation", "spread", "against default")
 
 
 def parse_arguments():
@@ -96,8 +95,8 @@ def record(name: str, words: list[str], results: dict) -> dict:
 
 
 def summarize(records: list[dict]) -> list[dict]:
-    """One row for each variant and number of epochs: means over the seeds, and the difference from `default` at the
-    same epochs and seeds."""
+    """One row for each variant and number of epochs, best validation first: means over the seeds, and the difference
+    from `default` at the same epochs and seeds."""
     default = {(r["epochs"], r["seed"]): r["validation"] for r in records if r["variant"] == "default"}
     rows = []
     for name, epochs in dict.fromkeys((r["variant"], r["epochs"]) for r in records):
@@ -117,13 +116,12 @@ def summarize(records: list[dict]) -> list[dict]:
                 "against default": f"{mean(gains):+.2f}" if gains else "",
             }
         )
-    return rows
+    return sorted(rows, key=lambda row: (row["epochs"], float(row["validation"])))
 
 
 def as_table(rows: list[dict]) -> str:
-    """Markdown, best validation first."""
-    rows = sorted(rows, key=lambda row: (row["epochs"], float(row["validation"])))
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *([row[name] for name in COLUMNS] for row in rows)]
+    """Rows with the same keys as Markdown."""
+    lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
