@@ -22,14 +22,13 @@ from statistics import mean
 import yaml
 
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="synthetic", help="as in train.py")
-    parser.add_argument("--variants", type=Path, default=HERE / "ablations.yaml")
+    parser.add_argument("--variants", type=Path, default=ROOT / "benchmarks" / "ablations.yaml")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these variants, in this order; all if left out")
     parser.add_argument("--epochs", type=float, default=5, help="of every run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
@@ -131,8 +130,9 @@ def main():
     path = args.results or args.output / "runs.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    variants = read_variants(args.variants, args.only)
     for seed in args.seeds:
-        for name, flags in read_variants(args.variants, args.only).items():
+        for name, flags in variants.items():
             words = command(args, flags, seed)
             print(f"{name}, seed {seed}: {shlex.join(words)}", flush=True)
             folder = args.output / f"{re.sub('[^a-z0-9.]+', '-', name.lower())}-{args.epochs:g}-seed{seed}"

@@ -1,4 +1,4 @@
-"""Our model beside transformers' ImageGPT and a gated PixelCNN of its size: same data, same wall clock, exact nats.
+"""Compare our model with transformers' ImageGPT and a gated PixelCNN of its size: same data, same time, exact nats.
 
     python benchmarks/baselines.py --data RemainingSamples.cdb --minutes 60 --output runs/baselines
 

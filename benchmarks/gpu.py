@@ -1,4 +1,4 @@
-"""Throughput on a GPU: training and sampling of several presets, beside the card's own matrix products.
+"""Throughput on a GPU: training and sampling of several presets, compared with the card's matrix products.
 
     python benchmarks/gpu.py --output gpu.json                       # one CUDA card, bf16, about ten minutes
     python benchmarks/gpu.py --presets igpt-s --image_sizes 32 64 --output igpt-s.json

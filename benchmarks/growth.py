@@ -24,7 +24,6 @@ from speed import generation, likelihood, train_step
 
 
 TASKS = {"training": train_step, "generate": generation, "log-likelihood": likelihood}
-REFERENCE = {"preset": "xxs", "image_size": 28, "batch": 64}
 CURVES = {  # what is changed -> its values
     "image_size": [14, 28, 56],
     "batch": [1, 4, 16, 64, 256],
@@ -32,28 +31,26 @@ CURVES = {  # what is changed -> its values
 }
 
 
-def images_per_second(preset: str, image_size: int, batch: int, budget: float) -> dict[str, float]:
+def images_per_second(preset: str, image_size: int, batch: int, threads: int, budget: float) -> dict[str, float]:
     """Images per second of each task."""
+    torch.set_num_threads(threads)
     model = IGPTForCausalImageModeling(IGPTConfig.from_preset(preset, image_size=image_size))
     return {name: batch / median_seconds(make(model, batch), budget) for name, make in TASKS.items()}
 
 
-def measure(is_quick: bool) -> dict[str, dict]:
+def measure(cores: int, is_quick: bool) -> dict[str, dict]:
     """All curves: what is changed -> value -> task -> images per second."""
-    budget = 0.3 if is_quick else 2.0
+    reference = {"preset": "xxs", "image_size": 28, "batch": 64, "threads": cores}
     table: dict[str, dict] = {}
-    for changed, values in CURVES.items():
+    for changed, values in {**CURVES, "threads": sorted({1, cores})}.items():
         table[changed] = {}
         for value in values[:1] if is_quick else values:
-            settings = {**REFERENCE, changed: value}
+            settings = {**reference, changed: value}
             if value == "s":  # large for a CPU
                 settings["batch"] = 8
-            table[changed][value] = images_per_second(**settings, budget=budget)
-            print(changed, value, {task: round(speed, 1) for task, speed in table[changed][value].items()}, flush=True)
-    table["threads"] = {}
-    for threads in sorted({1, use_all_cores()}):
-        torch.set_num_threads(threads)
-        table["threads"][threads] = images_per_second(**REFERENCE, budget=budget)
+            row = images_per_second(**settings, budget=0.3 if is_quick else 2.0)
+            table[changed][value] = row
+            print(changed, value, {task: round(speed, 1) for task, speed in row.items()}, flush=True)
     return table
 
 
@@ -76,9 +73,8 @@ def main():
     parser = benchmark_parser(__doc__, "growth.png")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
-    use_all_cores()
     torch.manual_seed(0)
-    table = measure(args.quick)
+    table = measure(use_all_cores(), args.quick)
     plot(table, args.output)
     write_results(table, args.output.with_suffix(".json"))
 

@@ -1,4 +1,4 @@
-"""What each of the package's own fast paths is worth, beside transformers and torch without it.
+"""How much faster each of the package's own fast paths is than transformers and torch without it.
 
     python benchmarks/parts.py --output parts.json     # about two minutes
 

@@ -1,4 +1,4 @@
-"""Speed of the `xxs` model beside transformers' ImageGPT of the same size, and beside the limits of the machine.
+"""Speed of the `xxs` model compared with transformers' ImageGPT of the same size, and with the machine's limits.
 
     python benchmarks/speed.py --output speed.json            # everything, about five minutes on two cores
     python benchmarks/speed.py --quick                        # small batches, one repetition: does it run?

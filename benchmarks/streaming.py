@@ -17,12 +17,11 @@ import json
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import datasets
 import numpy as np
-import PIL.Image
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,9 +29,9 @@ from transformers import set_seed
 
 from harness import benchmark_parser, write_results
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
-from igpt_hf.data.splits import WHITE_FOREGROUND, PngInfo
 from igpt_hf.data.streaming import open_shards, stream_splits
 from igpt_hf.data.synthetic import CLASS_NAMES, synthetic_digits
+from igpt_hf.model.image_reading import to_marked_image
 from igpt_hf.training.arguments import IGPTTrainingArguments
 from igpt_hf.training.metrics import LossHistory
 from igpt_hf.training.trainer import make_trainer
@@ -43,10 +42,8 @@ def resident_megabytes() -> float:
     this = psutil.Process()
     total = 0
     for process in [this, *this.children(recursive=True)]:
-        try:
+        with suppress(psutil.NoSuchProcess):
             total += process.memory_info().rss
-        except psutil.NoSuchProcess:
-            pass
     return total / 1e6
 
 
@@ -77,11 +74,8 @@ def measured_phase(name: str, phases: dict[str, dict[str, float]]):
 
 def png(pixels: np.ndarray) -> bytes:
     """A PNG file that says that white is the foreground."""
-    polarity = PngInfo()
-    for key, value in WHITE_FOREGROUND.items():
-        polarity.add_text(key, value)
     buffer = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(buffer, "PNG", pnginfo=polarity, compress_level=1)
+    to_marked_image(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 

@@ -63,7 +63,7 @@ HIDDEN = re.compile(  # blocks, comments, code, formulas, addresses, sections an
     r"(?:section|version|Python|torch|transformers)\s[\d.]+",
     re.DOTALL | re.MULTILINE,
 )
-COMMAND = re.compile(r"[^\n|`]*(?<![\w/])(?:scripts|benchmarks|examples)/\w+\.py[^\n|`]*")
+COMMAND = re.compile(r"(?<![\w/])((?:scripts|benchmarks|examples)/\w+\.py)([^\n|`#]*)")  # a script and its flags
 FILE = re.compile(r"(?<![\w/.])(?:scripts|benchmarks|configs|examples|igpt_hf|tests|utils)/[\w/.-]+\.(?:py|yaml)")
 NAME = re.compile(r"`(igpt_hf(?:\.\w+)+)")
 FLAG = re.compile(r"(?<=\s)--(\w+)")
@@ -167,14 +167,9 @@ def wrong_figures(text: str, results: Path = RESULTS) -> list[str]:
 
 def wrong_cells(shown: str, names: set[str]) -> list[str]:
     """Numbers in a row of measurements that are not listed: no cell of such a row may be typed by hand."""
-    problems = []
-    for row in re.findall(r"^\|.*$", shown, re.MULTILINE):
-        cells = [cell.strip("* ") for cell in row.split("|")[2:]]
-        if names & set(NUMBER.findall(row)):
-            problems += [
-                f"the cell {cell!r} has no source" for cell in cells if NUMBER.fullmatch(cell) and cell not in names
-            ]
-    return problems
+    rows = [row for row in re.findall(r"^\|.*$", shown, re.MULTILINE) if names & set(NUMBER.findall(row))]
+    cells = [cell.strip("* ") for row in rows for cell in row.split("|")[2:]]
+    return [f"the cell {cell!r} has no source" for cell in cells if NUMBER.fullmatch(cell) and cell not in names]
 
 
 def fill(text: str, results: Path = RESULTS) -> str:
@@ -203,13 +198,13 @@ def changed_figures(text: str, results: Path) -> dict[str, str]:
     Raises:
         LookupError: Two lines list the same figure, and now differ.
     """
-    new = {}
+    new: dict[str, str] = {}
     for line in listed(text):
-        new.setdefault(line["text"], set()).add(expected(line, results))
-    for old, texts in new.items():
-        if len(texts) > 1:
-            raise LookupError(f"{old} is listed for what is now {' and '.join(sorted(texts))}: write them by hand")
-    return {old: texts.pop() for old, texts in new.items() if texts != {old}}
+        old, now = line["text"], expected(line, results)
+        if new.setdefault(old, now) != now:
+            both = " and ".join(sorted([new[old], now]))
+            raise LookupError(f"{old} is listed for what is now {both}: write them by hand")
+    return {old: now for old, now in new.items() if now != old}
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
@@ -253,11 +248,9 @@ def wrong_commands(text: str) -> list[str]:
     problems = [f"there is no igpt {name}" for name in IGPT.findall(text) if name not in COMMANDS]
     text = IGPT.sub(lambda match: f"scripts/{COMMANDS[match[1]][0]} " if match[1] in COMMANDS else match[0], text)
     problems += [f"there is no {path}" for path in FILE.findall(text) if not (ROOT / path).is_file()]
-    for line in COMMAND.findall(text.replace("\\\n", " ")):
-        script = re.search(r"(?<![\w/])(?:scripts|benchmarks|examples)/\w+\.py", line)[0]
+    for script, flags in COMMAND.findall(text.replace("\\\n", " ")):
         if (ROOT / script).is_file():
-            given = FLAG.findall(line[line.index(script) :].split("#")[0])
-            problems += [f"{script} has no --{flag}" for flag in given if flag not in flags_of(script)]
+            problems += [f"{script} has no --{flag}" for flag in FLAG.findall(flags) if flag not in flags_of(script)]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"(?:^|`)make (\w+)", text, re.MULTILINE):
         if not re.search(rf"^{target}:", makefile, re.MULTILINE):

@@ -1,6 +1,7 @@
 """The benchmarks run, at a size that says nothing about speed."""
 
 import argparse
+import importlib
 import json
 import math
 import shutil
@@ -13,10 +14,13 @@ import ablations
 import baselines
 import crash_test
 import speed
+import streaming
 from helpers.paths import BENCHMARKS
 from helpers.scripts import run_python
+from igpt_hf import load_splits
 
 
+BENCHMARK_NAMES = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
 TINY = ["--max_images", "60", "--num_hidden_layers", "1", "--num_threads", "1", "--disable_tqdm", "true"]
 
 
@@ -110,3 +114,16 @@ def test_the_crash_test_names_each_tensor_that_is_not_equal(tmp_path):
     assert crash_test.differences(tmp_path / "whole", tmp_path / "whole") == []
     different = crash_test.differences(tmp_path / "whole", tmp_path / "killed")
     assert different == ["/weight", "/state/0/moment", "/groups/0/lr"]
+
+
+@pytest.mark.parametrize("name", BENCHMARK_NAMES)
+def test_every_benchmark_imports_what_there_is(name):
+    importlib.import_module(name)
+
+
+def test_the_shards_of_streaming_are_read_as_white_on_black_digits(tmp_path):
+    streaming.write_shards(tmp_path / "shards", num_images=60, num_shards=2)
+    splits = load_splits(str(tmp_path / "shards"))
+    assert sum(len(split) for split in splits.values()) == 60
+    image = splits["train"][0]["image"]
+    assert image.size == (28, 28) and image.info["foreground"] == "white"
