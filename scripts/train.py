@@ -48,12 +48,7 @@ from igpt_hf.training.checkpoints import RESULTS, report_last_checkpoint
 from igpt_hf.training.initial_model import make_initial_model
 from igpt_hf.training.output_dir import delete_overwritten, only_run_in, prepare_output_dir
 from igpt_hf.training.preemption import Preempted, SaveOnSigterm
-from igpt_hf.training.results import (
-    collect_classification_results,
-    collect_results,
-    write_classification_run,
-    write_run,
-)
+from igpt_hf.training.results import write_run
 from igpt_hf.training.stopping import finished_message
 from igpt_hf.training.trainer import few_steps_hint, make_trainer, push_run
 
@@ -121,7 +116,10 @@ def train(script_args, model_args, args):
     # 5. Model, results, figures, card; then the Hub, with --push_to_hub.
     save_model(trainer)
     if trainer.is_world_process_zero():
-        write_results(trainer, test, start.processor, splits, script_args)
+        results = write_run(trainer, test, start.processor, splits, script_args)
+        logger.info("%s: %s", args.output_dir, json.dumps(results, indent=2))
+        if args.push_to_hub:
+            logger.info("pushed: %s", trainer.push_to_hub())
     trainer.accelerator.wait_for_everyone()  # the others do not leave while the first one still writes
 
 
@@ -161,19 +159,6 @@ def save_model(trainer):
             (Path(folder) / RESULTS).unlink(missing_ok=True)
         trainer.save_model(_internal_call=True)  # which does not push: the card is not there yet
         trainer.save_state()
-
-
-def write_results(trainer, test: dict, processor, splits, script_args):
-    """Write the results, figures and card of the run, and push it where that is asked for."""
-    if script_args.task == "classification":
-        results = collect_classification_results(trainer, test, script_args)
-        write_classification_run(trainer, results)
-    else:
-        results = collect_results(trainer, test, script_args)
-        write_run(trainer, processor, splits, results, script_args)
-    logger.info("%s: %s", trainer.args.output_dir, json.dumps(results, indent=2))
-    if trainer.args.push_to_hub:
-        logger.info("pushed: %s", trainer.push_to_hub())
 
 
 if __name__ == "__main__":

@@ -111,22 +111,15 @@ def drawing_area(title: str, image_size: int, kept_rows: int | None = None) -> g
     if kept_rows is not None:
         line = f'<div class="pad-line" id="kept" style="--kept: {kept_rows / image_size}"></div>'
         upload = UPLOAD
-    template = (
-        FOLDER.joinpath("pad.html")
-        .read_text(encoding="utf-8")
-        .format(title=title, canvas=CANVAS_SCALE * image_size, line=line, upload=upload)
-    )
-    return gr.HTML(html_template=template, js_on_load=template("app.js"), apply_default_css=False)
+    pad = template("pad.html").format(title=title, canvas=CANVAS_SCALE * image_size, line=line, upload=upload)
+    return gr.HTML(html_template=pad, js_on_load=template("app.js"), apply_default_css=False)
 
 
 def build_app(model, processor) -> gr.Blocks:
     """The page: three tabs, whose requests wait in one queue, so that one at a time has the model."""
     config, size = model.config, model.config.image_size
-    introduction = (
-        FOLDER.joinpath("introduction.html")
-        .read_text(encoding="utf-8")
-        .format(parameters=model.num_parameters(), side=size, patch=config.patch_size)
-    )
+    about = {"parameters": model.num_parameters(), "side": size, "patch": config.patch_size}
+    introduction = template("introduction.html").format(**about)
     # Seeds set the one generator of random numbers.
     alone: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 

@@ -27,16 +27,16 @@ TINY = ["--max_images", "60", "--num_hidden_layers", "1", "--num_threads", "1", 
 @pytest.mark.slow
 def test_ablations_make_a_table_and_do_not_run_twice(tmp_path):
     variants = tmp_path / "variants.yaml"
-    variants.write_text("default:\nsmall radius: {neighborhood_radius: 1}\nturning: {model: unrotated}\nnever: {}\n")
+    variants.write_text("default:\nsmall radius: {neighborhood_radius: 1}\ngated: {model: swiglu}\nnever: {}\n")
     command = [BENCHMARKS / "ablations.py", "--variants", variants, "--output", tmp_path / "runs", "--epochs", 1]
-    command += ["--only", "default", "small radius", "turning", "--flags", *TINY]
+    command += ["--only", "default", "small radius", "gated", "--flags", *TINY]
     first = run_python(*command)
     table = (tmp_path / "runs" / "table.md").read_text()
     assert table in first.stdout
     assert table.count("\n") == 5
     results = tmp_path / "runs" / "runs.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()]
-    assert [row["variant"] for row in rows] == ["default", "small radius", "turning"]
+    assert [row["variant"] for row in rows] == ["default", "small radius", "gated"]
     assert rows[1]["parameters"] < rows[0]["parameters"]
     assert [row["command"].split()[1] for row in rows] == [*["scripts/train.py"] * 2, "benchmarks/variants.py"]
     assert rows[2]["validation"] != rows[0]["validation"]
