@@ -22,15 +22,13 @@ from statistics import mean
 import yaml
 
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-COLUMNS = ("variant", "seeds", "parameters", "epochs", "minutes", "train", "validation", "spread", "against default")
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="synthetic", help="as in train.py")
-    parser.add_argument("--variants", type=Path, default=HERE / "ablations.yaml")
+    parser.add_argument("--variants", type=Path, default=ROOT / "benchmarks" / "ablations.yaml")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these variants, in this order; all if left out")
     parser.add_argument("--epochs", type=float, default=5, help="of every run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
@@ -96,8 +94,8 @@ def record(name: str, words: list[str], results: dict) -> dict:
 
 
 def summarize(records: list[dict]) -> list[dict]:
-    """One row for each variant and number of epochs: means over the seeds, and the difference from `default` at the
-    same epochs and seeds."""
+    """One row for each variant and number of epochs, best validation first: means over the seeds, and the difference
+    from `default` at the same epochs and seeds."""
     default = {(r["epochs"], r["seed"]): r["validation"] for r in records if r["variant"] == "default"}
     rows = []
     for name, epochs in dict.fromkeys((r["variant"], r["epochs"]) for r in records):
@@ -117,13 +115,12 @@ def summarize(records: list[dict]) -> list[dict]:
                 "against default": f"{mean(gains):+.2f}" if gains else "",
             }
         )
-    return rows
+    return sorted(rows, key=lambda row: (row["epochs"], float(row["validation"])))
 
 
 def as_table(rows: list[dict]) -> str:
-    """Markdown, best validation first."""
-    rows = sorted(rows, key=lambda row: (row["epochs"], float(row["validation"])))
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *([row[name] for name in COLUMNS] for row in rows)]
+    """Rows with the same keys as Markdown."""
+    lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
@@ -133,8 +130,9 @@ def main():
     path = args.results or args.output / "runs.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    variants = read_variants(args.variants, args.only)
     for seed in args.seeds:
-        for name, flags in read_variants(args.variants, args.only).items():
+        for name, flags in variants.items():
             words = command(args, flags, seed)
             print(f"{name}, seed {seed}: {shlex.join(words)}", flush=True)
             folder = args.output / f"{re.sub('[^a-z0-9.]+', '-', name.lower())}-{args.epochs:g}-seed{seed}"

@@ -1,4 +1,4 @@
-"""Our model beside the stock ImageGPT and a gated PixelCNN of its size: same data, same wall clock, exact nats.
+"""Compare our model with transformers' ImageGPT and a gated PixelCNN of its size: same data, same time, exact nats.
 
     python benchmarks/baselines.py --data RemainingSamples.cdb --minutes 60 --output runs/baselines
 
@@ -15,11 +15,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ablations import as_table
+from harness import write_results
+
 
 ROOT = Path(__file__).resolve().parents[1]
-STOCK, PIXELCNN, OURS = "stock ImageGPT", "gated PixelCNN", "igpt_hf"
+IMAGEGPT, PIXELCNN, OURS = "stock ImageGPT", "gated PixelCNN", "igpt_hf"
 CANDIDATES = {  # (batch size, learning rate)
-    STOCK: [(4, 3e-3), (4, 8e-3), (8, 8e-3)],
+    IMAGEGPT: [(4, 3e-3), (4, 8e-3), (8, 8e-3)],
     PIXELCNN: [(16, 2e-3), (16, 4e-3), (32, 8e-3)],
     OURS: [(32, 1e-2)],  # the default recipe
 }
@@ -49,7 +52,7 @@ def command(args, model: str, batch: int, rate: float, minutes: float, epochs: f
     if model == PIXELCNN:  # it decays its rate over the minutes
         script = ["benchmarks/pixelcnn.py", "--minutes", minutes, "--batch_size", batch]
     else:
-        script = ["scripts/train.py", "--preset", "stock-xxs" if model == STOCK else "xxs"]
+        script = ["scripts/train.py", "--preset", "stock-xxs" if model == IMAGEGPT else "xxs"]
         script += ["--per_device_train_batch_size", batch, "--max_minutes", minutes, "--disable_tqdm", "true"]
         script += ["--lr_scheduler_type", "constant_with_warmup"] if epochs is None else ["--num_train_epochs", epochs]
     return [str(word) for word in [*script, *words]]
@@ -59,11 +62,10 @@ def run(words: list[str], folder: Path) -> dict:
     """Run to the end, unless that is done; returns the results in the words of all_results.json, and `images_seen`."""
     results = folder / "all_results.json"
     if not results.is_file():
-        is_pixelcnn = "pixelcnn" in words[0]
-        to = (
-            ["--output", str(results)] if is_pixelcnn else ["--output_dir", str(folder), "--overwrite_output_dir", "1"]
-        )
-        subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:], *to], check=True)
+        output = ["--output_dir", str(folder), "--overwrite_output_dir", "1"]
+        if "pixelcnn" in words[0]:
+            output = ["--output", str(results)]
+        subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:], *output], check=True)
     values = json.loads(results.read_text(encoding="utf-8"))
     if "images_seen" not in values:
         values["images_seen"] = round(values["train_images_per_second"] * values["train_runtime"])
@@ -98,23 +100,20 @@ def compare(args, model: str) -> dict:
     }
 
 
-def as_table(rows: list[dict]) -> str:
+def table(rows: list[dict]) -> str:
     """Markdown, best validation first, without the candidates and the commands."""
-    columns = [name for name in rows[0] if name not in ("tried", "command")]
     rows = sorted(rows, key=lambda row: row["validation"])
-    lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+    return as_table([{key: row[key] for key in row if key not in ("tried", "command")} for row in rows])
 
 
 def main():
     args = parse_arguments()
-    args.output.mkdir(parents=True, exist_ok=True)
     rows = []
     for model in args.only:
         rows.append(compare(args, model))
-        (args.output / "baselines.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-        (args.output / "table.md").write_text(as_table(rows), encoding="utf-8")
-    print(as_table(rows))
+        write_results(rows, args.output / "baselines.json")
+        (args.output / "table.md").write_text(table(rows), encoding="utf-8")
+    print(table(rows))
 
 
 if __name__ == "__main__":

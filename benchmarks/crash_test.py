@@ -8,7 +8,6 @@ from the last complete checkpoint, pass over the incomplete one with a message a
 optimizer and schedule must be equal to the reference's, bit by bit.
 """
 
-import argparse
 import json
 import os
 import random
@@ -17,11 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from harness import benchmark_parser, write_results
 from igpt_hf.training.checkpoints import INCOMPLETE, last_complete_checkpoint, list_checkpoints, verify_checkpoint
 
 
@@ -32,9 +34,12 @@ RUN += " --save_total_limit 2 --early_stopping_patience 100 --per_device_eval_ba
 MOMENTS = ("in a checkpoint", "while it trains", "in a checkpoint", "at any time")
 
 
-def command(folder: Path, images: int, epochs: int) -> list[str]:
-    flags = ["--max_images", str(images), "--num_train_epochs", str(epochs), "--output_dir", str(folder)]
-    return [sys.executable, str(TRAIN), *RUN.split(), *flags]
+def command(folder: Path, args) -> list[str]:
+    """What resumes a run, or begins it where there is nothing to resume from yet."""
+    has_checkpoint = last_complete_checkpoint(folder) is not None
+    how = ["--resume_from_checkpoint", "true"] if has_checkpoint else ["--overwrite_output_dir", "true"]
+    size = ["--max_images", str(args.images), "--num_train_epochs", str(args.epochs)]
+    return [sys.executable, str(TRAIN), *RUN.split(), *size, "--output_dir", str(folder), *how]
 
 
 def identities(folder: Path) -> dict[int, Path]:
@@ -77,57 +82,46 @@ def count_incomplete(kills: list[dict]) -> int:
     return count
 
 
+def leaves(state, path: str = "") -> dict[str, Any]:
+    """The tensors and other values in nested dictionaries and lists, by their paths."""
+    if not isinstance(state, dict | list | tuple):
+        return {path: state}
+    items = state.items() if isinstance(state, dict) else enumerate(state)
+    return {name: leaf for key, value in items for name, leaf in leaves(value, f"{path}/{key}").items()}
+
+
 def differences(first: Path, second: Path) -> list[str]:
     """Names of the tensors that are not equal, bit by bit, in two checkpoints."""
-    pairs = [(load_file(first / "model.safetensors"), load_file(second / "model.safetensors"))]
-    for name in ("optimizer.pt", "scheduler.pt"):
-        pairs.append(tuple(torch.load(path / name, weights_only=True) for path in (first, second)))
     different = []
-
-    def compare(a, b, name: str):
-        if isinstance(a, dict):
-            assert a.keys() == b.keys(), name
-            for key in a:
-                compare(a[key], b[key], f"{name}/{key}")
-        elif isinstance(a, list | tuple):
-            assert len(a) == len(b), name
-            for index, (x, y) in enumerate(zip(a, b, strict=True)):
-                compare(x, y, f"{name}/{index}")
-        elif not (torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b):
-            different.append(name)
-
-    for a, b in pairs:
-        compare(a, b, "")
+    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt"):
+        load = load_file if name == "model.safetensors" else partial(torch.load, weights_only=True)
+        a, b = leaves(load(first / name)), leaves(load(second / name))
+        assert a.keys() == b.keys(), name
+        different += [
+            path for path, x in a.items() if not (torch.equal(x, b[path]) if torch.is_tensor(x) else x == b[path])
+        ]
     return different
 
 
-def go_on(folder: Path, args) -> list[str]:
-    """The command that resumes a run, or begins it where there is nothing to resume from yet."""
-    has_checkpoint = last_complete_checkpoint(folder) is not None
-    how = ["--resume_from_checkpoint", "true"] if has_checkpoint else ["--overwrite_output_dir", "true"]
-    return command(folder, args.images, args.epochs) + how
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, "crash_test.json")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--epochs", type=int, default=150, help="enough that the run outlives the kills")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("crash_test.json"))
     args = parser.parse_args()
     rng, kills = random.Random(args.seed), []
     with tempfile.TemporaryDirectory() as work:
         whole, killed = Path(work) / "whole", Path(work) / "killed"
-        subprocess.run(command(whole, args.images, args.epochs), check=True, capture_output=True)
+        subprocess.run(command(whole, args), check=True, capture_output=True)
         while len(kills) < args.kills:
             moment = MOMENTS[len(kills) % len(MOMENTS)]
-            kill = kill_once(go_on(killed, args), killed, moment, rng)
+            kill = kill_once(command(killed, args), killed, moment, rng)
             if kill is None:
                 raise SystemExit(f"error: the run ended after {len(kills)} kills: take more --epochs.")
             kills.append(kill)
             print(len(kills), json.dumps(kill), flush=True)
-        log = subprocess.run(go_on(killed, args), check=True, capture_output=True, text=True).stderr
+        log = subprocess.run(command(killed, args), check=True, capture_output=True, text=True).stderr
         passed_over = sum(len(kill["passed_over"]) for kill in kills) + log.count("is passed over")
         ends = list_checkpoints(whole)[-1], list_checkpoints(killed)[-1]
         results = {
@@ -141,7 +135,7 @@ def main():
             == (killed / "model.safetensors").read_bytes(),
             "each": kills,
         }
-    args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_results(results, args.output)
     print(json.dumps({key: value for key, value in results.items() if key != "each"}, indent=1))
     is_right = results["final_model_is_bit_equal"] and not results["tensors_not_bit_equal"]
     is_right &= passed_over == results["kept_for_the_user"]

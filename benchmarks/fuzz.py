@@ -1,4 +1,4 @@
-"""Throw damaged files at the readers of `.cdb` files and pictures: a result or a DataError, and nothing else.
+"""Throw damaged files at the readers of `.cdb` and image files: a result or a DataError, and nothing else.
 
     python benchmarks/fuzz.py --minutes 10 --output fuzz.json
 
@@ -9,7 +9,6 @@ with it. A crash of the interpreter or an input that takes longer than ten secon
 leaves the input in `--work`; memory is limited, so that a blow-up is a MemoryError.
 """
 
-import argparse
 import faulthandler
 import io
 import json
@@ -22,11 +21,13 @@ import time
 import traceback
 import warnings
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 
+from harness import benchmark_parser, write_results
 from igpt_hf import DataError, IGPTImageProcessor
 from igpt_hf.data import decoding, tokenized
 from igpt_hf.data.sources import hoda
@@ -58,7 +59,7 @@ def cdb_seeds() -> list[bytes]:
 
 
 def image_seeds() -> list[bytes]:
-    """A small picture in many formats and modes."""
+    """A small image in many formats and modes."""
     gray = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12), dtype=np.uint8))
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # taken sideways
@@ -70,10 +71,9 @@ def image_seeds() -> list[bytes]:
     kinds += [("WEBP", "RGB", {}), ("WEBP", "RGBA", {"lossless": True})]
     seeds = []
     for format_, mode, options in kinds:
-        picture = gray.convert("RGB") if mode == "LAB" else gray
-        picture = picture.convert("I").convert("I;16") if mode == "I;16" else picture
+        image = PIL.Image.merge("LAB", [gray] * 3) if mode == "LAB" else gray.convert(mode)
         buffer = io.BytesIO()
-        (picture if picture.mode == mode or mode == "LAB" else picture.convert(mode)).save(buffer, format_, **options)
+        image.save(buffer, format_, **options)
         seeds.append(buffer.getvalue())
     return seeds
 
@@ -91,9 +91,9 @@ def read_cdb(content: bytes, work: Path):
 
 def read_image(content: bytes, work: Path):
     (work / "input.image").write_bytes(content)
-    picture = decoding.decode_image({"bytes": content, "path": None})
+    image = decoding.decode_image({"bytes": content, "path": None})
     for processor in PROCESSORS:
-        tokens = tokenized.tokenize_batch({"image": [picture]}, [0], "train", processor, "tokens")["tokens"]
+        tokens = tokenized.tokenize_batch({"image": [image]}, [0], "train", processor, "tokens")["tokens"]
         assert tokens.shape == (1, processor.num_image_tokens)
         assert tokens.max() < processor.vocab_size
 
@@ -104,16 +104,14 @@ TARGETS = {"cdb": (cdb_seeds, read_cdb), "image": (image_seeds, read_image)}
 # --- mutations ----------------------------------------------------------------------------------------------------
 
 
-def mend_png(content: bytes) -> bytes:
+def fix_png(content: bytes) -> bytes:
     """Right checksums for the chunks of a PNG."""
-    fixed, offset = bytearray(content), 8
-    while offset + 12 <= len(fixed):
-        length = int.from_bytes(fixed[offset : offset + 4], "big")
-        end = offset + 8 + length
-        if end + 4 > len(fixed):
-            break
-        fixed[end : end + 4] = zlib.crc32(fixed[offset + 4 : end]).to_bytes(4, "big")
-        offset = end + 4
+    fixed, start = bytearray(content), 8
+    while start + 12 <= len(fixed):
+        end = start + 8 + int.from_bytes(fixed[start : start + 4], "big")  # of the chunk's data
+        if end + 4 <= len(fixed):
+            fixed[end : end + 4] = zlib.crc32(fixed[start + 4 : end]).to_bytes(4, "big")
+        start = end + 4
     return bytes(fixed)
 
 
@@ -142,7 +140,7 @@ def mutate(content: bytes, corpus: list[bytes], rng: random.Random) -> bytes:
             other = rng.choice(corpus)
             mutant[start:] = other[rng.randrange(len(other) + 1) :]
     mutant = bytes(mutant[:20_000])
-    return mend_png(mutant) if mutant.startswith(b"\x89PNG") and rng.random() < 0.5 else mutant
+    return fix_png(mutant) if mutant.startswith(b"\x89PNG") and rng.random() < 0.5 else mutant
 
 
 # --- the loop -----------------------------------------------------------------------------------------------------
@@ -152,19 +150,15 @@ class Coverage:
     """Steps from line to line in the package's readers, of all inputs so far."""
 
     def __init__(self):
-        self.known, self.new = set(), set()
+        self.steps: set[tuple[str, int, int]] = set()
 
-    def run(self, function) -> bool:
-        """Whether the function made a step that none made before it."""
-        self.new = set()
+    def run(self, function, *arguments):
+        """Call a function and note its steps."""
         sys.settrace(self._trace_call)
         try:
-            function()
+            function(*arguments)
         finally:
             sys.settrace(None)
-            is_new = not self.new <= self.known
-            self.known |= self.new
-        return is_new
 
     def _trace_call(self, frame, event, arg):
         name = frame.f_code.co_filename.rpartition("/")[2]
@@ -174,38 +168,43 @@ class Coverage:
 
         def trace_line(frame, event, arg):
             nonlocal last
-            self.new.add((name, last, frame.f_lineno))
+            self.steps.add((name, last, frame.f_lineno))
             last = frame.f_lineno
             return trace_line
 
         return trace_line
 
 
+def describe(error: Exception) -> str:
+    """Its kind, where it was raised, and its message."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {Path(where.filename).name}:{where.lineno}: {error}"[:200]
+
+
 def fuzz(name: str, seconds: float, num_inputs: int, work: Path, seed: int) -> dict:
     """Run a target for so long and so many inputs at least."""
     make_seeds, read = TARGETS[name]
     corpus, coverage, rng = make_seeds(), Coverage(), random.Random(seed)
-    seeds, count, counts, unexpected, slowest = len(corpus), 0, {"read": 0, "refused": 0}, {}, 0.0
+    num_seeds, count, counts, unexpected, slowest = len(corpus), 0, Counter(read=0, refused=0), Counter(), 0.0
     began = time.monotonic()
-    while count < num_inputs + seeds or time.monotonic() - began < seconds:
-        content = corpus[count] if count < seeds else mutate(rng.choice(corpus), corpus, rng)
-        size_before, started = len(coverage.known), time.monotonic()
+    while count < num_inputs + num_seeds or time.monotonic() - began < seconds:
+        content = corpus[count] if count < num_seeds else mutate(rng.choice(corpus), corpus, rng)
+        steps_before, started = len(coverage.steps), time.monotonic()
         faulthandler.dump_traceback_later(SECONDS_PER_INPUT, exit=True)
         try:
-            coverage.run(lambda content=content: read(content, work))
+            coverage.run(read, content, work)
             counts["read"] += 1
         except DataError:
             counts["refused"] += 1
         except Exception as error:  # everything else is what is looked for
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            key = f"{type(error).__name__} at {Path(where.filename).name}:{where.lineno}: {error}"[:200]
-            if key not in unexpected:
+            problem = describe(error)
+            if problem not in unexpected:
                 (work / f"unexpected-{name}-{len(unexpected)}").write_bytes(content)
-                print(name, key, flush=True)
-            unexpected[key] = unexpected.get(key, 0) + 1
+                print(name, problem, flush=True)
+            unexpected[problem] += 1
         faulthandler.cancel_dump_traceback_later()
         slowest = max(slowest, time.monotonic() - started)
-        if len(coverage.known) > size_before and count >= seeds:
+        if len(coverage.steps) > steps_before and count >= num_seeds:
             corpus.append(content)
         count += 1
     return {
@@ -214,30 +213,29 @@ def fuzz(name: str, seconds: float, num_inputs: int, work: Path, seed: int) -> d
         **counts,
         "unexpected": unexpected,
         "corpus": len(corpus),
-        "steps_covered": len(coverage.known),
+        "steps_covered": len(coverage.steps),
         "slowest_input_seconds": slowest,
     }
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, "fuzz.json")
     parser.add_argument("--minutes", type=float, default=10, help="for both targets together, at least")
     parser.add_argument("--inputs", type=int, default=100_000, help="for both targets together, at least")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="where inputs are written; default: a temporary folder")
-    parser.add_argument("--output", type=Path, default=Path("fuzz.json"))
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # Pillow warns of damage that it can live with
     virtual = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (virtual + EXTRA_MEMORY,) * 2)
     work = args.work or Path(tempfile.mkdtemp())
     work.mkdir(parents=True, exist_ok=True)
-    results = {n: fuzz(n, 30 * args.minutes, args.inputs // 2, work, args.seed) for n in TARGETS}
+    results = {name: fuzz(name, 30 * args.minutes, args.inputs // 2, work, args.seed) for name in TARGETS}
     results["inputs"] = sum(results[name]["inputs"] for name in TARGETS)
     results["unexpected"] = sum(sum(results[name]["unexpected"].values()) for name in TARGETS)
     results["peak_resident_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(results, indent=1))
+    print(json.dumps(results, indent=2))
+    write_results(results, args.output)
     raise SystemExit(f"error: unexpected exceptions; the inputs are in {work}" if results["unexpected"] else 0)
 
 

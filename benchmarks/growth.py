@@ -4,11 +4,10 @@
     python benchmarks/growth.py --quick                             # one point of each curve: does it run?
 
 Images per second of a training step, of `generate` and of `log_likelihood`, medians in one process. The reference
-point, from which one thing at a time is changed, is the `xxs` preset at 28x28 pixels, batch 64, all threads.
+point, from which one thing at a time is changed, is the `xxs` preset at 28x28 pixels, batch 64, all threads. The table
+is the .json file beside the plot.
 """
 
-import argparse
-import json
 import os
 from pathlib import Path
 
@@ -16,14 +15,15 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as scripts/train.py does
 
 import torch
+from matplotlib.figure import Figure
 
+from harness import benchmark_parser, median_seconds, write_results
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling
 from igpt_hf.distributed import use_all_cores
-from speed import generation, images_per_second, likelihood, train_step
+from speed import generation, likelihood, train_step
 
 
 TASKS = {"training": train_step, "generate": generation, "log-likelihood": likelihood}
-REFERENCE = {"preset": "xxs", "image_size": 28, "batch": 64}
 CURVES = {  # what is changed -> its values
     "image_size": [14, 28, 56],
     "batch": [1, 4, 16, 64, 256],
@@ -31,37 +31,33 @@ CURVES = {  # what is changed -> its values
 }
 
 
-def point(preset: str, image_size: int, batch: int, seconds: float) -> dict[str, float]:
+def images_per_second(preset: str, image_size: int, batch: int, threads: int, budget: float) -> dict[str, float]:
     """Images per second of each task."""
+    torch.set_num_threads(threads)
     model = IGPTForCausalImageModeling(IGPTConfig.from_preset(preset, image_size=image_size))
-    return {name: images_per_second(make(model, batch), batch, seconds) for name, make in TASKS.items()}
+    return {name: batch / median_seconds(make(model, batch), budget) for name, make in TASKS.items()}
 
 
-def measure(seconds: float, quick: bool) -> dict[str, dict]:
+def measure(cores: int, is_quick: bool) -> dict[str, dict]:
     """All curves: what is changed -> value -> task -> images per second."""
+    reference = {"preset": "xxs", "image_size": 28, "batch": 64, "threads": cores}
     table: dict[str, dict] = {}
-    for changed, values in CURVES.items():
+    for changed, values in {**CURVES, "threads": sorted({1, cores})}.items():
         table[changed] = {}
-        for value in values[:1] if quick else values:
-            batch = {"s": 8}.get(value, 64) if changed == "preset" else 64  # `s` is large for a CPU
-            table[changed][value] = point(**{**REFERENCE, "batch": batch, changed: value}, seconds=seconds)
-            print(changed, value, {task: round(speed, 1) for task, speed in table[changed][value].items()}, flush=True)
-    table["threads"] = {}
-    most = use_all_cores()
-    for threads in sorted({1, most}):
-        torch.set_num_threads(threads)
-        table["threads"][threads] = point(**REFERENCE, seconds=seconds)
+        for value in values[:1] if is_quick else values:
+            settings = {**reference, changed: value}
+            if value == "s":  # large for a CPU
+                settings["batch"] = 8
+            row = images_per_second(**settings, budget=0.3 if is_quick else 2.0)
+            table[changed][value] = row
+            print(changed, value, {task: round(speed, 1) for task, speed in row.items()}, flush=True)
     return table
 
 
 def plot(table: dict[str, dict], path: Path):
     """One panel for each thing that is changed, images per second on a logarithmic axis."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, len(table), figsize=(13, 3.4), sharey=True, layout="constrained")
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(table), sharey=True)
     for panel, (changed, curve) in zip(panels, table.items(), strict=True):
         labels = [str(value) for value in curve]
         for task in TASKS:
@@ -74,16 +70,13 @@ def plot(table: dict[str, dict], path: Path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("growth.png"), help="the plot; a .json of that name too")
+    parser = benchmark_parser(__doc__, "growth.png")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
-    use_all_cores()
     torch.manual_seed(0)
-    table = measure(0.3 if args.quick else 2.0, args.quick)
-    args.output.with_suffix(".json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    table = measure(use_all_cores(), args.quick)
     plot(table, args.output)
-    print(f"-> {args.output}")
+    write_results(table, args.output.with_suffix(".json"))
 
 
 if __name__ == "__main__":

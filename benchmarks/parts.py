@@ -1,16 +1,11 @@
-"""What each of the package's own fast paths is worth, beside what the library does without it.
+"""How much faster each of the package's own fast paths is than transformers and torch without it.
 
     python benchmarks/parts.py --output parts.json     # about two minutes
 
 Each row measures both ways in this process, one after the other, on the `xxs` model: medians, and their ratio.
 """
 
-import argparse
-import json
 import os
-import statistics
-import time
-from pathlib import Path
 from unittest.mock import patch
 
 
@@ -18,29 +13,16 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as scripts/train.py does
 
 import torch
 
+from harness import benchmark_parser, median_seconds, write_results
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling
 from igpt_hf.distributed import use_all_cores
 from igpt_hf.model import modeling_igpt
 from igpt_hf.training.optimizer import Muon
-from speed import batch_for, train_step
-
-
-def milliseconds(run, seconds: float) -> float:
-    """Median time of as many runs as fit, at least one, after two that are not counted."""
-    run()
-    began = time.perf_counter()
-    run()
-    repetitions = max(1, int(seconds / (time.perf_counter() - began)))
-    times = []
-    for _ in range(repetitions):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return 1e3 * statistics.median(times)
+from speed import batch_for, likelihood, train_step
 
 
 def without_kernels():
-    """The model's modules, one by one: the library's SDPA, torch's matrix products and convolution."""
+    """The model's modules, one by one: transformers' SDPA, torch's matrix products and convolution."""
     return patch.object(modeling_igpt, "are_blocks_usable", lambda *_: False)
 
 
@@ -53,42 +35,37 @@ def optimizer_step(model, make):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("parts.json"))
+    parser = benchmark_parser(__doc__, "parts.json")
     parser.add_argument("--quick", action="store_true", help="few repetitions: does it run?")
     args = parser.parse_args()
-    threads, seconds = use_all_cores(), 0.1 if args.quick else 4.0
+    threads, budget = use_all_cores(), 0.1 if args.quick else 4.0
     torch.manual_seed(0)
     rows = {}
 
     def compare(name: str, ours: float, library: float):
-        rows[name] = {"ours_ms": ours, "library_ms": library, "ratio": library / ours}
-        print(f"{name:58} {ours:9.2f} ms {library:9.2f} ms  {library / ours:6.1f} x", flush=True)
+        rows[name] = {"ours_ms": 1e3 * ours, "library_ms": 1e3 * library, "ratio": library / ours}
+        print(f"{name:58} {1e3 * ours:9.2f} ms {1e3 * library:9.2f} ms  {library / ours:6.1f} x", flush=True)
 
-    def both(name: str, make, size: int):
+    def compare_kernels(name: str, make, size: int):
         model = IGPTForCausalImageModeling(IGPTConfig())
-        ours = milliseconds(make(model, size), seconds)
+        ours = median_seconds(make(model, size), budget)
         with without_kernels():
-            compare(name, ours, milliseconds(make(model, size), seconds))
+            compare(name, ours, median_seconds(make(model, size), budget))
 
-    print(f"{threads} threads{'':50} ours      library")
-    both("training step, 32 images", train_step, 32)
-    both("training step, 128 images", train_step, 128)
+    print(f"{threads} threads{'':50} ours      without")
+    compare_kernels("training step, 32 images", train_step, 32)
+    compare_kernels("training step, 128 images", train_step, 128)
+    compare_kernels("log-likelihood, 64 images", likelihood, 64)
     model = IGPTForCausalImageModeling(IGPTConfig()).eval()
-    ids = batch_for(model, 64)
-    likelihood = milliseconds(lambda: model.log_likelihood(ids), seconds)
-    with without_kernels():
-        compare("log-likelihood, 64 images", likelihood, milliseconds(lambda: model.log_likelihood(ids), seconds))
     torch_muon = optimizer_step(model, lambda p: torch.optim.Muon(p, lr=0.02, weight_decay=0.1))
     our_muon = optimizer_step(model, lambda p: Muon(p, 0.02, weight_decay=0.1))
-    compare("Muon, a step", milliseconds(our_muon, seconds), milliseconds(torch_muon, seconds))
+    compare("Muon, a step", median_seconds(our_muon, budget), median_seconds(torch_muon, budget))
     for size in (1, 2) if args.quick else (1, 64):
-        prompt = ids[:size, :1]
-        library = milliseconds(lambda prompt=prompt: model.generate(prompt, cache_implementation="dynamic"), 0.1)
-        ours = milliseconds(lambda prompt=prompt: model.generate(prompt), seconds)
+        prompt = batch_for(model, size)[:, :1]
+        library = median_seconds(lambda prompt=prompt: model.generate(prompt, cache_implementation="dynamic"), 0.1)
+        ours = median_seconds(lambda prompt=prompt: model.generate(prompt), budget)
         compare(f"generate, {size} image{'s' * (size > 1)}", ours, library)
-    args.output.write_text(json.dumps({"threads": threads, **rows}, indent=2) + "\n", encoding="utf-8")
-    print(f"-> {args.output}")
+    write_results({"threads": threads, **rows}, args.output)
 
 
 if __name__ == "__main__":

@@ -9,21 +9,19 @@ and their binarization are those of scripts/train.py. Trained by AdamW with a li
 given and a moving average of the weights, as ours is; the best evaluation on validation is kept, and test read once.
 """
 
-import argparse
 import copy
 import json
 import os
 import time
-from pathlib import Path
 
 
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as scripts/train.py does
 
-import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from harness import benchmark_parser, write_results
 from igpt_hf import IGPTImageProcessor, load_splits
 from igpt_hf.data.tokenized import tokenize
 from igpt_hf.distributed import use_all_cores
@@ -80,9 +78,8 @@ class GatedPixelCNN(nn.Module):
     def __init__(self, channels: int = 16, layers: int = 6, size: int = 3, first_size: int = 7, num_labels: int = 10):
         super().__init__()
         first = GatedLayer(1, channels, first_size, num_labels)
-        self.layers = nn.ModuleList(
-            [first, *(GatedLayer(channels, channels, size, num_labels) for _ in range(layers - 1))]
-        )
+        others = [GatedLayer(channels, channels, size, num_labels) for _ in range(layers - 1)]
+        self.layers = nn.ModuleList([first, *others])
         self.hidden = nn.Conv2d(channels, 2 * channels, 1)
         self.head = nn.Conv2d(2 * channels, 1, 1)
         nn.init.zeros_(self.head.weight)
@@ -115,9 +112,8 @@ def load(data: str, seed: int, margin: int, max_images: int | None) -> dict[str,
     tokens = tokenize(splits, IGPTImageProcessor(patch_size=1, margin=margin))
     result = {}
     for name, split in tokens.items():
-        columns = split.with_format("numpy")
-        pixels = torch.from_numpy(columns["tokens"][:].astype(np.uint8)).view(-1, 28, 28)
-        result[name] = (pixels, torch.from_numpy(columns["label"][:]).long())
+        columns = split.with_format("torch")[:]
+        result[name] = (columns["tokens"].byte().view(-1, 28, 28), columns["label"])
     return result
 
 
@@ -162,7 +158,7 @@ def train(model: GatedPixelCNN, splits, args) -> dict:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, "runs/pixelcnn.json")
     parser.add_argument("--data", default="synthetic", help="as in train.py")
     parser.add_argument("--minutes", type=float, default=5.0, help="wall clock of the training, evaluations included")
     parser.add_argument("--channels", type=int, default=16)
@@ -175,7 +171,6 @@ def main():
     parser.add_argument("--max_images", type=int)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--num_threads", type=int)
-    parser.add_argument("--output", type=Path, default=Path("runs/pixelcnn.json"))
     args = parser.parse_args()
     use_all_cores(args.num_threads)
     splits = load(args.data, args.seed, args.margin, args.max_images)
@@ -188,9 +183,8 @@ def main():
     for name in ("validation", "test"):
         results[f"{name}_nats_per_image"] = mean_nats(model, *splits[name])
     results |= {key: value for key, value in vars(args).items() if key != "output"}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=2))
+    write_results(results, args.output)
 
 
 if __name__ == "__main__":

@@ -1,56 +1,46 @@
-"""Speed of the `xxs` model beside the stock ImageGPT of the same size, and beside the limits of the machine.
+"""Speed of the `xxs` model compared with transformers' ImageGPT of the same size, and with the machine's limits.
 
-    python benchmarks/speed.py --output speed.json            # everything, about four minutes on two cores
+    python benchmarks/speed.py --output speed.json            # everything, about five minutes on two cores
     python benchmarks/speed.py --quick                        # small batches, one repetition: does it run?
 
-Both models have embedding dimension 16, 8 layers and 2 heads; the stock one reads 784 pixels, ours 196 tokens. Each
-pair of figures is measured in this process, one after the other, with the same number of threads; medians are
-printed. Run it on a machine that does nothing else.
+Both models have embedding dimension 16, 8 layers and 2 heads; ImageGPT (`stock` in the results) reads 784 pixels, ours
+196 tokens. Each pair of figures is measured in this process, one after the other, with the same number of threads;
+medians are printed. Run it on a machine that does nothing else.
 """
 
-import argparse
 import json
 import os
 import statistics
 import subprocess
 import sys
-import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as scripts/train.py does
 
 import torch
-from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling
 from transformers.utils import logging as transformers_logging
 
+from harness import benchmark_parser, median_seconds, write_results
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling
 from igpt_hf.distributed import use_all_cores
+from igpt_hf.training.imagegpt_baseline import baseline_layout, baseline_model
 from igpt_hf.training.optimizer import MuonAdamW, average_weights
 
 
-STOCK_LENGTH = 785  # the start token and 784 pixels
-START = 15
-
-
-def baseline_model():
-    """The library's ImageGPT at the seed's size: vocabulary 16, every pixel predicted."""
-    shape = {"n_embd": 16, "n_layer": 8, "n_head": 2, "vocab_size": 16, "n_positions": STOCK_LENGTH}
-    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    config = ImageGPTConfig(**shape, **no_dropout, bos_token_id=START)
-    return ImageGPTForCausalImageModeling(config)
-
-
-def our_model():
-    return IGPTForCausalImageModeling(IGPTConfig.from_preset("xxs"))
+BASELINE_LAYOUT = baseline_layout(num_classes=10)
+MODELS = {
+    "stock": lambda: baseline_model(BASELINE_LAYOUT),
+    "ours": lambda: IGPTForCausalImageModeling(IGPTConfig.from_preset("xxs")),
+}
 
 
 def batch_for(model, size: int) -> torch.Tensor:
     """Random images with a start token: (size, 785) pixels or (size, 197) tokens."""
-    if isinstance(model, IGPTForCausalImageModeling):
-        config = model.config
-        images = torch.randint(0, config.vocab_size, (size, config.num_image_tokens))
-        return torch.cat([torch.full((size, 1), config.start_token_id), images], dim=1)
-    return torch.cat([torch.full((size, 1), START), torch.randint(0, 2, (size, STOCK_LENGTH - 1))], dim=1)
+    layout = model.config if isinstance(model, IGPTForCausalImageModeling) else BASELINE_LAYOUT
+    images = torch.randint(0, layout.vocab_size, (size, layout.num_image_tokens), device=model.device)
+    return torch.cat([torch.full_like(images[:, :1], layout.start_token_id), images], dim=1)
 
 
 def train_step(model, size: int):
@@ -73,13 +63,13 @@ def train_step(model, size: int):
 
 
 def generation(model, size: int):
-    """Returns a function that draws `size` images, cache on."""
+    """Returns a function that samples `size` images, cache on."""
     model.eval()
+    prompt = batch_for(model, size)[:, :1]
     if isinstance(model, IGPTForCausalImageModeling):
-        prompt = torch.full((size, 1), model.config.start_token_id)
         return lambda: model.generate(prompt)
-    prompt = torch.full((size, 1), START)
-    return lambda: model.generate(prompt, max_length=STOCK_LENGTH, do_sample=True, top_k=0, pad_token_id=START)
+    # With all 16 ids, as the likelihood counts them; a padding token, or `generate` warns of it each time.
+    return lambda: model.generate(prompt, suppress_tokens=None, pad_token_id=BASELINE_LAYOUT.start_token_id)
 
 
 def likelihood(model, size: int):
@@ -97,37 +87,40 @@ def likelihood(model, size: int):
     return score
 
 
-def images_per_second(run, size: int, seconds: float) -> float:
-    """Median over repetitions within about `seconds`, at least two, after one that warms up."""
-    began = time.perf_counter()
-    run()
-    warm_up = time.perf_counter() - began
-    repetitions = max(2, min(50, int(seconds / max(warm_up, 1e-4)))) if warm_up < seconds else 1
-    times = []
-    for _ in range(repetitions):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return size / statistics.median(times)
+# Name -> how it is made, and the batch sizes for each model; the first size also warms up.
+TASKS = {
+    "train": (train_step, {"stock": [8, 1, 2, 4, 16, 64], "ours": [32, 16, 64, 128, 256, 512]}),
+    "generate": (generation, {"stock": [1, 16, 64, 256], "ours": [1, 16, 64, 256, 1024]}),
+    "likelihood": (likelihood, {"stock": [8, 1, 16, 64], "ours": [64, 8, 128, 256, 512]}),
+}
 
 
-def measure(make, batch_sizes: dict[str, list[int]], seconds: float) -> dict[str, dict[int, float]]:
+def images_per_second(task: str, is_quick: bool) -> dict[str, dict[int, float]]:
     """Images per second of both models at their batch sizes."""
-    models = {"stock": baseline_model(), "ours": our_model()}
-    table = {name: {} for name in models}
-    for name, model in models.items():
-        for size in batch_sizes[name]:
-            table[name][size] = images_per_second(make(model, size), size, seconds)
+    make, batch_sizes = TASKS[task]
+    print(task)
+    table = {}
+    for name, sizes in batch_sizes.items():
+        model = MODELS[name]()
+        table[name] = {}
+        for size in sizes[:1] if is_quick else sizes:
+            table[name][size] = size / median_seconds(make(model, size), budget=0.5 if is_quick else 5.0)
             print(f"  {name:5} batch {size:5}: {table[name][size]:10.2f} images/s", flush=True)
     return table
+
+
+def ratio(table: dict[str, dict[int, float]], size: int | None = None) -> float | None:
+    """Our speed divided by ImageGPT's at a batch size, or with None each at its best; None if it was not measured."""
+    speeds = {name: row.get(size) if size else max(row.values()) for name, row in table.items()}
+    return speeds["ours"] / speeds["stock"] if all(speeds.values()) else None
 
 
 def machine_limits() -> dict[str, float]:
     """Matmul rate in GFLOP/s (float32, 2048 x 2048) and memory bandwidth in GB/s (copy of 256 MB)."""
     a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
     source, target = torch.rand(64 * 1024**2), torch.empty(64 * 1024**2)
-    flops = 2 * 2048**3 * images_per_second(lambda: torch.mm(a, b), 1, 4)
-    bandwidth = 2 * source.nbytes * images_per_second(lambda: target.copy_(source), 1, 4)
+    flops = 2 * 2048**3 / median_seconds(lambda: torch.mm(a, b), budget=4)
+    bandwidth = 2 * source.nbytes / median_seconds(lambda: target.copy_(source), budget=4)
     return {"matmul_gflops": flops / 1e9, "memory_gb_per_second": bandwidth / 1e9}
 
 
@@ -139,16 +132,19 @@ def flops_per_image(config: IGPTConfig) -> float:
     return 2 * t * (config.num_hidden_layers * layer + c * config.vocab_size)
 
 
-def peak_memory(name: str, size: int) -> float:
-    """Peak resident memory in MB of a process that trains two steps, less that of one that only builds the model."""
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import speed; "
-        "peak = lambda: int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024; "
-        "model = speed.{}_model(); base = peak(); step = speed.train_step(model, {}); step(); step(); "
-        "print(peak() - base)"
-    ).format({"stock": "stock", "ours": "our"}[name], size)
-    here = os.path.dirname(os.path.abspath(__file__))
-    return float(subprocess.run([sys.executable, "-c", code, here], check=True, capture_output=True, text=True).stdout)
+def peak_memory() -> float:
+    """Peak resident memory of this process in MB."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+
+def memory_of_training(name: str, size: int) -> float:
+    """Peak memory in MB of two training steps, beyond that of the model; call it in a process of its own."""
+    model = MODELS[name]()
+    before = peak_memory()
+    step = train_step(model, size)
+    step()
+    step()
+    return peak_memory() - before
 
 
 def import_seconds(statement: str) -> float:
@@ -159,33 +155,21 @@ def import_seconds(statement: str) -> float:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", default="speed.json")
+    parser = benchmark_parser(__doc__, "speed.json")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     transformers_logging.set_verbosity_error()
-    threads, seconds = use_all_cores(args.threads), 0.5 if args.quick else 5.0
+    threads = use_all_cores(args.threads)
     torch.manual_seed(0)
-
-    def sizes(stock, ours):
-        return {"stock": stock[:1] if args.quick else stock, "ours": ours[:2] if args.quick else ours}
-
-    print(f"{threads} threads\ntraining")
-    train = measure(train_step, sizes([8, 1, 2, 4, 16, 64], [32, 16, 64, 128, 256, 512]), seconds)
-    print("generate")
-    generate = measure(generation, sizes([1, 16, 64, 256], [1, 16, 64, 256, 1024]), seconds)
-    print("log-likelihood")
-    score = measure(likelihood, sizes([8, 1, 16, 64], [64, 8, 128, 256, 512]), seconds)
+    print(f"{threads} threads")
+    train, generate, score = (images_per_second(task, args.quick) for task in TASKS)
     memory_size = 8 if args.quick else 64
-    memory = {name: peak_memory(name, memory_size) for name in ("stock", "ours")}
+    with ProcessPoolExecutor(1, max_tasks_per_child=1) as fresh_processes:
+        memory = {name: fresh_processes.submit(memory_of_training, name, memory_size).result() for name in MODELS}
     limits, flops = machine_limits(), flops_per_image(IGPTConfig.from_preset("xxs"))
 
-    def ratio(table, size=None):
-        ours, stock = (table[name].get(size) if size else max(table[name].values()) for name in ("ours", "stock"))
-        return ours / stock if ours and stock else None
-
-    def fraction(table, passes):
+    def fraction(table, passes: int) -> float:
         return max(table["ours"].values()) * passes * flops / 1e9 / limits["matmul_gflops"]
 
     results = {
@@ -207,9 +191,8 @@ def main():
         "fraction_of_limit_generate": fraction(generate, 1),
         "fraction_of_limit_likelihood": fraction(score, 1),
     }
-    with open(args.output, "w", encoding="utf-8") as file:
-        json.dump(results, file, indent=2)
     print(json.dumps({key: value for key, value in results.items() if not isinstance(value, dict)}, indent=2))
+    write_results(results, args.output)
 
 
 if __name__ == "__main__":

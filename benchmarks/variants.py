@@ -17,9 +17,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from igpt_hf.model.layers_igpt import IGPTMLP, IGPTAttention, IGPTEmbeddings
+from igpt_hf.model.layers_igpt import IGPTMLP, IGPTEmbeddings
 from igpt_hf.model.modeling_igpt import IGPTBlock, IGPTForCausalImageModeling, IGPTModel
-from igpt_hf.model.neighborhood import neighborhood_offsets
 from igpt_hf.training import initial_model
 
 
@@ -60,29 +59,6 @@ class RowColumnEmbeddings(IGPTEmbeddings):
         return super().forward(context, position_ids * 0) + places
 
 
-class PixelEmbeddings(IGPTEmbeddings):
-    """An input that is linear in the neighbors' pixels, in place of a table of tokens for each neighbor."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.vocab_size, self.bits = config.vocab_size, config.patch_size**2 + 1  # the last bit: outside the image
-        num_neighbors = len(neighborhood_offsets(config.neighborhood_radius))
-        self.context = nn.Embedding(config.num_labels + 1, config.hidden_size)  # the prompts alone
-        self.pixel = nn.Embedding(num_neighbors * self.bits, config.hidden_size)
-
-    def forward(self, context: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        bits = (context[..., :-1, None] >> torch.arange(self.bits, device=context.device)) & 1  # (B, T, K, bits)
-        hidden = bits.flatten(2).to(self.pixel.weight.dtype) @ self.pixel.weight  # (B, T, C)
-        return hidden + self.context(context[..., -1] - self.vocab_size) + self.position(position_ids)
-
-
-class UnrotatedAttention(IGPTAttention):
-    """Attention without rotary positions."""
-
-    def forward(self, hidden_states, position_ids, rotations, *args, **kwargs):
-        return super().forward(hidden_states, position_ids, rotations[:, :, :0], *args, **kwargs)
-
-
 class GatedMLP(IGPTMLP):
     """SwiGLU (Shazeer 2020), with two thirds of the hidden size: the same number of parameters."""
 
@@ -102,23 +78,14 @@ class GatedMLP(IGPTMLP):
 CHANGES = {
     "dense": ("layers", DenseBlock),
     "row-column": ("embeddings", RowColumnEmbeddings),
-    "pixel-neighbors": ("embeddings", PixelEmbeddings),
-    "unrotated": ("attention", UnrotatedAttention),
     "swiglu": ("mlp", GatedMLP),
 }
 
 
 def replace_modules(model: IGPTModel, changes: Iterable[str]):
-    """Put new modules, with new weights, in the place of the model's own.
-
-    Raises:
-        ValueError: Two changes replace the same modules.
-    """
-    changes, config = set(changes), model.config
-    places = [CHANGES[name][0] for name in changes]
-    if len(set(places)) < len(places):
-        raise ValueError(f"{', '.join(sorted(changes))}: two of these replace the same modules; leave one out.")
-    for place, kind in (value for name, value in CHANGES.items() if name in changes):
+    """Put new modules, with new weights, in the place of the model's own."""
+    config, wanted = model.config, set(changes)
+    for place, kind in (value for name, value in CHANGES.items() if name in wanted):
         if place == "embeddings":
             model.embeddings = kind(config)
         elif place == "layers":

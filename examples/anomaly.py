@@ -18,8 +18,8 @@ Know what you measure before you rely on it:
   ink and 0.37 by PNG alone, that is, MNIST's digits are the simpler ones, and yet less likely.
 * Both sets go through the same image processor, but not every difference between them is of the kind you care about:
   MNIST's digits are smaller (20x20 pixels) than HODA's in this model (24x24), and drawn with other pens.
-* A threshold is chosen on normal images alone (here: 5% of them are lost), and says nothing
-  about foreign images of another kind than those that it was tried on.
+* A threshold is chosen on normal images alone (here: 5% of them are lost), and says nothing about foreign images of
+  another kind than those that it was tried on.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score, roc_curve
 from transformers.utils import logging as transformers_logging
 
@@ -47,51 +48,41 @@ SCORES = {
 
 
 def scores_of(images: list, model, processor) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Score n pictures, higher is stranger: each score (n,), and the binary pixels (n, height, width)."""
+    """Score n images, higher is stranger: each score (n,), and the binary pixels (n, height, width)."""
     ids = processor(images)["input_ids"]  # the start token: classes are unknown
     pixels = processor.decode_pixels(ids)
     bits = -model.log_likelihood(ids).numpy() / math.log(2)
     codec = 8.0 * codec_sizes(pixels, "png")
-    return {
-        "ink": pixels.sum(axis=(1, 2)).astype(float),
-        "codec": codec,
-        "likelihood": bits,
-        "corrected": bits - codec,
-    }, pixels
+    ink = pixels.sum(axis=(1, 2)).astype(float)
+    return {"ink": ink, "codec": codec, "likelihood": bits, "corrected": bits - codec}, pixels
 
 
-def draw(path: Path, normal: dict, foreign: dict, is_foreign: np.ndarray, pixels: np.ndarray):
+def plot(path: Path, scores: dict[str, np.ndarray], is_foreign: np.ndarray, pixels: np.ndarray):
     """ROC curves, the likelihoods of both sets, and the foreign images that look most normal to the model."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(12, 6.2), layout="constrained")
     top, bottom = figure.subfigures(2, height_ratios=[4, 1.3])
     roc_axes, bits_axes = top.subplots(1, 2)
     for name, meaning in SCORES.items():
-        false_alarms, found, _ = roc_curve(is_foreign, np.concatenate([normal[name], foreign[name]]))
+        false_alarms, found, _ = roc_curve(is_foreign, scores[name])
         style = "--" if "no model" in meaning else "-"
-        roc_axes.plot(false_alarms, found, style, label=f"{meaning}: {auc(normal[name], foreign[name]):.3f}")
+        area = roc_auc_score(is_foreign, scores[name])
+        roc_axes.plot(false_alarms, found, style, label=f"{meaning}: {area:.3f}")
     roc_axes.plot([0, 1], [0, 1], ":", color="gray")
     roc_axes.set(xlabel="normal images reported", ylabel="foreign images found", title="ROC, and the area under it")
     roc_axes.legend(loc="lower right")
-    bins = np.linspace(0, np.quantile(np.concatenate([normal["likelihood"], foreign["likelihood"]]), 0.995), 60)
-    for name, score in (("normal", normal), ("foreign", foreign)):
-        bits_axes.hist(score["likelihood"], bins, alpha=0.6, label=name)
+    bits = scores["likelihood"]
+    bins = np.linspace(0, np.quantile(bits, 0.995), 60)
+    bits_axes.hist(bits[~is_foreign], bins, alpha=0.6, label="normal")
+    bits_axes.hist(bits[is_foreign], bins, alpha=0.6, label="foreign")
     bits_axes.set(xlabel="-log2 p(image), bits", ylabel="images", title="Likelihood of both sets")
     bits_axes.legend()
-    likeliest = foreign["likelihood"].argsort()[:16]
+    likeliest = [row for row in bits.argsort() if is_foreign[row]][:16]
     bottom.suptitle("The foreign images that the model finds likeliest, in bits", fontsize=11)
     for axes, row in zip(bottom.subplots(1, 16), likeliest, strict=False):
         axes.imshow(pixels[row], cmap="gray", vmin=0, vmax=1)
-        axes.set_title(f"{foreign['likelihood'][row]:.0f}", fontsize=8)
+        axes.set_title(f"{bits[row]:.0f}", fontsize=8)
         axes.axis("off")
     figure.savefig(path, dpi=110)
-
-
-def auc(normal: np.ndarray, foreign: np.ndarray) -> float:
-    """Probability that a foreign image scores higher than a normal one."""
-    is_foreign = np.repeat([0, 1], [len(normal), len(foreign)])
-    return float(roc_auc_score(is_foreign, np.concatenate([normal, foreign])))
 
 
 def main():
@@ -109,15 +100,15 @@ def main():
     model, processor = load_pretrained(args.model)
     known, other = (load_splits(source, seed=args.seed)["test"] for source in (args.data, args.other))
     num = min(len(known), len(other))
-    normal, _ = scores_of(known["image"][:num], model, processor)
-    foreign, pixels = scores_of(other["image"][:num], model, processor)
+    scores, pixels = scores_of([*known["image"][:num], *other["image"][:num]], model, processor)
+    is_foreign = np.repeat([False, True], num)
 
     print(f"{num} images of {args.data} and {num} of {args.other}; foreign found where 5% of the normal are reported")
     for name, meaning in SCORES.items():
-        found = (foreign[name] > np.quantile(normal[name], 0.95)).mean()
-        print(f"{meaning:>36}  AUC {auc(normal[name], foreign[name]):.3f}  found {found:6.1%}")
-    is_foreign = np.repeat([0, 1], num)
-    draw(Path(args.output), normal, foreign, is_foreign, pixels)
+        score, area = scores[name], roc_auc_score(is_foreign, scores[name])
+        found = (score[is_foreign] > np.quantile(score[~is_foreign], 0.95)).mean()
+        print(f"{meaning:>36}  AUC {area:.3f}  found {found:6.1%}")
+    plot(Path(args.output), scores, is_foreign, pixels)
     print(f"-> {args.output}")
 
 

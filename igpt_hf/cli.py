@@ -144,19 +144,12 @@ def command_parser(command: str, description: str) -> CommandParser:
 
 def add_data_arguments(parser: argparse.ArgumentParser):
     """Add the flags of an evaluation's data: which images, how they are split, and whether they may be resized."""
-    parser.add_argument(
-        "--data", default="synthetic", help="as in igpt train: synthetic, a folder, .cdb, parquet, an id"
-    )
+    parser.add_argument("--data", default="synthetic", help="as in igpt train: a folder, .cdb, parquet, a Hub id, ...")
     parser.add_argument("--image_column", default="image", help="Parquet and Hub: the column of images")
     parser.add_argument("--label_column", default="label", help="Parquet and Hub: the column of classes")
     parser.add_argument("--skip_bad_images", action="store_true", help="leave out images that cannot be read")
     parser.add_argument("--resize", action="store_true", help="resize images of another size to the model's")
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=42,
-        help="of the split (the training run's --split_seed, or its --seed) and all else",
-    )
+    parser.add_argument("--seed", type=int, default=42, help="of the split (the training's --split_seed) and all else")
     parser.add_argument("--batch_size", type=int, default=128)
 
 

@@ -1,6 +1,6 @@
 """Explain one prediction of an Image GPT, step by step, with all its numbers.
 
-    python scripts/explain.py                   # the fifth token of a 6x6 picture
+    python scripts/explain.py                   # the fifth token of a 6x6 image
     python scripts/explain.py --position 7      # another token
 
 The model has random weights and is so small that each vector fits in a line: 6x6 pixels, 9 tokens, embedding dimension
@@ -15,26 +15,18 @@ import torch
 from igpt_hf import IGPTConfig, IGPTError, IGPTForCausalImageModeling, IGPTImageProcessor
 from igpt_hf.cli import run_main
 from igpt_hf.model.layers_igpt import apply_rotary
-from igpt_hf.model.neighborhood import (
-    context_ids,
-    neighbor_index,
-    neighborhood_offsets,
-    rotary_angles,
-    rotary_cos_sin,
-)
+from igpt_hf.model.neighborhood import context_ids, neighbor_index, neighborhood_offsets, rotary_angles, rotary_cos_sin
 
 
-PICTURE = np.array(
-    [
-        [0, 0, 1, 1, 0, 0],
-        [0, 1, 0, 0, 1, 0],
-        [0, 1, 0, 0, 1, 0],
-        [0, 1, 0, 0, 1, 0],
-        [0, 1, 0, 0, 1, 0],
-        [0, 0, 1, 1, 0, 0],
-    ],
-    np.uint8,
-)
+DRAWING = """
+..##..
+.#..#.
+.#..#.
+.#..#.
+.#..#.
+..##..
+"""
+IMAGE = np.array([[pixel == "#" for pixel in row] for row in DRAWING.split()], np.uint8)
 LABEL = 1
 CLASSES = torch.tensor([LABEL])  # of each image, as norms take it
 
@@ -60,17 +52,16 @@ def heading(text: str):
 
 
 def explain_tokens(processor, tokens: torch.Tensor):
-    heading("1. The picture becomes tokens")
+    heading("1. The image becomes tokens")
     grid = tokens.view(3, 3).tolist()
-    for row in range(3):
-        for line in (2 * row, 2 * row + 1):
-            drawn = " ".join("".join("#" if p else "." for p in PICTURE[line, c : c + 2]) for c in (0, 2, 4))
-            print(f"  {drawn}" + (f"     tokens {grid[row]}" if line % 2 == 0 else ""))
-    block = PICTURE[0:2, 2:4].ravel().tolist()
+    for line, pixels in enumerate(DRAWING.split()):
+        told = f"     tokens {grid[line // 2]}" if line % 2 == 0 else ""
+        print(f"  {pixels[0:2]} {pixels[2:4]} {pixels[4:6]}{told}")
+    block = IMAGE[0:2, 2:4].ravel().tolist()
     terms = " + ".join(f"{bit}*{2**k}" for k, bit in enumerate(block))
     print(f"  A token is a block of 2x2 pixels, read as a number: the second is {terms} = {grid[0][1]}.")
-    print("  So there are 2**4 = 16 tokens, and none of the picture is lost.")
-    assert np.array_equal(processor.decode_pixels(tokens[None])[0], PICTURE)
+    print("  So there are 2**4 = 16 tokens, and none of the image is lost.")
+    assert np.array_equal(processor.decode_pixels(tokens[None])[0], IMAGE)
 
 
 def explain_embedding(model, ids: torch.Tensor, t: int) -> torch.Tensor:
@@ -79,19 +70,15 @@ def explain_embedding(model, ids: torch.Tensor, t: int) -> torch.Tensor:
     print(f"  The sequence is [prompt] + tokens: {ids.tolist()}; {ids[0].item()} asks for class {LABEL}.")
     print(f"  Position {t} predicts token {t}, which is {ids[t + 1].item()}. It is told the known tokens around it:")
     context = context_ids(ids[None], torch.tensor([t]), config)[0, 0]
-    total = torch.zeros(config.hidden_size)
-    for (row, column), token, first in zip(
-        neighborhood_offsets(1), context.tolist(), embeddings.first_rows, strict=False
-    ):
-        vector = embeddings.context.weight[first + token]
+    *neighbors, prompt = context.tolist()
+    vectors = embeddings.context.weight[context + torch.tensor(embeddings.first_rows)]  # (K + 1, C)
+    for (row, column), token, vector in zip(neighborhood_offsets(1), neighbors, vectors[:-1], strict=True):
         what = "outside" if token == config.vocab_size else f"token {token}"
         show(f"row {row:+d}, column {column:+d}: {what}", vector)
-        total = total + vector
-    prompt = embeddings.context.weight[embeddings.first_rows[-1] + context[-1]]
+    show(f"the prompt, {prompt}", vectors[-1])
     position = embeddings.position.weight[t]
-    show(f"the prompt, {context[-1].item()}", prompt)
     show(f"position {t}", position)
-    hidden = total + prompt + position
+    hidden = vectors.sum(0) + position
     show("h = their sum", hidden)
     return hidden
 
@@ -151,7 +138,7 @@ def explain_prediction(model, hidden: torch.Tensor, ids: torch.Tensor, t: int):
 
 
 def explain_sum(model, ids: torch.Tensor):
-    heading("6. The whole picture")
+    heading("6. The whole image")
     nats = -model.token_log_likelihoods(ids[None])[0]
     for t, value in enumerate(nats.tolist()):
         print(f"  token {t}: {ids[t + 1].item():2d}   probability {np.exp(-value):.4f}   nats {value:.4f}")
@@ -161,7 +148,7 @@ def explain_sum(model, ids: torch.Tensor):
     total, reported = nats.sum().item(), -model.log_likelihood(ids[None]).item()
     print(f"  Sum: {total:.4f} nats. model.log_likelihood says {-reported:.4f}.")
     print(f"  The loss is their mean, {loss:.4f} nats per token; times {len(nats)} tokens: {loss * len(nats):.4f}.")
-    print(f"  Probability of the picture given its class: exp(-{total:.4f}) = {np.exp(-total):.3e}.")
+    print(f"  Probability of the image given its class: exp(-{total:.4f}) = {np.exp(-total):.3e}.")
     print(f"  In bits per pixel: {total:.4f} / (36 ln 2) = {total / (36 * np.log(2)):.4f}.")
     assert abs(total - reported) < 1e-4 and abs(loss * len(nats) - total) < 1e-4
 
@@ -175,7 +162,7 @@ def main():
         raise IGPTError(f"--position must lie between 0 and 8, got {t}.")
     model = tiny_model()
     processor = IGPTImageProcessor(image_size=6, num_labels=2)
-    ids = processor(PICTURE, class_labels=[LABEL])["input_ids"][0]  # (1 + 9,)
+    ids = processor(IMAGE, class_labels=[LABEL])["input_ids"][0]  # (1 + 9,)
 
     explain_tokens(processor, ids[1:])
     everywhere = model.model.embeddings(context_ids(ids[None], torch.arange(9), model.config), torch.arange(9))[0]

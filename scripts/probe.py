@@ -14,9 +14,7 @@ import sys
 from pathlib import Path
 
 
-# OpenMP's waiting threads should soon sleep: spinning, they keep the kernels' threads from the cores. Read
-# once, when torch is loaded.
-os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as scripts/train.py does
 
 import numpy as np
 

@@ -46,14 +46,7 @@ from igpt_hf.training.checkpoints import RESULTS, report_last_checkpoint
 from igpt_hf.training.initial_model import make_initial_model
 from igpt_hf.training.output_dir import delete_overwritten, only_run_in, prepare_output_dir
 from igpt_hf.training.preemption import Preempted, SaveOnSigterm
-from igpt_hf.training.results import (
-    collect_classification_results,
-    collect_results,
-    format_results,
-    keep_nats_quantiles,
-    write_classification_run,
-    write_run,
-)
+from igpt_hf.training.results import format_results, keep_nats_quantiles, write_run
 from igpt_hf.training.stopping import finished_message, interrupted_message
 from igpt_hf.training.trainer import few_steps_hint, make_trainer, push_run
 
@@ -121,10 +114,12 @@ def train(script_args, model_args, args):
     test = trainer.evaluate(test_split, metric_key_prefix="test")
 
     # 5. Model, results, figures, card; then the Hub, with --push_to_hub.
-    keep_nats_quantiles(trainer)
     save_model(trainer)
     if trainer.is_world_process_zero():
-        write_results(trainer, test, start.processor, splits, script_args)
+        results = write_run(trainer, test, start.processor, splits, script_args)
+        logger.info("%s", format_results(results, args.output_dir))
+        if args.push_to_hub:
+            logger.info("pushed: %s", trainer.push_to_hub())
     trainer.accelerator.wait_for_everyone()  # the others do not leave while the first one still writes
 
 
@@ -159,24 +154,12 @@ def make_tokens(images, processor, script_args, split_seed: int, args):
 def save_model(trainer):
     """Save the best model and the state of the run."""
     folder = trainer.args.output_dir
+    keep_nats_quantiles(trainer)
     with report_last_checkpoint("the model", folder):
         if trainer.is_world_process_zero():  # of a shorter run that was resumed: they are not this model's
             (Path(folder) / RESULTS).unlink(missing_ok=True)
         trainer.save_model(_internal_call=True)  # which does not push: the card is not there yet
         trainer.save_state()
-
-
-def write_results(trainer, test: dict, processor, splits, script_args):
-    """Write the results, figures and card of the run, and push it where that is asked for."""
-    if script_args.task == "classification":
-        results = collect_classification_results(trainer, test, script_args)
-        write_classification_run(trainer, results)
-    else:
-        results = collect_results(trainer, test, script_args)
-        write_run(trainer, processor, splits, results, script_args)
-    logger.info("%s", format_results(results, trainer.args.output_dir))
-    if trainer.args.push_to_hub:
-        logger.info("pushed: %s", trainer.push_to_hub())
 
 
 if __name__ == "__main__":

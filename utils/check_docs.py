@@ -3,50 +3,56 @@
     python utils/check_docs.py           # lists what is wrong; the tests run it
     python utils/check_docs.py --fill    # writes the figures of benchmarks/results into README.md and docs/ first
 
-A table of results stands between two markers and is made by `TABLES[NAME]`, below:
+A table of results stands between two markers and is made from `utils/tables/NAME.md`, Markdown with a reference in
+braces for each figure: `{hoda.json#test_nats_per_image .2f}`.
 
     <!-- begin results: NAME -->
     ...
     <!-- end results -->
 
 The figures in the text are listed once, in a comment at the end of the page: the figure as it is written, and the
-committed file that it comes from with a path and a format, or another source in words:
+same reference, or another source in words:
 
     <!-- figures
     52.26 = hoda.json#test_nats_per_image .2f
     79.17 = source: the project's README
     -->
 
-A path `a/b` leads into objects and lists; `name=x` finds the row of a list, and `max` is the largest number. The last
-word is a format of Python's, or `minutes`. A figure that has not been measured yet is a dash. Each decimal, each
-percentage and each number of MB, ms, images/s or nats outside of code and formulas must be in a block or in the list.
+A reference is a committed file, a path into it, and a format of Python's or `minutes`. A path `a/b` leads into objects
+and lists; `name=x` finds the row of a list, and `max` is the largest number. A figure that has not been measured yet
+is a dash. Each decimal, each percentage and each number of MB, ms, images/s or nats outside of code and formulas must
+be in a table or in the list.
 """
 
 import argparse
 import dataclasses
-import importlib.util
-import inspect
 import json
 import pkgutil
 import re
+import runpy
 import sys
 from functools import cache
 from pathlib import Path
 
-from igpt_hf.cli import COMMANDS, add_data_arguments
+import yaml
+
+from igpt_hf.cli import COMMANDS
 from igpt_hf.training.arguments import IGPTTrainingArguments, ModelArguments, ScriptArguments
 
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+TABLES = ROOT / "utils" / "tables"
+ABLATIONS = ("ablations", "ablations_before_rotary")  # tables that benchmarks/ablations.py makes
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DASH = "—"
 BLOCK = re.compile(
     r"(?P<begin><!-- begin results: (?P<name>\S+) -->\n\n)(?P<rows>.*?)(?P<end>\n<!-- end results -->)", re.DOTALL
 )
 LIST = re.compile(r"^<!-- figures\n(?P<lines>.*?)^-->$", re.DOTALL | re.MULTILINE)
-LINE = re.compile(r"(?P<text>\S+) = (?:source: (?P<source>.+)|(?P<file>[^\s#]+)#(?P<path>.+) (?P<format>\S+))")
-REFERENCE = re.compile(r"\{(?:(?P<file>[^\s{}#]+)#)?(?P<path>[^{}]+) (?P<format>[^\s{}]+)\}")  # a figure in a template
+SOURCE = r"(?P<file>[^\s{}#]+)#(?P<path>[^{}]+) (?P<format>[^\s{}]+)"
+LINE = re.compile(rf"(?P<text>\S+) = (?:source: (?P<source>.+)|{SOURCE})")
+REFERENCE = re.compile(rf"\{{{SOURCE}\}}")  # a figure in a template
 NUMBER = re.compile(rf"(?<![\w./-])\d(?:[\d,]*\d)?(?:\.\d+)?%?(?![\w/-])(?!\.\d)|{DASH}")
 UNITS = r"(?:ms|kB|MB|images/s|nats|GFLOP/s)\b"
 FIGURE = re.compile(  # decimals, percentages, and whole numbers of units that are measured
@@ -57,25 +63,13 @@ HIDDEN = re.compile(  # blocks, comments, code, formulas, addresses, sections an
     r"(?:section|version|Python|torch|transformers)\s[\d.]+",
     re.DOTALL | re.MULTILINE,
 )
-COMMAND = re.compile(r"[^\n|`]*(?<![\w/])(?:scripts|benchmarks|examples)/\w+\.py[^\n|`]*")
+COMMAND = re.compile(r"(?<![\w/])((?:scripts|benchmarks|examples)/\w+\.py)([^\n|`#]*)")  # a script and its flags
 FILE = re.compile(r"(?<![\w/.])(?:scripts|benchmarks|configs|examples|igpt_hf|tests|utils)/[\w/.-]+\.(?:py|yaml)")
 NAME = re.compile(r"`(igpt_hf(?:\.\w+)+)")
 FLAG = re.compile(r"(?<=\s)--(\w+)")
+SHARED_FLAGS = {"add_data_arguments": "igpt_hf/cli.py", "benchmark_parser": "benchmarks/harness.py"}
 IGPT = re.compile(r"(?<![\w-])igpt ((?:export )?[a-z]+)(?:[^\n`#]* -- )?")  # the flags before `--` are the launcher's
-# What a reader must find: scripts with their flags, and the keys of the files that they write.
-PROMISED = {
-    "scripts/train.py": "config data preset output_dir resume_from_checkpoint overwrite_output_dir",
-    "scripts/sample.py": "labels num temperature top_p guidance_scale seed complete keep_rows output npz",
-    "scripts/evaluate.py": "data split max_images samples output",
-    "scripts/probe.py": "data output",
-    "scripts/push_to_hub.py": "private",
-    "scripts/app.py": "port",
-    "all_results.json": "train_nats_per_image validation_nats_per_image test_nats_per_image test_bits_per_pixel "
-    "num_parameters epochs stopped train_runtime train_images_per_second data seed monotonic_train_loss "
-    "monotonic_validation_loss",
-    "report.json": "num_images nats_per_image nats_per_image_marginal nats_per_image_unconditional bits_per_pixel "
-    "bayes_accuracy sample_accuracy fid fid_real_floor precision recall density coverage novelty",
-}
+PROMISED = ROOT / "utils" / "promised.yaml"
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -106,12 +100,13 @@ def look_up(value, path: str):
     return value
 
 
-def figure(file: str, path: str, form: str, results: Path) -> str:
-    """A figure of a result file, as it is written.
+def figure(reference: re.Match, results: Path) -> str:
+    """The figure that a reference names, as it is written.
 
     Raises:
         LookupError: The file is there, but not what the path asks for.
     """
+    file, path, form = reference["file"], reference["path"], reference["format"]
     if not (results / file).is_file():
         return DASH
     try:
@@ -132,20 +127,18 @@ def listed(text: str) -> list[re.Match]:
     lines = [line for match in LIST.finditer(text) for line in match["lines"].splitlines()]
     matches = [LINE.fullmatch(line) for line in lines]
     if None in matches:
-        raise LookupError(f"{lines[matches.index(None)]!r} is no line of a list of figures")
+        raise LookupError(f"{lines[matches.index(None)]!r} is not a line of a list of figures")
     return matches
 
 
 def expected(line: re.Match, results: Path) -> str:
     """What a listed figure must be."""
-    return line["text"] if line["source"] else figure(line["file"], line["path"], line["format"], results)
+    return line["text"] if line["source"] else figure(line, results)
 
 
 def block(match: re.Match, results: Path) -> str:
     """A table of results with its markers, as it must be."""
-    if match["name"] not in TABLES:
-        raise LookupError(f"no table is named {match['name']}")
-    return match["begin"] + TABLES[match["name"]](results) + match["end"]
+    return match["begin"] + table(match["name"], results) + match["end"]
 
 
 def wrong_figures(text: str, results: Path = RESULTS) -> list[str]:
@@ -174,14 +167,9 @@ def wrong_figures(text: str, results: Path = RESULTS) -> list[str]:
 
 def wrong_cells(shown: str, names: set[str]) -> list[str]:
     """Numbers in a row of measurements that are not listed: no cell of such a row may be typed by hand."""
-    problems = []
-    for row in re.findall(r"^\|.*$", shown, re.MULTILINE):
-        cells = [cell.strip("* ") for cell in row.split("|")[2:]]
-        if names & set(NUMBER.findall(row)):
-            problems += [
-                f"the cell {cell!r} has no source" for cell in cells if NUMBER.fullmatch(cell) and cell not in names
-            ]
-    return problems
+    rows = [row for row in re.findall(r"^\|.*$", shown, re.MULTILINE) if names & set(NUMBER.findall(row))]
+    cells = [cell.strip("* ") for row in rows for cell in row.split("|")[2:]]
+    return [f"the cell {cell!r} has no source" for cell in cells if NUMBER.fullmatch(cell) and cell not in names]
 
 
 def fill(text: str, results: Path = RESULTS) -> str:
@@ -210,152 +198,32 @@ def changed_figures(text: str, results: Path) -> dict[str, str]:
     Raises:
         LookupError: Two lines list the same figure, and now differ.
     """
-    new = {}
+    new: dict[str, str] = {}
     for line in listed(text):
-        new.setdefault(line["text"], set()).add(expected(line, results))
-    for old, texts in new.items():
-        if len(texts) > 1:
-            raise LookupError(f"{old} is listed for what is now {' and '.join(sorted(texts))}: write them by hand")
-    return {old: texts.pop() for old, texts in new.items() if texts != {old}}
+        old, now = line["text"], expected(line, results)
+        if new.setdefault(old, now) != now:
+            both = " and ".join(sorted([new[old], now]))
+            raise LookupError(f"{old} is listed for what is now {both}: write them by hand")
+    return {old: now for old, now in new.items() if now != old}
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
-def template(file: str, text: str):
-    """The maker of a table: `{path format}` is a figure of the file, `{another.json#path format}` of another."""
+def table(name: str, results: Path) -> str:
+    """A table of results: a template with its figures filled in, or the variants of a file of ablations.
 
-    def make(results: Path) -> str:
-        def one(match: re.Match) -> str:
-            return figure(match["file"] or file, match["path"], match["format"], results)
-
-        return REFERENCE.sub(one, text.lstrip("\n"))
-
-    return make
-
-
-def ablations(file: str):
-    """The maker of a table of variants, by the functions of benchmarks/ablations.py."""
-
-    def make(results: Path) -> str:
-        if not (results / file).is_file():
-            return ""
-        spec = importlib.util.spec_from_file_location("ablations", ROOT / "benchmarks" / "ablations.py")
-        script = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(script)
-        return script.as_table(script.summarize(read_result(results / file)))
-
-    return make
-
-
-HODA = """
-| test split | | command |
-|---|---|---|
-| class-conditional NLL, nats/image | **{test_nats_per_image .2f}** ± {test_nats_per_image_stderr .2f} | \
-`accelerate launch scripts/train.py --data RemainingSamples.cdb --output_dir runs/hoda --num_threads 1` \
-({train_runtime minutes} minutes on one core) |
-| the same with `--seed 1` and `--seed 2`, `--split_seed 42` | {seeds.json#seed=1/test_nats_per_image .2f} and \
-{seeds.json#seed=2/test_nats_per_image .2f} | |
-| the same on the validation split | {validation_nats_per_image .2f} | |
-| marginal NLL: class unknown, exact mixture over the classes | {hoda_report.json#nats_per_image_marginal .2f} | \
-`python scripts/evaluate.py runs/hoda --data RemainingSamples.cdb --samples 5000 --output report.json` |
-| unconditional NLL: from the start token | {hoda_report.json#nats_per_image_unconditional .2f} | |
-| accuracy, by Bayes' rule | {hoda_report.json#bayes_accuracy .2%} | |
-| samples classified as their class (real digits: {hoda_report.json#classifier_test_accuracy .1%}) | \
-{hoda_report.json#sample_accuracy .1%} | |
-| FID on a classifier's features (real against real: {hoda_report.json#fid_real_floor .2f}) | \
-{hoda_report.json#fid .2f} | |
-| accuracy, linear probe on the best layer | {probe.json#test_accuracy .2%} | \
-`python scripts/probe.py runs/hoda --data RemainingSamples.cdb --output probe.json` |
-| accuracy, fine-tuned | {finetune.json#test_accuracy .2%} | \
-`accelerate launch scripts/train.py --task classification \
---model_name_or_path runs/hoda --data RemainingSamples.cdb --num_train_epochs 4 --output_dir runs/classifier` |
-"""
-IMAGEGPT = """
-| | igpt_hf is faster by | command |
-|---|---|---|
-| training, images/s, each at its best batch size | **{train_ratio .0f}x** | \
-`python benchmarks/speed.py --output speed.json` |
-| `generate`, 1 image; 64 images | **{generate_ratio_b1 .0f}x**; {generate_ratio_b64 .0f}x | |
-| log-likelihood, images/s | {likelihood_ratio .0f}x | |
-"""
-CLASS_DROPOUT = """
-| class dropout | class-conditional NLL | marginal NLL | unconditional NLL | accuracy, by Bayes' rule |
-|---|---|---|---|---|
-""" + "".join(
-    f"| {label} | {{dropout={rate}/nats_per_image .2f}} | {{dropout={rate}/nats_per_image_marginal .2f}} | "
-    f"{{dropout={rate}/nats_per_image_unconditional .2f}} | {{dropout={rate}/bayes_accuracy .2%}} |\n"
-    for rate, label in (("0", "0"), ("0.1", "0.1"), ("0.2", "0.2, the default"))
-)
-MODELS = """
-| model | parameters | minutes | validation | test, nats/image |
-|---|---|---|---|---|
-| igpt_hf, default recipe | {hoda.json#num_parameters ,.0f} | {hoda.json#train_runtime minutes} | \
-{hoda.json#validation_nats_per_image .2f} | **{hoda.json#test_nats_per_image .2f}** |
-| gated PixelCNN, class-conditional | {model=gated PixelCNN/parameters ,.0f} | {model=gated PixelCNN/minutes .0f} | \
-{model=gated PixelCNN/validation .2f} | {model=gated PixelCNN/test .2f} |
-| transformers' `ImageGPTForCausalImageModeling` | {stock.json#num_parameters ,.0f} | \
-{stock.json#train_runtime minutes} | {stock.json#validation_nats_per_image .2f} | \
-{stock.json#test_nats_per_image .2f} |
-"""
-SPEED = """
-| | batch | ImageGPT | igpt_hf | ratio |
-|---|---|---|---|---|
-| training step | 64 | {train_images_per_second/stock/64 .1f} | {train_images_per_second/ours/64 ,.0f} | |
-| | each at its best | {train_images_per_second/stock/max .1f} | {train_images_per_second/ours/max ,.0f} | \
-**{train_ratio .0f}** |
-| `generate`, whole images | 1 | {generate_images_per_second/stock/1 .2f} | \
-{generate_images_per_second/ours/1 ,.0f} | **{generate_ratio_b1 .0f}** |
-| | 64 | {generate_images_per_second/stock/64 .1f} | {generate_images_per_second/ours/64 ,.0f} | \
-**{generate_ratio_b64 .0f}** |
-| | each at its best | {generate_images_per_second/stock/max .1f} | {generate_images_per_second/ours/max ,.0f} | \
-**{generate_ratio_best .0f}** |
-| log-likelihood | each at its best | {likelihood_images_per_second/stock/max .0f} | \
-{likelihood_images_per_second/ours/max ,.0f} | **{likelihood_ratio .0f}** |
-"""
-MEMORY = """
-| | ImageGPT | igpt_hf | igpt_hf / ImageGPT |
-|---|---|---|---|
-| memory of a training step beyond the model, batch 64, MB | {train_memory_mb/stock ,.0f} | \
-{train_memory_mb/ours ,.0f} | {train_memory_ratio .3f} |
-| time of `import igpt_hf`, divided by that of `import torch, transformers` | | | {import_ratio .2f} |
-"""
-LIMITS = """
-| | fraction of the matrix product's rate |
-|---|---|
-| training | {fraction_of_limit_train .0%} |
-| log-likelihood | {fraction_of_limit_likelihood .0%} |
-| `generate` | {fraction_of_limit_generate .0%} |
-"""
-PARTS = """
-| | igpt_hf | without | ratio |
-|---|---|---|---|
-| training step, 32 images (one kernel for all blocks; SDPA, matrix products and a convolution) | \
-{training step, 32 images/ours_ms .0f} | {training step, 32 images/library_ms .0f} | \
-{training step, 32 images/ratio .1f} |
-| training step, 128 images | {training step, 128 images/ours_ms .0f} | {training step, 128 images/library_ms .0f} | \
-{training step, 128 images/ratio .1f} |
-| log-likelihood, 64 images | {log-likelihood, 64 images/ours_ms .0f} | {log-likelihood, 64 images/library_ms .0f} | \
-{log-likelihood, 64 images/ratio .1f} |
-| a step of Muon (all matrices of a shape at once; `torch.optim.Muon`) | {Muon, a step/ours_ms .1f} | \
-{Muon, a step/library_ms .1f} | {Muon, a step/ratio .1f} |
-| `generate`, 1 image (one kernel for all steps; transformers' loop with its dynamic cache) | \
-{generate, 1 image/ours_ms .1f} | {generate, 1 image/library_ms ,.0f} | {generate, 1 image/ratio .0f} |
-| `generate`, 64 images | {generate, 64 images/ours_ms .0f} | {generate, 64 images/library_ms ,.0f} | \
-{generate, 64 images/ratio .0f} |
-"""
-TABLES = {
-    "hoda": template("hoda.json", HODA),
-    "imagegpt": template("speed.json", IMAGEGPT),
-    "ablations": ablations("ablations.jsonl"),
-    "ablations_before_rotary": ablations("ablations_before_rotary.jsonl"),
-    "class_dropout": template("class_dropout.json", CLASS_DROPOUT),
-    "models": template("baselines.json", MODELS),
-    "speed": template("speed.json", SPEED),
-    "memory": template("speed.json", MEMORY),
-    "limits": template("speed.json", LIMITS),
-    "parts": template("parts.json", PARTS),
-}
+    Raises:
+        LookupError: There is no template of this name, or a result file has no such figure.
+    """
+    if name in ABLATIONS:
+        script = runpy.run_path(str(ROOT / "benchmarks" / "ablations.py"))
+        runs = results / f"{name}.jsonl"
+        return script["as_table"](script["summarize"](read_result(runs))) if runs.is_file() else ""
+    template = TABLES / f"{name}.md"
+    if not template.is_file():
+        raise LookupError(f"no table is named {name}")
+    return REFERENCE.sub(lambda match: figure(match, results), template.read_text(encoding="utf-8"))
 
 
 # --- commands -------------------------------------------------------------------------------------------------------
@@ -365,9 +233,10 @@ TABLES = {
 def flags_of(script: str) -> frozenset[str]:
     """The flags that a script takes."""
     source = (ROOT / script).read_text(encoding="utf-8")
+    for function, module in SHARED_FLAGS.items():
+        if f"{function}(" in source:
+            source += (ROOT / module).read_text(encoding="utf-8")
     own = set(re.findall(r'add_argument\(\s*"--(\w+)"', source))
-    if "add_data_arguments(" in source:
-        own |= set(re.findall(r'add_argument\(\s*"--(\w+)"', inspect.getsource(add_data_arguments)))
     if script == "scripts/train.py" or "flags" in own:  # `--flags ...` hands the rest to train.py
         kinds = (ScriptArguments, ModelArguments, IGPTTrainingArguments)
         own |= {"config", *(field.name for kind in kinds for field in dataclasses.fields(kind))}
@@ -379,11 +248,9 @@ def wrong_commands(text: str) -> list[str]:
     problems = [f"there is no igpt {name}" for name in IGPT.findall(text) if name not in COMMANDS]
     text = IGPT.sub(lambda match: f"scripts/{COMMANDS[match[1]][0]} " if match[1] in COMMANDS else match[0], text)
     problems += [f"there is no {path}" for path in FILE.findall(text) if not (ROOT / path).is_file()]
-    for line in COMMAND.findall(text.replace("\\\n", " ")):
-        script = re.search(r"(?<![\w/])(?:scripts|benchmarks|examples)/\w+\.py", line)[0]
+    for script, flags in COMMAND.findall(text.replace("\\\n", " ")):
         if (ROOT / script).is_file():
-            given = FLAG.findall(line[line.index(script) :].split("#")[0])
-            problems += [f"{script} has no --{flag}" for flag in given if flag not in flags_of(script)]
+            problems += [f"{script} has no --{flag}" for flag in FLAG.findall(flags) if flag not in flags_of(script)]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"(?:^|`)make (\w+)", text, re.MULTILINE):
         if not re.search(rf"^{target}:", makefile, re.MULTILINE):
@@ -405,15 +272,13 @@ def wrong_names(text: str) -> list[str]:
 def not_found(texts: list[str]) -> list[str]:
     """Promised flags and keys that no page names, as code."""
     code = "\n".join(part for text in texts for part in re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL))
-    missing = []
-    for file, names in PROMISED.items():
-        dashes = "--" if file.startswith("scripts/") else ""
-        missing += [
-            f"{file}: no page names {dashes}{name}"
-            for name in names.split()
-            if not re.search(rf"(?<![\w-]){dashes}{name}\b", code)
-        ]
-    return missing
+    promised = yaml.safe_load(PROMISED.read_text(encoding="utf-8"))
+    return [
+        f"{file}: no page names {name}"
+        for file, names in promised.items()
+        for name in names.split()
+        if not re.search(rf"(?<![\w-]){name}\b", code)
+    ]
 
 
 def main():

@@ -1,9 +1,9 @@
-"""Draw the pictures of the documentation from a model that was trained on `synthetic`.
+"""Make the images of the documentation from a model that was trained on `synthetic`.
 
     python utils/make_figures.py runs/synthetic docs/images
 
 Writes real_and_sampled.png (a row per class: digits that the model has not seen on the left, samples on the right),
-completions.png and growing.gif (one digit of each class, drawn token by token). All digits are drawn by the package.
+completions.png and growing.gif (one digit of each class, token by token). All digits are synthetic.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from igpt_hf.hub.loading import load_pretrained
 from igpt_hf.plots import completion_sheet, image_grid
 
 
-COLUMNS = 7  # pictures of each kind in a row
+COLUMNS = 7  # images of each kind in a row
 TOKENS_PER_FRAME = 4
 SEED_OF_REAL = 20_240  # another than that of any training data
 UNKNOWN, BLACK, WHITE, CURSOR = range(4)
@@ -34,36 +34,34 @@ def real_digits(per_class: int) -> dict[int, np.ndarray]:
 
 
 def real_and_sampled(model, processor, real: dict[int, np.ndarray]) -> Image.Image:
-    """A row per class: real pictures as the model sees them, a gap, samples."""
+    """A row per class: real images as the model sees them, a gap, samples."""
     rows, side = [], processor.image_size
-    for label, pictures in real.items():
+    for label, images in real.items():
         samples = processor.decode(model.generate(**processor.prompt(class_labels=[label] * COLUMNS)))
-        rows.append([*processor.decode(processor.tokenize(pictures)), Image.new("L", (side, side), 64), *samples])
+        rows.append([*processor.decode(processor.tokenize(images)), Image.new("L", (side, side), 64), *samples])
     return image_grid(rows, [model.config.class_names[label] for label in real])
 
 
 def growing(pixels: np.ndarray, processor, columns: int = 5, scale: int = 4) -> list[Image.Image]:
-    """Frames of an animation that uncovers pictures (n, height, width) of 0/1 in the order of their tokens."""
-    size, patch, grid = processor.image_size, processor.patch_size, processor.grid_size
+    """Frames of an animation that uncovers images (n, height, width) of 0/1 in the order of their tokens."""
+    patch, grid = processor.patch_size, processor.grid_size
     order = np.arange(grid**2).reshape(grid, grid).repeat(patch, 0).repeat(patch, 1)  # token of each pixel
     frames = []
     for known in [*range(0, grid**2, TOKENS_PER_FRAME), grid**2]:
         shown = np.where(order < known, np.where(pixels == 1, WHITE, BLACK), UNKNOWN)
-        shown[:, order == known] = CURSOR  # the token to be drawn next
+        shown[:, order == known] = CURSOR  # the token to be sampled next
         padded = np.pad(shown, ((0, 0), (1, 1), (1, 1)), constant_values=UNKNOWN)
         rows = [np.concatenate(list(padded[i : i + columns]), axis=1) for i in range(0, len(padded), columns)]
-        frame = np.concatenate(rows).astype(np.uint8).repeat(scale, 0).repeat(scale, 1)
-        picture = Image.fromarray(frame)
-        picture.putpalette(PALETTE)
-        assert picture.width == columns * (size + 2) * scale
-        frames.append(picture)
+        frame = Image.fromarray(np.concatenate(rows).astype(np.uint8).repeat(scale, 0).repeat(scale, 1))
+        frame.putpalette(PALETTE)
+        frames.append(frame)
     return frames
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of a model trained on `synthetic`, or its id on the Hub")
-    parser.add_argument("output", type=Path, help="folder for the pictures")
+    parser.add_argument("output", type=Path, help="folder for the images")
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     args = parser.parse_args()
     transformers_logging.disable_progress_bar()
@@ -76,12 +74,11 @@ def main():
     set_seed(args.seed)
     real_and_sampled(model, processor, real).save(args.output / "real_and_sampled.png", optimize=True)
     labels = list(real)
-    completion_sheet(model, processor, np.stack([real[label][0] for label in labels]), labels).save(
-        args.output / "completions.png", optimize=True
-    )
+    sheet = completion_sheet(model, processor, np.stack([real[label][0] for label in labels]), labels)
+    sheet.save(args.output / "completions.png", optimize=True)
     ids = model.generate(**processor.prompt(class_labels=labels))
     first, *others = growing(processor.decode_pixels(ids), processor)
-    times = [120] * len(others) + [2500]  # milliseconds; the finished pictures stay for a while
+    times = [120] * len(others) + [2500]  # milliseconds; the finished images stay for a while
     path = args.output / "growing.gif"
     first.save(path, save_all=True, append_images=others, duration=times, loop=0, optimize=True)
     print(f"real_and_sampled.png, completions.png, growing.gif ({path.stat().st_size // 1000} kB) -> {args.output}")

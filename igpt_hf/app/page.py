@@ -27,27 +27,6 @@ QUEUE_SIZE = 32
 CANVAS_SCALE = 10  # pixels of the drawing area for each pixel of an image
 FOLDER = Path(__file__).parent
 
-INTRODUCTION = """
-<h1>A tiny Image GPT</h1>
-<p>This model of {parameters:,} parameters draws binary images of {side}×{side} pixels, one block of {patch}×{patch}
-after the other, and knows exactly how likely each of them is. Let it draw, give it half an image to complete, or draw
-one yourself and see what it reads.</p>
-"""
-
-PAD = """
-<div class="pad">
-  <div class="pad-title">{title}</div>
-  <div class="pad-area"><canvas width="{canvas}" height="{canvas}" aria-label="{title}"></canvas>{line}</div>
-  <div class="pad-tools">
-    <button type="button" data-tool="pen">Pen</button>
-    <button type="button" data-tool="eraser">Eraser</button>
-    <button type="button" class="pad-undo">Undo</button>
-    <button type="button" class="pad-clear">Clear</button>
-    {upload}
-  </div>
-  <p class="pad-message" role="alert"></p>
-</div>
-"""
 MOVE_LINE = "rows => document.getElementById('kept').style.setProperty('--kept', rows / SIZE)"
 UPLOAD = '<label>Upload<input type="file" accept=".png,.jpg,.jpeg,.webp,.gif,.bmp"></label>'
 
@@ -121,20 +100,26 @@ def add_settings(config, count: int) -> list:
     return [label, how_many, temperature, guidance, seed]
 
 
+def template(name: str) -> str:
+    """A file of this folder."""
+    return FOLDER.joinpath(name).read_text(encoding="utf-8")
+
+
 def drawing_area(title: str, image_size: int, kept_rows: int | None = None) -> gr.HTML:
     """A canvas to draw on; with `kept_rows` images can be uploaded too, and a line shows which rows are kept."""
     line = upload = ""
     if kept_rows is not None:
         line = f'<div class="pad-line" id="kept" style="--kept: {kept_rows / image_size}"></div>'
         upload = UPLOAD
-    template = PAD.format(title=title, canvas=CANVAS_SCALE * image_size, line=line, upload=upload)
-    return gr.HTML(html_template=template, js_on_load=FOLDER.joinpath("app.js").read_text(), apply_default_css=False)
+    pad = template("pad.html").format(title=title, canvas=CANVAS_SCALE * image_size, line=line, upload=upload)
+    return gr.HTML(html_template=pad, js_on_load=template("app.js"), apply_default_css=False)
 
 
 def build_app(model, processor) -> gr.Blocks:
     """The page: three tabs, whose requests wait in one queue, so that one at a time has the model."""
     config, size = model.config, model.config.image_size
-    introduction = INTRODUCTION.format(parameters=model.num_parameters(), side=size, patch=config.patch_size)
+    about = {"parameters": model.num_parameters(), "side": size, "patch": config.patch_size}
+    introduction = template("introduction.html").format(**about)
     # Seeds set the one generator of random numbers.
     alone: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 

@@ -9,21 +9,8 @@ from ..model.image_processing_igpt import IGPTImageProcessor
 from ..model.modeling_igpt import IGPTForCausalImageModeling
 
 
-# https://huggingface.co/docs/hub/spaces-config-reference
-README = """---
-title: A tiny Image GPT
-emoji: ✍️
-colorFrom: blue
-colorTo: green
-sdk: gradio
-sdk_version: {gradio}
-python_version: "3.11"
-app_file: app.py
----
-
-A tiny Image GPT samples binary images block by block, completes half an image, and classifies what you draw.
-"""
-
+# The settings at its head: https://huggingface.co/docs/hub/spaces-config-reference
+README = Path(__file__).with_name("space_readme.md")
 APP = """from pathlib import Path
 
 from igpt_hf.app.page import launch
@@ -50,5 +37,5 @@ def write_space(model: IGPTForCausalImageModeling, processor: IGPTImageProcessor
     # Without this index pip would install the CUDA build of torch (several GB).
     lines = ["--extra-index-url https://download.pytorch.org/whl/cpu", *needed]
     (folder / "requirements.txt").write_text("\n".join(lines) + "\n")
-    (folder / "README.md").write_text(README.format(gradio=version("gradio")))
+    (folder / "README.md").write_text(README.read_text(encoding="utf-8").format(gradio=version("gradio")))
     (folder / "app.py").write_text(APP)

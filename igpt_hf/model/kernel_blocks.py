@@ -474,9 +474,7 @@ def blocks_forward(
         context: For `embed`.
         cos_sin: For `apply_rotary`.
     """
-    weights = BlockWeights(
-        *weight_arrays
-    )  # here, not in the signature: numba's cache would know another import's class
+    weights = BlockWeights(*weight_arrays)  # not in the signature: numba's cache would know another import's class
     (length, channels), inner = out.shape[1:], weights.up_weight.shape[2]
     rows = (length + LANES - 1) // LANES * LANES
     heads = channels // HEAD_SIZE

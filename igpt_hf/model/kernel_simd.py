@@ -90,6 +90,13 @@ if numba is not None:
         one = builder.insert_element(ir.Constant(floats, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
         return builder.shuffle_vector(one, one, _constant(0, ints))
 
+    def _call(builder, name, values, kinds, result=floats, **flags):
+        """Call an intrinsic function of LLVM on vectors of 16 floats."""
+        function = ir.FunctionType(result, kinds)
+        return builder.call(
+            cgutils.get_or_insert_function(builder.module, function, f"{name}.v{LANES}f32"), values, **flags
+        )
+
     def _pointer(context, builder, signature, values):
         """Address of array[row, column], where a row's numbers lie side by side."""
         array = context.make_array(signature.args[0])(context, builder, values[0])
@@ -148,10 +155,8 @@ if numba is not None:
         """a * b + c; scalars among them are broadcast."""
 
         def generate(context, builder, signature, values):
-            a, b, c = (_splat(context, builder, k, v) for k, v in zip(signature.args, values, strict=True))
-            name = f"llvm.fmuladd.v{LANES}f32"
-            function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(floats, [floats] * 3), name)
-            return builder.call(function, [a, b, c])
+            vectors = [_splat(context, builder, k, v) for k, v in zip(signature.args, values, strict=True)]
+            return _call(builder, "llvm.fmuladd", vectors, [floats] * 3)
 
         return vector(a, b, c), generate
 
@@ -205,9 +210,6 @@ if numba is not None:
 
         def generate(context, builder, signature, values):
             (x,) = values
-            fmuladd = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(floats, [floats] * 3), f"llvm.fmuladd.v{LANES}f32"
-            )
             low, magic = _constant(-127.0), _constant(1.5 * 2**23)
             x = builder.select(builder.fcmp_ordered(">", x, low), x, low)
             # The sum has no bits left for fractions: its last bits are n, x rounded to an integer.
@@ -215,7 +217,7 @@ if numba is not None:
             r = builder.fsub(x, builder.fsub(shifted, magic))  # x = n + r, |r| <= 1/2
             p = _constant(float(np.float32(EXP2_POLYNOMIAL[0])))
             for coefficient in EXP2_POLYNOMIAL[1:]:
-                p = builder.call(fmuladd, [p, r, _constant(float(np.float32(coefficient)))])
+                p = _call(builder, "llvm.fmuladd", [p, r, _constant(float(np.float32(coefficient)))], [floats] * 3)
             n = builder.shl(builder.bitcast(shifted, ints), _constant(23, ints))
             return builder.bitcast(builder.add(builder.bitcast(p, ints), n), floats)  # adds n to p's exponent
 
@@ -226,11 +228,9 @@ if numba is not None:
         """Sum of the 16 numbers."""
 
         def generate(context, builder, signature, values):
-            kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), floats])
-            name = f"llvm.vector.reduce.fadd.v{LANES}f32"
-            function = cgutils.get_or_insert_function(builder.module, kind, name)
-            zero = ir.Constant(ir.FloatType(), -0.0)
-            return builder.call(function, [zero, values[0]], fastmath=("reassoc",))  # in any order
+            numbers, number = [ir.Constant(ir.FloatType(), -0.0), values[0]], ir.FloatType()
+            fastmath = ("reassoc",)  # in any order
+            return _call(builder, "llvm.vector.reduce.fadd", numbers, [number, floats], number, fastmath=fastmath)
 
         return types.float32(x), generate
 
@@ -239,9 +239,7 @@ if numba is not None:
         """Maximum of the 16 numbers."""
 
         def generate(context, builder, signature, values):
-            name = f"llvm.vector.reduce.fmax.v{LANES}f32"
-            kind = ir.FunctionType(ir.FloatType(), [floats])
-            return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), values)
+            return _call(builder, "llvm.vector.reduce.fmax", values, [floats], ir.FloatType())
 
         return types.float32(x), generate
 

@@ -37,12 +37,8 @@ class ScriptArguments:
     )
     image_column: str = field(default="image", metadata={"help": "Parquet and Hub: the column of images."})
     label_column: str = field(default="label", metadata={"help": "Parquet and Hub: the column of classes."})
-    max_images: int | None = field(
-        default=None, metadata={"help": "Use a random, stratified subset of at most this many images."}
-    )
-    split_seed: int | None = field(
-        default=None, metadata={"help": "Of the split into train, validation and test; `seed` unless given."}
-    )
+    max_images: int | None = field(default=None, metadata={"help": "A random, stratified subset of this many images."})
+    split_seed: int | None = field(default=None, metadata={"help": "Seed of the split; default: `seed`."})
     skip_bad_images: bool = field(default=False, metadata={"help": "Count and leave out images that cannot be read."})
     threshold: float = field(default=0.5, metadata={"help": "Gray level in (0, 1] from which on a pixel is white."})
     invert: str = field(default="auto", metadata={"help": "auto (light borders), never or always."})
@@ -51,14 +47,10 @@ class ScriptArguments:
         metadata={"help": "Pixels kept free around tight crops; default: image_size / 14, which is 2 of 28."},
     )
     binarize: str = field(default="threshold", metadata={"help": "threshold, or stochastic: anew in each epoch."})
-    streaming: bool = field(
-        default=False, metadata={"help": "Parquet and Hub: tokenize shard by shard into a cache, train from the disk."}
-    )
-    shuffle_buffer: int = field(
-        default=10_000, metadata={"help": "Streaming: number of images in the shuffle buffer."}
-    )
+    streaming: bool = field(default=False, metadata={"help": "Parquet and Hub: tokenize into a cache, train from it."})
+    shuffle_buffer: int = field(default=10_000, metadata={"help": "Streaming: images in the shuffle buffer."})
     max_eval_images: int = field(
-        default=10_000, metadata={"help": "Streaming: evaluate at most this many validation and test images each."}
+        default=10_000, metadata={"help": "Streaming: at most this many images per evaluation."}
     )
     num_threads: int | None = field(default=None, metadata={"help": "CPU threads per process; default: all cores."})
 
@@ -158,8 +150,7 @@ class IGPTTrainingArguments(TrainingArguments):
     output_dir: str = field(default="runs/igpt", metadata={"help": "Folder of the model, its card and figures."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Start anew: delete the run in output_dir."})
     early_stopping_patience: int = field(
-        default=5,
-        metadata={"help": "Stop after this many evaluations in a row without a better validation loss; 0: never."},
+        default=5, metadata={"help": "Stop after this many evaluations without a better validation loss; 0: never."}
     )
     num_train_epochs: float = field(default=30, metadata={"help": "Passes over the training split, at most."})
     max_minutes: float | None = field(
@@ -203,10 +194,7 @@ class IGPTTrainingArguments(TrainingArguments):
     data_seed: int | None = field(default=None, metadata={"help": "Order of the images; `seed` unless given."})
     logging_steps: float = field(default=50, metadata={"help": "Log the running training loss every this many steps."})
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "The batches are small."})
-    hub_strategy: str = field(
-        default="end",
-        metadata={"help": "With --push_to_hub: at the end, with the card; or another of transformers' strategies."},
-    )
+    hub_strategy: str = field(default="end", metadata={"help": "With --push_to_hub: when; end: once, with the card."})
     # The Trainer writes this into the config that it saves; while training, `collate` switches the cache off.
     use_cache: bool = field(default=True, metadata={"help": "Saved with the model: generate with a cache."})
 

@@ -48,13 +48,7 @@ def best_evaluation(trainer, history: LossHistory) -> int:
 
 
 def collect_results(trainer, test: dict[str, float], script_args: ScriptArguments) -> dict:
-    """Gather the numbers of a run for all_results.json; nats are per image, exact, given the class.
-
-    Args:
-        trainer: After training, with the best model loaded and its state saved.
-        test: Metrics of the test split.
-        script_args: For the source of the data.
-    """
+    """Gather the numbers of a run for all_results.json; nats are per image, exact, given the class."""
     args, history = trainer.args, LossHistory.from_log(trainer.state.log_history)
     kept = best_evaluation(trainer, history)
     stopwatch = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch))
@@ -78,13 +72,7 @@ def collect_results(trainer, test: dict[str, float], script_args: ScriptArgument
 
 
 def collect_classification_results(trainer, test: dict[str, float], script_args: ScriptArguments) -> dict:
-    """Gather the numbers of a classifier's run for all_results.json; nats are per image, from the start token.
-
-    Args:
-        trainer: After training, with the best model loaded and its state saved.
-        test: Metrics of the test split.
-        script_args: For the source of the data and of the first weights.
-    """
+    """Gather the numbers of a classifier's run for all_results.json; nats are per image, from the start token."""
     args, state = trainer.args, trainer.state
     stopwatch = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch))
     results: dict[str, Any] = {"task": "classification"}
@@ -147,8 +135,27 @@ def _write_results(results: dict, folder: Path):
     os.replace(unfinished, folder / RESULTS)
 
 
-def write_classification_run(trainer, results: dict):
-    """Write accuracy_curve.png, README.md and all_results.json into the run's folder."""
+def write_run(trainer, test: dict[str, float], processor, splits, script_args: ScriptArguments) -> dict:
+    """Write the results, figures and card of a run into its folder; returns the results.
+
+    Args:
+        trainer: After training, with the best model loaded and its state saved.
+        test: Metrics of the test split.
+        processor: Of the same run.
+        splits: The images, before they became tokens; the completions show one test image per class.
+        script_args: For the card's account of the data.
+    """
+    if script_args.task == "classification":
+        results = collect_classification_results(trainer, test, script_args)
+        _write_classification_run(trainer, results)
+    else:
+        results = collect_results(trainer, test, script_args)
+        _write_generation_run(trainer, processor, splits, results, script_args)
+    return results
+
+
+def _write_classification_run(trainer, results: dict):
+    """Write accuracy_curve.png, README.md and all_results.json."""
     folder = Path(trainer.args.output_dir)
     history = LossHistory.from_log(trainer.state.log_history, "accuracy")
     accuracy_curve(history.epochs, history.train, history.validation, results, folder / "accuracy_curve.png")
@@ -161,16 +168,8 @@ def write_classification_run(trainer, results: dict):
     _write_results(results, folder)
 
 
-def write_run(trainer, processor, splits, results: dict, script_args: ScriptArguments):
-    """Write loss_curve.png, samples.png, completions.png, README.md and all_results.json into the run's folder.
-
-    Args:
-        trainer: After training, with the best model loaded.
-        processor: Of the same run.
-        splits: The images, before they became tokens; the completions show one test image per class.
-        results: From `collect_results`.
-        script_args: For the card's account of the data.
-    """
+def _write_generation_run(trainer, processor, splits, results: dict, script_args: ScriptArguments):
+    """Write loss_curve.png, samples.png, completions.png, README.md and all_results.json."""
     args, folder = trainer.args, Path(trainer.args.output_dir)
     whole = AutoModelForCausalLM.from_pretrained(folder) if trainer.is_fsdp_enabled else trainer.model  # not a part
     model = whole.eval()
@@ -206,25 +205,19 @@ def _card_facts(trainer, processor, splits, results: dict, script_args: ScriptAr
         "source": script_args.data,
         "num_images": sum(len(split) for split in splits.values()),
         "splits": split_facts,
+        **{name: getattr(processor, name) for name in ("image_size", "patch_size")},
+        **{name: getattr(config, name) for name in ("num_labels", "vocab_size")},
+        **{name: getattr(config, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")},
+        **{name: getattr(args, name) for name in ("learning_rate", "weight_decay", "max_grad_norm")},
         "class_names": ", ".join(config.id2label.values()),
-        "num_labels": config.num_labels,
-        "image_size": processor.image_size,
-        "patch_size": processor.patch_size,
         "num_pixels": num_pixels,
         "protocol": _protocol(processor),
-        "vocab_size": config.vocab_size,
         "sequence_length": config.max_position_embeddings,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
         "num_evaluations": len(history.epochs),
         "is_best": best_evaluation(trainer, history) == history.best,
         "optimizer": f"Muon ({args.muon_learning_rate}) and AdamW" if args.use_muon else args.optim.value,
-        "learning_rate": args.learning_rate,
         "scheduler": args.lr_scheduler_type.value,
         "warmup_steps": f"{args.warmup_steps:.0%} of the steps" if args.warmup_steps < 1 else args.warmup_steps,
-        "weight_decay": args.weight_decay,
-        "max_grad_norm": args.max_grad_norm,
         "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "weights_kept": f"EMA, decay {args.ema_decay}" if args.ema_decay else "those of the step",
         "class_dropout_prob": trainer.train_dataset.class_dropout_prob,

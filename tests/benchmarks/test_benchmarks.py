@@ -1,34 +1,42 @@
 """The benchmarks run, at a size that says nothing about speed."""
 
 import argparse
+import importlib
 import json
 import math
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import ablations
 import baselines
+import crash_test
+import speed
+import streaming
 from helpers.paths import BENCHMARKS
 from helpers.scripts import run_python
+from igpt_hf import load_splits
 
 
+BENCHMARK_NAMES = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
 TINY = ["--max_images", "60", "--num_hidden_layers", "1", "--num_threads", "1", "--disable_tqdm", "true"]
 
 
 @pytest.mark.slow
 def test_ablations_make_a_table_and_do_not_run_twice(tmp_path):
     variants = tmp_path / "variants.yaml"
-    variants.write_text("default:\nsmall radius: {neighborhood_radius: 1}\nturning: {model: unrotated}\nnever: {}\n")
+    variants.write_text("default:\nsmall radius: {neighborhood_radius: 1}\ngated: {model: swiglu}\nnever: {}\n")
     command = [BENCHMARKS / "ablations.py", "--variants", variants, "--output", tmp_path / "runs", "--epochs", 1]
-    command += ["--only", "default", "small radius", "turning", "--flags", *TINY]
+    command += ["--only", "default", "small radius", "gated", "--flags", *TINY]
     first = run_python(*command)
     table = (tmp_path / "runs" / "table.md").read_text()
     assert table in first.stdout
     assert table.count("\n") == 5
     results = tmp_path / "runs" / "runs.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()]
-    assert [row["variant"] for row in rows] == ["default", "small radius", "turning"]
+    assert [row["variant"] for row in rows] == ["default", "small radius", "gated"]
     assert rows[1]["parameters"] < rows[0]["parameters"]
     assert [row["command"].split()[1] for row in rows] == [*["scripts/train.py"] * 2, "benchmarks/variants.py"]
     assert rows[2]["validation"] != rows[0]["validation"]
@@ -61,9 +69,9 @@ def test_a_baseline_is_chosen_on_validation_and_trained_for_the_whole_time(tmp_p
     assert f"--batch_size {best['batch']}" in row["command"]
 
 
-def test_the_stock_model_and_ours_get_commands_of_one_budget():
+def test_imagegpt_and_our_model_get_commands_of_one_budget():
     args = argparse.Namespace(data="digits.cdb", seed=1, num_threads=2, flags=[])
-    stock = " ".join(baselines.command(args, baselines.STOCK, 4, 8e-3, 60, 1.4))
+    stock = " ".join(baselines.command(args, baselines.IMAGEGPT, 4, 8e-3, 60, 1.4))
     ours = " ".join(baselines.command(args, baselines.OURS, 32, 1e-2, 60, 70))
     shared = "--max_minutes 60 --disable_tqdm true --num_train_epochs {} --data digits.cdb --seed 1 --learning_rate {}"
     assert "--preset stock-xxs --per_device_train_batch_size 4 " + shared.format(1.4, 0.008) in stock
@@ -84,3 +92,38 @@ def test_the_parts_are_compared(tmp_path):
     assert rows.pop("threads") >= 1
     assert len(rows) == 6
     assert all(abs(row["ratio"] * row["ours_ms"] - row["library_ms"]) < 1e-6 for row in rows.values())
+
+
+@pytest.mark.parametrize("name", speed.MODELS)
+def test_the_memory_of_training_is_measured_for_both_models(name):
+    assert 0 <= speed.memory_of_training(name, 1) < 10_000
+
+
+def test_a_speed_is_compared_at_one_batch_size_or_each_at_its_best():
+    table = {"stock": {1: 2.0, 4: 5.0}, "ours": {1: 10.0, 64: 40.0}}
+    assert [speed.ratio(table, 1), speed.ratio(table), speed.ratio(table, 64)] == [5.0, 8.0, None]
+
+
+def test_the_crash_test_names_each_tensor_that_is_not_equal(tmp_path):
+    for name, value in (("whole", 1.0), ("killed", 2.0)):
+        (tmp_path / name).mkdir()
+        save_file({"same": torch.zeros(2), "weight": torch.tensor([value])}, tmp_path / name / "model.safetensors")
+        optimizer = {"state": {0: {"step": 3, "moment": torch.tensor([value])}}, "groups": [{"lr": value, "no": None}]}
+        torch.save(optimizer, tmp_path / name / "optimizer.pt")
+        torch.save({"last_epoch": 1}, tmp_path / name / "scheduler.pt")
+    assert crash_test.differences(tmp_path / "whole", tmp_path / "whole") == []
+    different = crash_test.differences(tmp_path / "whole", tmp_path / "killed")
+    assert different == ["/weight", "/state/0/moment", "/groups/0/lr"]
+
+
+@pytest.mark.parametrize("name", BENCHMARK_NAMES)
+def test_every_benchmark_imports_what_there_is(name):
+    importlib.import_module(name)
+
+
+def test_the_shards_of_streaming_are_read_as_white_on_black_digits(tmp_path):
+    streaming.write_shards(tmp_path / "shards", num_images=60, num_shards=2)
+    splits = load_splits(str(tmp_path / "shards"))
+    assert sum(len(split) for split in splits.values()) == 60
+    image = splits["train"][0]["image"]
+    assert image.size == (28, 28) and image.info["foreground"] == "white"

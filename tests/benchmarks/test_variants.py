@@ -59,12 +59,7 @@ def test_dense_connections_begin_as_the_model_without_them():
     torch.testing.assert_close(model(ids).last_hidden_state, reference(ids).last_hidden_state)
 
 
-def test_changes_of_the_same_modules_are_refused(make_variant):
-    with pytest.raises(ValueError, match="pixel-neighbors, row-column: two of these replace the same modules"):
-        make_variant("row-column", "pixel-neighbors")
-
-
 def test_changes_of_different_modules_can_be_combined(make_variant):
-    model = make_variant("dense", "row-column", "unrotated", "swiglu")
+    model = make_variant("dense", "row-column", "swiglu")
     assert {type(module).__module__ for module in (model.model.embeddings, *model.model.layers)} == {"variants"}
     assert {type(block.mlp) for block in model.model.layers} == {variants.GatedMLP}

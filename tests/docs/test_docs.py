@@ -190,8 +190,8 @@ def test_filling_refuses_where_it_is_not_clear_which_number_is_meant(results, te
         (page("no loss", "52.58 = run.json#nats .2f"), "52.58 is listed, but not on the page"),
         (page("`52.58`", "52.58 = run.json#nats .2f"), "52.58 is listed, but not on the page"),
         (page("loss 152.58%", "52.58 = run.json#nats .2f"), "52.58 is listed, but not on the page"),
-        (page("loss 52.58", "52.58 = run.json"), "is no line of a list"),
-        (page("loss 52.58", "52.58 run.json#nats .2f"), "is no line of a list"),
+        (page("loss 52.58", "52.58 = run.json"), "is not a line of a list"),
+        (page("loss 52.58", "52.58 run.json#nats .2f"), "is not a line of a list"),
         ("loss 52.58", "52.58 has no source"),
         (page("loss 52.58 or 52.59", "52.58 = run.json#nats .2f"), "52.59 has no source"),
         ("right in 98.7% of all", "98.7% has no source"),
@@ -207,11 +207,12 @@ def test_a_figure_without_backing_is_found(results, text, complaint):
 
 
 def test_a_table_is_made_from_the_results(results, monkeypatch):
-    text = "| a | loss |\n|---|---|\n| one | **{nats .2f}** |\n| two | {rows.jsonl#name=c/nats .1f} |\n"
-    monkeypatch.setitem(check_docs.TABLES, "both", check_docs.template("run.json", text))
+    text = "| a | loss |\n|---|---|\n| one | **{run.json#nats .2f}** |\n| two | {rows.jsonl#name=c/nats .1f} |\n"
+    monkeypatch.setattr(check_docs, "TABLES", results)
+    (results / "both.md").write_text(text)
     empty = "<!-- begin results: both -->\n\n\n<!-- end results -->\n\nmore\n"
     full = check_docs.fill(empty, results)
-    rows = text.replace("{nats .2f}", "52.58").replace("{rows.jsonl#name=c/nats .1f}", "2.0")
+    rows = text.replace("{run.json#nats .2f}", "52.58").replace("{rows.jsonl#name=c/nats .1f}", "2.0")
     assert full == f"<!-- begin results: both -->\n\n{rows}\n<!-- end results -->\n\nmore\n"
     assert check_docs.fill(full, results) == full
     assert check_docs.wrong_figures(full, results) == []
@@ -221,7 +222,8 @@ def test_a_table_is_made_from_the_results(results, monkeypatch):
 
 def test_every_table_stands_on_a_page():
     used = [match["name"] for text in TEXTS for match in check_docs.BLOCK.finditer(text.read_text("utf-8"))]
-    assert sorted(used) == sorted(check_docs.TABLES)
+    templates = [path.stem for path in check_docs.TABLES.glob("*.md")]
+    assert sorted(used) == sorted([*templates, *check_docs.ABLATIONS])
 
 
 def test_the_text_of_a_page_has_no_comments():
