@@ -28,6 +28,7 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf.cli import run_main
+from igpt_hf.data.augmentation import NewImages
 from igpt_hf.data.splits import load_splits
 from igpt_hf.data.streaming import open_shards, stream_splits
 from igpt_hf.data.tokenized import LabelDataset, TokenDataset, tokenize
@@ -128,6 +129,10 @@ def train(script_args, model_args, args):
     sheet = SampleSheetCallback(lambda model: sample_sheet(model, processor, per_class=4))
     callbacks = [SaveOnSigterm()] if is_classifier else [sheet, SaveOnSigterm()]
     options = {"layout": start.layout, "shuffle_buffer": script_args.shuffle_buffer}
+    if script_args.draws_digits or script_args.augment > 0:
+        options["new_images"] = NewImages(
+            splits["train"], processor, args.seed, script_args.draws_digits, script_args.augment
+        )
     trainer = make_trainer(model, args, tokens, start.saved_processor, callbacks=callbacks, **options)
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
     about = (script_args.data, sizes, len(class_names), model.num_parameters())

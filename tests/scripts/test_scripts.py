@@ -372,7 +372,10 @@ def test_bad_data_ends_the_command_with_one_line_and_no_traceback(tmp_path):
         (["--data", "{animals}"], ["broken.png", "skip_bad_images"]),
         (["--data", "{animals}/cat"], ["no class folders"]),
         (["--data", "{animals}", "--skip_bad_images", "--max_images", "5"], ["max_images=5 is too small"]),
-        (["--data", "{animals}", "--skip_bad_images", "--preset", "xxl"], ["unknown preset 'xxl'", "xxs, xs, s"]),
+        (
+            ["--data", "{animals}", "--skip_bad_images", "--preset", "xxl"],
+            ["unknown preset", "xxs, xxs-wide, xs, s"],
+        ),
         (["--data", "{animals}", "--skip_bad_images", "--image_size", "29"], ["multiple of patch_size=2", "29"]),
         (["--data", "{animals}", "--skip_bad_images", "--threshold", "128"], ["threshold", "128"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml: no such file"]),
