@@ -66,7 +66,7 @@ IGPT = re.compile(r"(?<![\w-])igpt ((?:export )?[a-z]+)(?:[^\n`#]* -- )?")  # th
 PROMISED = {
     "scripts/train.py": "config data preset output_dir resume_from_checkpoint overwrite_output_dir",
     "scripts/sample.py": "labels num temperature top_p guidance_scale seed complete keep_rows output npz",
-    "scripts/evaluate.py": "data split max_images samples output",
+    "scripts/evaluate.py": "data split max_images draws samples output",
     "scripts/probe.py": "data output",
     "scripts/push_to_hub.py": "private",
     "scripts/app.py": "port",
@@ -344,12 +344,31 @@ PARTS = """
 | `generate`, 64 images | {generate, 64 images/ours_ms .0f} | {generate, 64 images/library_ms ,.0f} | \
 {generate, 64 images/ratio .0f} |
 """
+MNIST = """
+| model | parameters | epochs | nats/image | | labels in training |
+|---|---|---|---|---|---|
+"""
+for preset, run in (("xxs", "mnist_xxs"), ("xxs-wide", "mnist_xxs_wide"), ("xs", "mnist_xs")):
+    nats = f"{run}_report.json#nats_per_image_marginal"
+    MNIST += f"| igpt_hf, `{preset}` | {{{run}.json#num_parameters ,.0f}} | {{{run}.json#best_epoch .0f}} | "
+    MNIST += f"**{{{nats} .2f}}** ± {{{nats}_draws_std .2f}} | exact | yes |\n"
+MNIST += """\
+| CR-NVAE ([Sinha & Dieng 2021](https://arxiv.org/abs/2105.14859)), with augmentation | | | 76.93 | bound | no |
+| LMConv, ensemble of eight orders ([Jain et al. 2020](https://github.com/ajayjain/lmconv)) | | | 77.56 | exact | no |
+| NVAE ([Vahdat & Kautz 2020](https://github.com/NVlabs/NVAE)) | | | 78.01 | bound | no |
+| PixelCNN++ ([pytorch-ae](https://github.com/hankyul2/pytorch-ae)) | | | 78.2 | exact | no |
+| LSGM ([Vahdat et al. 2021](https://arxiv.org/abs/2106.05931)) | | | 78.47 | bound | no |
+| PixelSNAIL ([pytorch-generative](https://github.com/EugenHotaj/pytorch-generative)) | | | 78.61 | exact | no |
+| ImageGPT (pytorch-generative) | about 400,000 | 457 | 79.17 | exact | no |
+| gated PixelCNN (pytorch-generative) | | | 81.50 | exact | no |
+"""
 TABLES = {
     "hoda": template("hoda.json", HODA),
     "imagegpt": template("speed.json", IMAGEGPT),
     "ablations": ablations("ablations.jsonl"),
     "ablations_before_rotary": ablations("ablations_before_rotary.jsonl"),
     "class_dropout": template("class_dropout.json", CLASS_DROPOUT),
+    "mnist": template("mnist_xs.json", MNIST),
     "models": template("baselines.json", MODELS),
     "speed": template("speed.json", SPEED),
     "memory": template("speed.json", MEMORY),

@@ -216,11 +216,10 @@ def make_trainer(
     """Wire a Trainer: tokenized splits in, exact nats per image of train and validation at each evaluation.
 
     The training loss is measured like the validation loss, in eval mode on a fixed part of the training split of the
-    same size, so that the two curves can be compared. For an `IGPTForImageClassification` the accuracy is added.
+    same size, so that the two compare. A classifier's accuracy is added.
 
     Args:
-        model: An `IGPTForCausalImageModeling`, an `IGPTForImageClassification`, or the model of
-            `igpt_hf.training.imagegpt_baseline`.
+        model: For images, for their classes, or the one of `igpt_hf.training.imagegpt_baseline`.
         args: Of the run.
         splits: From `igpt_hf.data.tokenized.tokenize`; the training split may be `ShardedTokens`, to be streamed.
         processor: Saved along with the model.
