@@ -22,13 +22,14 @@ def named_files(text: str) -> dict[str, str]:
 
 def test_the_tree_names_every_file_of_the_package_and_no_other():
     package = ROOT / "igpt_hf"
-    kept = [path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    left_out = {"__pycache__", "bundled"}  # the models of bundled/ are no code
+    kept = [path for path in package.rglob("*") if path.is_file() and not left_out & set(path.parts[:-1])]
     kept = {str(path.relative_to(ROOT)) for path in kept if path.stat().st_size > 0 or path.name == "py.typed"}
     assert named_files((ROOT / "CONTRIBUTING.md").read_text("utf-8")).keys() == kept
 
 
 def test_the_folders_of_tests_are_those_of_the_package():
-    rooms = {path.name for path in (ROOT / "igpt_hf").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    rooms = {path.name for path in (ROOT / "igpt_hf").iterdir() if path.is_dir() and any(path.rglob("*.py"))}
     assert {path.name for path in (ROOT / "tests").iterdir() if any(path.glob("test_*.py"))} >= rooms
 
 

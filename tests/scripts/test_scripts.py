@@ -497,6 +497,13 @@ def test_a_model_that_is_not_there_is_named(script, animals, tmp_path, monkeypat
     assert model in refusal(script, "sample.py", model)
 
 
+def test_without_a_model_the_bundled_one_is_sampled(script, tmp_path):
+    script("sample.py", "--labels", "0", "7", "--output", tmp_path / "samples.png", "--npz", tmp_path / "samples.npz")
+    arrays = np.load(tmp_path / "samples.npz")
+    assert arrays["images"].shape == (2, 28, 28) and arrays["labels"].tolist() == [0, 7]
+    assert arrays["nats"].max() < 150  # 543 for a coin toss at each pixel
+
+
 # --- evaluate.py ----------------------------------------------------------------------------------------------------
 
 
