@@ -773,24 +773,24 @@ def test_gray_pictures_are_drawn_anew_in_each_epoch_and_the_same_for_the_same_ep
 # --- images that are new in each epoch ------------------------------------------------------------------------------
 
 
-def test_a_run_on_new_images_that_is_resumed_within_an_epoch_ends_like_one_that_is_not(tmp_path):
+def test_a_run_on_new_images_that_is_resumed_within_an_epoch_with_a_worker_ends_like_one_that_is_not(tmp_path):
     digits = load_splits("synthetic", num_synthetic=60)
     processor = IGPTImageProcessor(image_size=8)
     new_images = NewImages(digits["train"], processor, seed=1, draws_digits=True, strength=0.04)
 
-    def trainer(name):
-        args = arguments(tmp_path / name, eval_strategy="steps", eval_steps=4, save_strategy="steps", save_steps=4)
+    def trainer(name, **options):
+        args = arguments(tmp_path / name, **BY_FOUR_STEPS, **options)
         set_seed(args.seed)
         model = IGPTForCausalImageModeling(IGPTConfig(image_size=8, num_hidden_layers=1))
         return make_trainer(model, args, tokenize(digits, processor), processor, new_images=new_images)
 
     whole = trainer("whole")
     whole.train()
-    assert whole.state.global_step == 2 * 5  # of 40 images
+    assert whole.state.global_step == 2 * 5  # of 40 images: step 4 is within the first epoch
     assert torch.equal(whole.train_dataset.epoch, torch.tensor(1))
-    shutil.copytree(tmp_path / "whole" / "checkpoint-8", tmp_path / "resumed" / "checkpoint-8")
-    resumed = trainer("resumed")
-    resumed.train(resume_from_checkpoint=str(tmp_path / "resumed" / "checkpoint-8"))
+    shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "resumed" / "checkpoint-4")
+    resumed = trainer("resumed", dataloader_num_workers=1, dataloader_persistent_workers=True)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "resumed" / "checkpoint-4"))
     assert logged(resumed) == logged(whole)
     assert_equal_weights(whole.model.state_dict(), resumed.model.state_dict())
 
