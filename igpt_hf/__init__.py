@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .data.splits import load_splits
     from .data.synthetic import synthetic_digits
     from .data.tokenized import tokenize
+    from .hub.bundled import bundled
     from .model.configuration_igpt import PRESETS, IGPTConfig
     from .model.image_processing_igpt import IGPTImageProcessor
     from .model.modeling_igpt import IGPTForCausalImageModeling, IGPTForImageClassification, IGPTModel
@@ -32,6 +33,7 @@ _MODULES = {
     "IGPTForImageClassification": "model.modeling_igpt",
     "IGPTImageProcessor": "model.image_processing_igpt",
     "IGPTModel": "model.modeling_igpt",
+    "bundled": "hub.bundled",
     "load_splits": "data.splits",
     "read_cdb": "data.sources.hoda",
     "synthetic_digits": "data.synthetic",
@@ -62,6 +64,7 @@ __all__ = [
     "IGPTForImageClassification",
     "IGPTImageProcessor",
     "IGPTModel",
+    "bundled",
     "load_splits",
     "read_cdb",
     "synthetic_digits",

@@ -142,6 +142,13 @@ def command_parser(command: str, description: str) -> CommandParser:
     )
 
 
+def add_model_argument(parser: argparse.ArgumentParser):
+    """Add the model, which may be left out where the package's own will do."""
+    parser.add_argument(
+        "model", nargs="?", help="folder of a trained model, or its id on the Hub; default: the bundled persian-digits"
+    )
+
+
 def add_data_arguments(parser: argparse.ArgumentParser):
     """Add the flags of an evaluation's data: which images, how they are split, and whether they may be resized."""
     parser.add_argument("--data", default="synthetic", help="as in igpt train: a folder, .cdb, parquet, a Hub id, ...")

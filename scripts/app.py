@@ -1,6 +1,6 @@
 """Try a trained Image GPT in a browser: it samples images, completes half an image and classifies drawings.
 
-    igpt app                           # the model that `make train` makes, at http://127.0.0.1:7860
+    igpt app                           # the model that comes with the package, at http://127.0.0.1:7860
     igpt app runs/hoda --port 8000
     igpt app runs/hoda --space FOLDER  # fills a folder for a Space of the Hub instead: docs/space.md
 
@@ -11,16 +11,14 @@ import importlib.util
 from pathlib import Path
 
 from igpt_hf import IGPTError
-from igpt_hf.cli import command_parser, hide_library_bars, run_main
+from igpt_hf.cli import add_model_argument, command_parser, hide_library_bars, run_main
+from igpt_hf.hub.bundled import DEFAULT_MODEL, bundled
 from igpt_hf.hub.loading import load_pretrained
-
-
-SEED_MODEL = "runs/synthetic"  # where `make train` puts it
 
 
 def main():
     parser = command_parser("app", __doc__)
-    parser.add_argument("model", nargs="?", default=SEED_MODEL, help="folder of a trained model, or its id on the Hub")
+    add_model_argument(parser)
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--space", type=Path, metavar="FOLDER", help="write a Space there, and serve nothing")
     args = parser.parse_args()
@@ -28,13 +26,8 @@ def main():
         raise IGPTError(
             "the app needs Gradio: `make app` brings it, or pip install 'igpt_hf[demo]' (checkout: '.[demo]')."
         )
-    if args.model == SEED_MODEL and not Path(SEED_MODEL).is_dir():
-        raise IGPTError(
-            f"there is no model in {SEED_MODEL} yet: `make train` makes one in minutes. "
-            "Or name another: igpt app MODEL."
-        )
     hide_library_bars()
-    model, processor = load_pretrained(args.model)
+    model, processor = load_pretrained(args.model or bundled(DEFAULT_MODEL))
     if args.space is not None:
         from igpt_hf.hub.space import write_space
 

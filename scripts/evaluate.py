@@ -3,6 +3,7 @@
     igpt evaluate runs/hoda --data digits.cdb --output report.json                  # the test split
     igpt evaluate runs/hoda --data digits.cdb --samples 1000 --output report.json   # and its samples
     igpt evaluate runs/hoda --data other.cdb --split all --output report.json       # images never seen
+    igpt evaluate runs/mnist --data path/to/mnist --draws 5 --output report.json    # binarized by chance: five times
 
 The splits are those of the training run if the data and --seed are, and the run had all images (no --max_images, no
 --streaming); otherwise a warning says so. Prints a table, writes a JSON file and, beside it, a figure of the same
@@ -43,13 +44,14 @@ def parse_arguments():
     add_data_arguments(parser)
     parser.add_argument("--split", default="test", choices=["train", "validation", "test", "all"])
     parser.add_argument("--max_images", type=int, help="evaluate only this many images, the first of the split")
+    parser.add_argument("--draws", type=int, default=1, help="of the pixels of stochastically binarized images")
     parser.add_argument("--samples", type=int, help="sample this many images and compare them with real ones")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the samples; 1: the model's distribution")
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="of the samples; above 1: more of a class")
     parser.add_argument("--prior", default="data", choices=["data", "uniform"], help="p(class): as in train, or equal")
     parser.add_argument("--output", default="report.json", help="the figure is written beside it, as .png")
     args = parser.parse_args()
-    check_positive(args, "max_images", "samples", "batch_size")
+    check_positive(args, "max_images", "draws", "samples", "batch_size")
     if not (args.temperature > 0 and args.guidance_scale >= 0):
         raise IGPTError("--temperature must be positive, --guidance_scale not negative.")
     check_output(args.output, has_figure=True)
@@ -77,6 +79,7 @@ def main():
         splits,
         split=args.split,
         max_images=args.max_images,
+        num_draws=args.draws,
         num_samples=args.samples,
         temperature=args.temperature,
         guidance_scale=args.guidance_scale,

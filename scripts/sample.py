@@ -1,5 +1,6 @@
 """Sample images from a trained Image GPT.
 
+    igpt sample --labels 0 0 7                                         # from the model that comes with the package
     igpt sample runs/synthetic                                         # ten images of any class
     igpt sample runs/synthetic --labels 0 0 7 --guidance_scale 1.5     # of these classes
     igpt sample runs/synthetic --complete drawing.png --keep_rows 14   # the lower half anew, ten times
@@ -16,14 +17,22 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from igpt_hf import IGPTError
-from igpt_hf.cli import check_output, check_positive, command_parser, hide_library_bars, run_main
+from igpt_hf.cli import (
+    add_model_argument,
+    check_output,
+    check_positive,
+    command_parser,
+    hide_library_bars,
+    run_main,
+)
+from igpt_hf.hub.bundled import DEFAULT_MODEL, bundled
 from igpt_hf.hub.loading import load_pretrained
 from igpt_hf.plots import image_grid
 
 
 def parse_arguments():
     parser = command_parser("sample", __doc__)
-    parser.add_argument("model", help="folder of a trained model, or its id on the Hub")
+    add_model_argument(parser)
     parser.add_argument("--labels", nargs="+", help="class names or indices, one image each; any class if left out")
     parser.add_argument("--num", type=int, help="how many images in all; labels are repeated in order (default 10)")
     parser.add_argument("--temperature", type=float, default=1.0, help="below 1: more typical images")
@@ -59,7 +68,7 @@ def class_index(name: str, config) -> int:
 def main():
     args = parse_arguments()
     hide_library_bars()
-    model, processor = load_pretrained(args.model)
+    model, processor = load_pretrained(args.model or bundled(DEFAULT_MODEL))
     labels = None if args.labels is None else [class_index(name, model.config) for name in args.labels]
     num = args.num if args.num is not None else len(labels or [0] * 10)
     given = {}

@@ -27,6 +27,7 @@ import torch
 from transformers import set_seed
 
 from igpt_hf.cli import hide_library_bars, run_main
+from igpt_hf.data.augmentation import NewImages
 from igpt_hf.data.splits import load_splits
 from igpt_hf.data.streaming import open_shards, stream_splits
 from igpt_hf.data.tokenized import LabelDataset, TokenDataset, tokenize
@@ -73,8 +74,7 @@ def main():
 def train(script_args, model_args, args):
     is_classifier = script_args.task == "classification"
     checkpoint = on_first_process(lambda: prepare_output_dir(args))
-    num_threads = use_all_cores(script_args.num_threads)
-    logger.info(describe_launch(args, num_threads))
+    logger.info(describe_launch(args, use_all_cores(script_args.num_threads)))
     for warning in launch_warnings(args) + unused_flags(script_args, model_args, args):
         logger.warning("warning: %s", warning)
 
@@ -85,9 +85,8 @@ def train(script_args, model_args, args):
     # 2. Model and processor; images -> tokens, once.
     set_seed(args.seed)
     start = make_initial_model(class_names, script_args, model_args)
-    if script_args.model_name_or_path is not None:
-        about = (script_args.model_name_or_path, script_args.data, split_seed, script_args.max_images)
-        if (warning := seen_images_warning(*about)) is not None:
+    if (name := script_args.model_name_or_path) is not None:
+        if (warning := seen_images_warning(name, script_args.data, split_seed, script_args.max_images)) is not None:
             logger.warning("warning: %s", warning)
     splits, tokens = make_tokens(images, start.processor, script_args, split_seed, args)
 
@@ -96,6 +95,7 @@ def train(script_args, model_args, args):
     sheet = SampleSheetCallback(lambda model: sample_sheet(model, start.processor, per_class=4))
     callbacks = [SaveOnSigterm()] if is_classifier else [sheet, SaveOnSigterm()]
     options = {"layout": start.layout, "shuffle_buffer": script_args.shuffle_buffer}
+    options["new_images"] = new_images(splits["train"], start.processor, script_args, args.seed)
     trainer = make_trainer(start.model, args, tokens, start.saved_processor, callbacks=callbacks, **options)
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
     about = (script_args.data, sizes, len(class_names), start.model.num_parameters())
@@ -149,6 +149,13 @@ def make_tokens(images, processor, script_args, split_seed: int, args):
         first_shard=len(images.shards) * args.process_index // args.world_size,
         skip_bad_images=script_args.skip_bad_images,
     )
+
+
+def new_images(split, processor, script_args, seed: int) -> NewImages | None:
+    """What makes training images that are new in each epoch; None where they stay the same."""
+    if not (script_args.draws_digits or script_args.augment > 0):
+        return None
+    return NewImages(split, processor, seed, script_args.draws_digits, script_args.augment)
 
 
 def save_model(trainer):

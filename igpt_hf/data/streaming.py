@@ -392,11 +392,11 @@ class TokenStream(torch.utils.data.IterableDataset):
         self.config = config
         self.class_dropout_prob = class_dropout_prob
         self.seed = seed
-        self.epoch = 0
+        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # DataLoader workers may outlive an epoch
 
     def set_epoch(self, epoch: int):
         """Choose the order of an epoch."""
-        self.epoch = epoch
+        self.epoch.fill_(epoch)
         self.rows.set_epoch(epoch)
 
     def __len__(self) -> int:
@@ -404,7 +404,7 @@ class TokenStream(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """Images one by one: `input_ids` and `labels`, both (1 + N,); the prompt's label is -100."""
-        generator = np.random.default_rng([self.seed, self.epoch])
+        generator = np.random.default_rng([self.seed, int(self.epoch)])
         for row in self.rows:
             is_dropped = generator.random() < self.class_dropout_prob
             prompt = self.config.start_token_id if is_dropped else self.config.vocab_size + row["label"]

@@ -108,9 +108,9 @@ def _ink(path: np.ndarray, radius: np.ndarray, image_size: int) -> np.ndarray:
     centers = (np.arange(image_size, dtype=np.float32) + 0.5) / image_size
     x, y, radius = np.column_stack([path, radius]).astype(np.float32).T[:, :, None]  # each (n, 1)
     columns = (centers - x) ** 2  # (n, image_size)
-    rows = (centers - y) ** 2 - radius**2
-    outside = (rows[:, :, None] + columns[:, None, :]).min(axis=0)  # (n, rows, columns) -> (rows, columns)
-    return np.where(outside < 0, np.uint8(255), np.uint8(0))
+    rows = radius**2 - (centers - y) ** 2
+    inside = (columns[:, None, :] < rows[:, :, None]).any(axis=0)  # (n, rows, columns) -> (rows, columns)
+    return np.where(inside, np.uint8(255), np.uint8(0))
 
 
 def _check_image_size(image_size: int) -> None:

@@ -9,6 +9,7 @@ from datasets import Dataset, DatasetDict, Features, List, Value
 
 from ..errors import DataError
 from ..model.tokens import pixels_to_tokens
+from .augmentation import NewImages
 
 
 class TokenDataset(torch.utils.data.Dataset):
@@ -24,26 +25,45 @@ class TokenDataset(torch.utils.data.Dataset):
         config: The model's configuration.
         class_dropout_prob: Fraction of images per epoch with class dropout.
         seed: Of class dropout and of the pixels of gray images.
+        new_images: Take each epoch's images from there, with the labels of the split.
     """
 
-    def __init__(self, split, config, class_dropout_prob: float = 0.0, seed: int = 0):
+    def __init__(
+        self, split, config, class_dropout_prob: float = 0.0, seed: int = 0, new_images: NewImages | None = None
+    ):
         columns = split.with_format("numpy")
-        self.gray = columns["gray"][:].astype(np.uint8) if "gray" in split.column_names else None
-        self.tokens = None if self.gray is not None else torch.from_numpy(columns["tokens"][:].astype(np.int32))
+        self.new_images = new_images
+        self.gray = self.tokens = None
+        if new_images is None and "gray" in split.column_names:
+            self.gray = columns["gray"][:].astype(np.uint8)
+        elif new_images is None:
+            self.tokens = torch.from_numpy(columns["tokens"][:].astype(np.int32))
         self.prompts = torch.from_numpy(columns["label"][:]).long() + config.vocab_size
         self.config = config
         self.class_dropout_prob = class_dropout_prob
         self.seed = seed
-        self.set_epoch(0)
+        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # DataLoader workers may outlive an epoch
+        self.sampled_epoch: int | None = None
 
     def set_epoch(self, epoch: int):
-        """Sample the class dropout of this epoch and, from gray images, the pixels."""
+        """Choose an epoch: its class dropout, and its pixels of gray or new images."""
+        self.epoch.fill_(epoch)
+
+    def _sample(self, epoch: int):
+        """Sample the class dropout of an epoch and, from gray images, the pixels."""
         generator = np.random.default_rng([self.seed, epoch])
         self.is_dropped = torch.from_numpy(generator.random(len(self.prompts)) < self.class_dropout_prob)
         if self.gray is not None:
             pixels = (generator.random(self.gray.shape, dtype=np.float32) * 255 < self.gray).astype(np.uint8)
             pixels = pixels.reshape(-1, self.config.image_size, self.config.image_size)
             self.tokens = torch.from_numpy(pixels_to_tokens(pixels, self.config.patch_size).astype(np.int32))
+        self.sampled_epoch = epoch
+
+    def _tokens(self, indices: list[int]) -> torch.Tensor:
+        """Tokens of the chosen epoch's images, (B, N)."""
+        if self.new_images is None:
+            return self.tokens[torch.as_tensor(indices)].long()
+        return torch.from_numpy(self.new_images.tokens(self.sampled_epoch, list(indices)).astype(np.int64))
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -53,8 +73,9 @@ class TokenDataset(torch.utils.data.Dataset):
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         """A batch: `input_ids` and `labels`, both (B, 1 + N); the prompt's label is -100."""
-        index = torch.as_tensor(indices)
-        tokens = self.tokens[index].long()
+        if self.sampled_epoch != (epoch := int(self.epoch)):
+            self._sample(epoch)
+        index, tokens = torch.as_tensor(indices), self._tokens(indices)
         prompts = self.prompts[index].where(~self.is_dropped[index], self.config.start_token_id)[:, None]
         return {
             "input_ids": torch.cat([prompts, tokens], dim=1),

@@ -1,6 +1,7 @@
 """Exact likelihoods of a data set under a model, with everything that makes them comparable with published numbers."""
 
 import math
+import statistics
 from typing import Any
 
 import torch
@@ -76,5 +77,27 @@ def likelihood_report(scores: dict[str, torch.Tensor], labels: torch.Tensor, pri
         report["confusion_matrix"] = pairs.view(len(prior), len(prior)).tolist()
     report["nats_per_class"] = {
         label: conditional[labels == label].mean().item() for label in range(len(prior)) if (labels == label).any()
+    }
+    return report
+
+
+def mean_over_draws(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """Average the `likelihood_report`s of several draws of the same images' pixels.
+
+    Likelihoods and accuracy become means over the draws; beside each `nats_per_image...`, `..._draws` lists its value
+    in each and `..._draws_std` is their standard deviation. The rest, standard errors and the confusion matrix, is
+    that of the first draw.
+    """
+    report = dict(reports[0])
+    names = ["nats_per_image", "nats_per_image_marginal", "nats_per_image_unconditional"]
+    for name in names:
+        values = [other[name] for other in reports]
+        report |= {f"{name}_draws": values, f"{name}_draws_std": statistics.stdev(values)}
+    for name in (*names, "bits_per_pixel", "bayes_accuracy"):
+        if report[name] is not None:
+            report[name] = statistics.fmean(other[name] for other in reports)
+    report["nats_per_class"] = {
+        label: statistics.fmean(other["nats_per_class"][label] for other in reports)
+        for label in report["nats_per_class"]
     }
     return report

@@ -16,10 +16,11 @@ import torch
 from datasets import DatasetDict
 
 from ..data.tokenized import TokenDataset, tokenize
+from ..errors import IGPTError
 from ..plots import SHOWN
 from .codecs import codec_bits
 from .compatibility import check_data
-from .likelihood import likelihood_report, log_likelihoods
+from .likelihood import likelihood_report, log_likelihoods, mean_over_draws
 from .surprise import calibration, surprise_maps
 
 
@@ -44,6 +45,7 @@ def evaluate_model(
     *,
     split: str = "test",
     max_images: int | None = None,
+    num_draws: int = 1,
     num_samples: int | None = None,
     temperature: float = 1.0,
     guidance_scale: float = 1.0,
@@ -55,13 +57,12 @@ def evaluate_model(
     """Measure likelihood, classification, codecs and calibration and, with `num_samples`, the quality of samples.
 
     Args:
-        model: An `IGPTForCausalImageModeling`.
-        processor: Its `IGPTImageProcessor`.
+        model, processor: An `IGPTForCausalImageModeling` and its `IGPTImageProcessor`.
         splits: From `load_splits`; classes are matched to the model's by name.
         split: "train", "validation", "test" or "all".
         max_images: Only the first of the split.
-        num_samples: How many images to sample; None: no samples. Needs the extra `eval`.
-        temperature, guidance_scale: Of the samples.
+        num_draws: Of the pixels, where `binarize="stochastic"`; likelihoods are means over them.
+        num_samples, temperature, guidance_scale: Of the samples; None: no samples. They need the extra `eval`.
         prior: p(class) of mixtures and samples: "data", as in the training split, or "uniform".
         seed: Of the samples and of the classifiers that judge them.
         batch_size: Images at a time.
@@ -69,25 +70,38 @@ def evaluate_model(
 
     Raises:
         DataError: The data does not fit the model, or the split is empty.
-        IGPTError: Too few images or samples to compare.
+        IGPTError: Too few images or samples to compare, or several draws of pixels that a threshold decides.
     """
     class_index = torch.tensor(check_data(splits["train"], model.config, allow_resize))
-    if num_samples is not None:
-        from .sample_quality import check_sizes  # needs the extra `eval`
-
-        check_sizes(num_samples, len(splits["validation"]), len(splits["test"]))
+    _check_numbers(num_draws, num_samples, processor, splits)
     class_prior = _class_prior(splits["train"], class_index, model.config.num_labels, prior)
     chosen = list(splits) if split == "all" else [split]
     needed = chosen if num_samples is None else list(splits)
-    ids = _class_prompted_ids({name: splits[name] for name in needed}, processor, class_index, seed, model.config)
-    images = torch.cat([ids[name] for name in chosen])[:max_images]  # (n, 1 + N)
+    tokens = tokenize(DatasetDict({name: splits[name] for name in needed}), processor)
+    data = {name: TokenDataset(tokens[name], model.config, seed=seed) for name in needed}
+    draws = (_class_prompted_ids({n: data[n] for n in chosen}, class_index, draw) for draw in range(num_draws))
+    images = [torch.cat(list(ids.values()))[:max_images] for ids in draws]  # of each draw: (n, 1 + N)
     report, maps = _measure_images(model, processor, images, class_prior, batch_size)
     quality, nearest = {}, {}
     if num_samples is not None:
         settings = {"temperature": temperature, "guidance_scale": guidance_scale}
+        ids = _class_prompted_ids(data, class_index, draw=0)
         quality, nearest = _measure_samples((model, processor), ids, class_prior, num_samples, seed, settings)
-    about = {"split": split, "seed": seed, "prior": prior}
-    return Evaluation(about | report | quality, _examples(processor.decode_pixels(images), maps), nearest)
+    about = {"split": split, "seed": seed, "prior": prior, "num_draws": num_draws}
+    return Evaluation(about | report | quality, _examples(processor.decode_pixels(images[0]), maps), nearest)
+
+
+def _check_numbers(num_draws: int, num_samples: int | None, processor, splits: DatasetDict):
+    """Refuse several draws of pixels that a threshold decides, and too few images or samples to compare."""
+    if num_draws > 1 and processor.binarize != "stochastic":
+        raise IGPTError(
+            f"--draws {num_draws} samples the pixels of gray images anew, and this model's images are binarized by a "
+            "threshold, the same each time: leave it out."
+        )
+    if num_samples is not None:
+        from .sample_quality import check_sizes  # needs the extra `eval`
+
+        check_sizes(num_samples, len(splits["validation"]), len(splits["test"]))
 
 
 def _class_prior(train, class_index: torch.Tensor, num_labels: int, prior: str) -> torch.Tensor:
@@ -99,23 +113,30 @@ def _class_prior(train, class_index: torch.Tensor, num_labels: int, prior: str) 
 
 
 def _class_prompted_ids(
-    splits: dict, processor, class_index: torch.Tensor, seed: int, config
+    data: dict[str, TokenDataset], class_index: torch.Tensor, draw: int
 ) -> dict[str, torch.Tensor]:
-    """Ids of each split, (n, 1 + N), with the prompt of their class in the model."""
+    """Ids of each split, (n, 1 + N), with the prompt of their class in the model; gray pixels are those of a draw."""
     ids = {}
-    for name, split in tokenize(DatasetDict(splits), processor).items():
-        ids[name] = TokenDataset(split, config, seed=seed).__getitems__(list(range(len(split))))["input_ids"]
-        ids[name][:, 0] = config.vocab_size + class_index[ids[name][:, 0] - config.vocab_size]
+    for name, split in data.items():
+        split.set_epoch(draw)
+        ids[name] = split.__getitems__(list(range(len(split))))["input_ids"]
+        vocab_size = split.config.vocab_size
+        ids[name][:, 0] = vocab_size + class_index[ids[name][:, 0] - vocab_size]
     return ids
 
 
-def _measure_images(model, processor, images: torch.Tensor, prior: torch.Tensor, batch_size: int):
-    """Likelihood, codecs and calibration of images (n, 1 + N) -> numbers, and the surprise maps."""
-    config = model.config
+def _measure_images(model, processor, draws: list[torch.Tensor], prior: torch.Tensor, batch_size: int):
+    """Likelihood, codecs and calibration of images (n, 1 + N) -> numbers, and the surprise maps.
+
+    Of several draws of their pixels, all count for the likelihood, the first for the rest.
+    """
+    config, images = model.config, draws[0]
     labels, pixels = images[:, 0] - config.vocab_size, processor.decode_pixels(images)
     report: dict[str, Any] = {"class_names": config.class_names}
-    scores = log_likelihoods(model, images, batch_size)
-    report |= likelihood_report(scores, labels, prior, config.num_pixels)
+    reports = [
+        likelihood_report(log_likelihoods(model, ids, batch_size), labels, prior, config.num_pixels) for ids in draws
+    ]
+    report |= mean_over_draws(reports) if len(reports) > 1 else reports[0]
     report["nats_per_class"] = {config.class_names[label]: nats for label, nats in report["nats_per_class"].items()}
     for name in ("", "_marginal"):
         report[f"bits_per_image{name}"] = report[f"nats_per_image{name}"] / math.log(2)
@@ -174,7 +195,11 @@ def _image_lines(report: dict) -> list[tuple[str, str]]:
     lines = []
     for suffix, meaning in names.items():
         name = f"nats_per_image{suffix}"
-        lines.append((meaning, f"{report[name]:8.3f} ± {report[f'{name}_stderr']:.3f} nats/image"))
+        line = f"{report[name]:8.3f} ± {report[f'{name}_stderr']:.3f} nats/image"
+        if report["num_draws"] > 1:
+            deviation = report[f"{name}_draws_std"]
+            line += f"; {report['num_draws']} draws of the pixels have a standard deviation of {deviation:.3f}"
+        lines.append((meaning, line))
     lines.append(("class-conditional", f"{report['bits_per_pixel']:8.5f} bits/pixel"))
     if report["bayes_accuracy"] is not None:  # there is more than one class
         lines.append(("accuracy of Bayes' rule", f"{report['bayes_accuracy']:8.2%}"))

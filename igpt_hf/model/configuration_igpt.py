@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # never run, but transformers copies the file named here into
 # Shapes only: everything else is shared. The last three are the paper's (Chen et al. 2020, section 3.4).
 PRESETS: dict[str, dict[str, int]] = {
     "xxs": {"hidden_size": 16, "num_hidden_layers": 8, "num_attention_heads": 2},
+    "xxs-wide": {"hidden_size": 32, "num_hidden_layers": 8, "num_attention_heads": 4},
     "xs": {"hidden_size": 64, "num_hidden_layers": 8, "num_attention_heads": 8},
     "s": {"hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 8},
     "igpt-s": {"hidden_size": 512, "num_hidden_layers": 24, "num_attention_heads": 8},
@@ -92,7 +93,7 @@ class IGPTConfig(TokenGrid, PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "IGPTConfig":
-        """Make the configuration of a preset ("xxs", "xs", "s", "igpt-s", "igpt-m", "igpt-l"), with changes if given.
+        """Make the configuration of a preset ("xxs", "xxs-wide", "xs", "s", "igpt-s", ...), with changes if given.
 
         Raises:
             ValueError: An unknown preset; the message lists the known ones.

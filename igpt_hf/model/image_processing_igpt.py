@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .image_reading import as_list, has_light_border, read_image, to_marked_image
@@ -111,14 +111,32 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
                 instead: (3, height, width) that is not binary integers may be one color image, and
                 (n, image_size**2) flattened images.
         """
-        images = as_list(images, self.image_size)
-        return np.stack([self._fit(*read_image(image, index)) for index, image in enumerate(images)])
+        grays = [self.read(image, index) for index, image in enumerate(as_list(images, self.image_size))]
+        return np.stack([self.fit(gray, self.is_crop(gray)) for gray in grays])
 
-    def _fit(self, gray: Image.Image, is_white_on_black: bool) -> np.ndarray:
-        """One gray image -> (image_size, image_size), uint8, white on black."""
+    def read(self, image, index: int = 0) -> Image.Image:
+        """Read one image of any kind -> a gray PIL image of the same size, white on black.
+
+        `index` is its position among others, for messages.
+        """
+        gray, is_white_on_black = read_image(image, index)
         if self.invert == "always" or (self.invert == "auto" and not is_white_on_black and has_light_border(gray)):
-            gray = gray.point(lambda level: 255 - level)
-        scale = self._room_for(gray) / max(gray.size)
+            gray = ImageChops.invert(gray)
+        return gray
+
+    def is_crop(self, gray: Image.Image) -> bool:
+        """Whether the ink of a white on black image reaches all four edges; at `image_size` already, it is no crop."""
+        if gray.size == (self.image_size, self.image_size):
+            return False
+        ink = np.asarray(gray) >= self.threshold * 255
+        return bool(ink[0].any() and ink[-1].any() and ink[:, 0].any() and ink[:, -1].any())
+
+    def fit(self, gray: Image.Image, is_crop: bool) -> np.ndarray:
+        """Shrink a white on black image if it is too large, and center it -> (image_size, image_size), uint8.
+
+        A crop leaves the margin free.
+        """
+        scale = (self.image_size - 2 * self.margin * is_crop) / max(gray.size)
         if scale < 1:
             width, height = (max(1, round(side * scale)) for side in gray.size)
             gray = gray.resize((width, height), Image.Resampling.BILINEAR)
@@ -126,14 +144,6 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
         top, left = (self.image_size - gray.height) // 2, (self.image_size - gray.width) // 2
         canvas[top : top + gray.height, left : left + gray.width] = np.asarray(gray)
         return canvas
-
-    def _room_for(self, gray: Image.Image) -> int:
-        """Side of the square that an image may fill: a crop, whose ink reaches all four edges, leaves the margin."""
-        if gray.size == (self.image_size, self.image_size):
-            return self.image_size
-        ink = np.asarray(gray) >= self.threshold * 255
-        is_crop = ink[0].any() and ink[-1].any() and ink[:, 0].any() and ink[:, -1].any()
-        return self.image_size - 2 * self.margin if is_crop else self.image_size
 
     def binarize_gray(self, gray: np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
         """Binarize gray levels 0..255 by threshold or, with `binarize="stochastic"`, at random: same shape, 0/1."""

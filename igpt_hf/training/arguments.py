@@ -19,6 +19,19 @@ from ..model.configuration_igpt import PRESETS, IGPTConfig
 from .imagegpt_baseline import BASELINE_PRESET
 
 
+# Learning rates of each preset, of AdamW and of Muon; where there is none, the default,
+# tuned for xxs, is used. The others were tried little (xs, s) or not at all.
+LEARNING_RATES: dict[str, dict[str, float]] = {
+    "xxs": {},
+    "xxs-wide": {"learning_rate": 7e-3},
+    "xs": {"learning_rate": 5e-3},
+    "s": {"learning_rate": 2e-3, "muon_learning_rate": 1e-2},
+    "igpt-s": {"learning_rate": 1e-3, "muon_learning_rate": 5e-3},
+    "igpt-m": {"learning_rate": 5e-4, "muon_learning_rate": 2e-3},
+    "igpt-l": {"learning_rate": 1e-4, "muon_learning_rate": 1e-3},
+}
+
+
 @dataclass
 class ScriptArguments:
     """The task, the images to learn from, and how they are binarized."""
@@ -47,12 +60,24 @@ class ScriptArguments:
         metadata={"help": "Pixels kept free around tight crops; default: image_size / 14, which is 2 of 28."},
     )
     binarize: str = field(default="threshold", metadata={"help": "threshold, or stochastic: anew in each epoch."})
+    augment: float = field(
+        default=0.0,
+        metadata={
+            "help": "Standard deviation of a random rotation, shear and stretch of each training image, anew in each "
+            "epoch, such as 0.04; 0: none."
+        },
+    )
     streaming: bool = field(default=False, metadata={"help": "Parquet and Hub: tokenize into a cache, train from it."})
     shuffle_buffer: int = field(default=10_000, metadata={"help": "Streaming: images in the shuffle buffer."})
     max_eval_images: int = field(
         default=10_000, metadata={"help": "Streaming: at most this many images per evaluation."}
     )
     num_threads: int | None = field(default=None, metadata={"help": "CPU threads per process; default: all cores."})
+
+    @property
+    def draws_digits(self) -> bool:
+        """Whether each epoch's training images are synthetic digits drawn anew."""
+        return self.data == "synthetic" and self.max_images is None
 
     def get_split_seed(self, seed: int) -> int:
         """Seed of the split, where `seed` is that of the training."""
@@ -114,12 +139,16 @@ def parse_arguments(argv: list[str] | None = None):
     if "--help-all" in argv:
         sys.stdout.write(parser.format_help())
         sys.exit()
+    preset = parser.parse_known_args(flags + argv)[0].preset
+    parser.set_defaults(**LEARNING_RATES.get(preset, {}))  # flags win
     *arguments, namespace, unknown = parser.parse_args_into_dataclasses(flags + argv, return_remaining_strings=True)
     if unknown:
         parser.refuse_unknown(unknown)
     script_args, model_args, args = arguments
     if model_args.preset == BASELINE_PRESET:
         args.use_muon = False  # transformers' ImageGPT, trained with AdamW alone
+    if script_args.streaming and script_args.augment > 0:
+        raise IGPTError("--augment changes images, and --streaming reads cached tokens: leave out one of them.")
     if script_args.task == "classification":
         if script_args.streaming:
             raise IGPTError("--streaming is for --task generation: a classifier's data must fit in memory.")
@@ -218,7 +247,7 @@ AT_LEAST = {  # smallest value -> flags
         shuffle_buffer max_eval_images""".split(),
     0: """early_stopping_patience eval_steps save_steps logging_steps warmup_steps eval_delay save_total_limit
         learning_rate muon_learning_rate weight_decay max_grad_norm ema_decay dataloader_num_workers seed data_seed
-        split_seed""".split(),
+        split_seed augment""".split(),
 }
 
 

@@ -31,6 +31,8 @@ def _about_data(args, script_args: ScriptArguments) -> dict:
         "split_seed": script_args.get_split_seed(args.seed),
         "max_images": script_args.max_images,
         "streaming": script_args.streaming,
+        "new_digits_each_epoch": script_args.draws_digits,
+        "augment": script_args.augment,
     }
 
 

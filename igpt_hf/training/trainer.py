@@ -13,6 +13,7 @@ from typing import Any
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
+from ..data.augmentation import NewImages
 from ..data.streaming import ShardedTokens, TokenStream
 from ..data.tokenized import LabelDataset, TokenDataset, collate
 from ..errors import IGPTError
@@ -198,13 +199,13 @@ def few_steps_hint(args: IGPTTrainingArguments, num_images: int) -> str | None:
     )
 
 
-def _training_data(split, num_evaluated: int, dataset: type, config, seed: int, shuffle_buffer: int):
-    """What is trained on, and the fixed part of it that is evaluated beside the validation split."""
+def _training_data(split, num_evaluated: int, dataset: type, config, seed: int, *, shuffle_buffer: int, new_images):
+    """What is trained on, and the fixed part of the split that is evaluated beside the validation split."""
     num_evaluated = min(num_evaluated, len(split))
     if isinstance(split, ShardedTokens):
         train = TokenStream(split, config, config.class_dropout_prob, seed, shuffle_buffer)
         return train, dataset(split.head("train", num_evaluated), config, seed=seed)
-    train = dataset(split, config, config.class_dropout_prob, seed=seed)
+    train = dataset(split, config, config.class_dropout_prob, seed=seed, new_images=new_images)
     return train, dataset(split.select(range(num_evaluated)), config, seed=seed)
 
 
@@ -217,27 +218,29 @@ def make_trainer(
     callbacks=(),
     layout: IGPTConfig | None = None,
     shuffle_buffer: int = 10_000,
+    new_images: NewImages | None = None,
 ) -> Trainer:
     """Wire a Trainer: tokenized splits in, exact nats per image of train and validation at each evaluation.
 
     The training loss is measured like the validation loss, in eval mode on a fixed part of the training split of the
-    same size, so that the two curves can be compared. For an `IGPTForImageClassification` the accuracy is added.
+    same size, so that the two compare. A classifier's accuracy is added.
 
     Args:
-        model: An `IGPTForCausalImageModeling`, an `IGPTForImageClassification`, or the model of
-            `igpt_hf.training.imagegpt_baseline`.
+        model: For images, for their classes, or the one of `igpt_hf.training.imagegpt_baseline`.
         args: Of the run.
         splits: From `igpt_hf.data.tokenized.tokenize`; the training split may be `ShardedTokens`, to be streamed.
         processor: Saved along with the model.
         callbacks: In addition to early stopping, the stopwatch and the epochs' class dropout.
         layout: Layout of images in tokens; needed if the model's configuration is not an `IGPTConfig`.
         shuffle_buffer: Images of a stream that are shuffled at a time.
+        new_images: Each epoch's training images, instead of those of the training split.
     """
     config = model.config if layout is None else layout
     is_classifier = isinstance(model, IGPTForImageClassification)
     dataset = LabelDataset if is_classifier else TokenDataset
     validation = dataset(splits["validation"], config, seed=args.seed)
-    train, part = _training_data(splits["train"], len(validation), dataset, config, args.seed, shuffle_buffer)
+    options: dict[str, Any] = {"shuffle_buffer": shuffle_buffer, "new_images": new_images}
+    train, part = _training_data(splits["train"], len(validation), dataset, config, args.seed, **options)
     if isinstance(train, TokenStream):
         args.accelerator_config.dispatch_batches = False  # each process reads for itself, and keeps its part
     trainer = IGPTTrainer(

@@ -24,7 +24,7 @@ from helpers.paths import SCRIPTS
 
 pytest.importorskip("gradio", reason="there is no gradio: pip install -e '.[demo]'")
 
-from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor  # noqa: E402
+from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor, bundled  # noqa: E402
 from igpt_hf.app.answers import ANY, MAX_IMAGES, Settings, complete, data_uri, generate, read  # noqa: E402
 from igpt_hf.app.page import launch  # noqa: E402
 from igpt_hf.data.synthetic import draw_digit  # noqa: E402
@@ -208,10 +208,17 @@ def test_the_script_answers_within_20_seconds(model, processor, tmp_path, unused
     assert spent.user + spent.system < 20  # the clock would count what else the machine does
 
 
-def test_without_a_model_the_script_says_how_to_make_one(tmp_path, monkeypatch):
+def test_without_a_model_the_script_shows_the_bundled_one(monkeypatch):
+    shown = []
+    monkeypatch.setattr("igpt_hf.app.page.launch", lambda *given, **options: shown.extend(given))
+    monkeypatch.setattr(sys, "argv", ["app.py"])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert shown[0].name_or_path == bundled("persian-digits")
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for argv, message in (
-        ([], "error: there is no model in runs/synthetic yet: `make train` makes one"),
         ([str(tmp_path)], "error: .* holds no trained model"),
         (["/nowhere"], "error: there is no folder /nowhere"),
     ):

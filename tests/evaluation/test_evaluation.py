@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 import torch
 
-from igpt_hf import DataError
+from igpt_hf import DataError, IGPTError, IGPTImageProcessor
 from igpt_hf.evaluation.codecs import CODECS, codec_bits, codec_sizes
 from igpt_hf.evaluation.compatibility import check_data, check_image_size, check_two_classes
 from igpt_hf.evaluation.likelihood import accuracy_stderr, likelihood_report, log_likelihoods, standard_error
@@ -221,3 +221,32 @@ def test_a_model_is_evaluated_in_python_with_its_classes_matched_by_name(tiny_mo
     assert evaluation.report["num_images"] == 4 and list(evaluation.report["nats_per_class"]) == ["cat", "eel"]
     assert f"{evaluation.report['nats_per_image']:.3f}" in format_table(evaluation.report)
     json.dumps(evaluation.report)
+
+
+def gray_splits(n: int = 6) -> datasets.DatasetDict:
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(num_classes=3))
+    levels = np.random.default_rng(0).integers(0, 256, (n, 8, 8), dtype=np.uint8)
+    rows = {"image": [PIL.Image.fromarray(level) for level in levels], "label": [i % 3 for i in range(n)]}
+    split = datasets.Dataset.from_dict(rows, features=features)
+    return datasets.DatasetDict(train=split, validation=split, test=split)
+
+
+def test_several_draws_of_the_pixels_give_their_mean_and_spread_and_the_first_is_that_of_one_draw(tiny_model):
+    processor = IGPTImageProcessor(image_size=8, num_labels=3, binarize="stochastic", invert="never")
+    model, splits = tiny_model(id2label={0: "0", 1: "1", 2: "2"}), gray_splits()
+    one, three = (evaluate_model(model, processor, splits, num_draws=num).report for num in (1, 3))
+    values = three["nats_per_image_marginal_draws"]
+    assert len(set(values)) == 3 and values[0] == one["nats_per_image_marginal"]
+    assert math.isclose(three["nats_per_image_marginal"], np.mean(values), rel_tol=1e-12)
+    assert math.isclose(three["nats_per_image_marginal_draws_std"], np.std(values, ddof=1), rel_tol=1e-9)
+    assert math.isclose(three["bits_per_pixel"] * 64 * math.log(2), three["nats_per_image"], rel_tol=1e-12)
+    assert math.isclose(np.mean(list(three["nats_per_class"].values())), three["nats_per_image"], rel_tol=1e-9)
+    assert three["bits_per_image_marginal"] == three["nats_per_image_marginal"] / math.log(2)
+    assert (one["num_draws"], three["num_draws"], three["num_images"]) == (1, 3, 6)
+    assert "3 draws" in format_table(three) and "draws" not in format_table(one)
+    json.dumps(three)
+
+
+def test_pixels_that_a_threshold_decides_are_not_drawn_several_times(tiny_model, tiny_processor):
+    with pytest.raises(IGPTError, match="--draws 5 .*threshold"):
+        evaluate_model(tiny_model(id2label={0: "0", 1: "1", 2: "2"}), tiny_processor, gray_splits(), num_draws=5)

@@ -18,6 +18,7 @@ def facts() -> dict:
     numbers |= {"monotonic_train_loss": True, "monotonic_validation_loss": False}
     test = {"name": "test", "num_images": 1118, "num_measured": 1118, "nats": 54.321, "bits": 0.09996, "stderr": 0.5}
     looked_up = {"is_imagegpt": False, "source": "synthetic", "splits": [test], "streaming": False, "is_best": True}
+    looked_up |= {"new_digits_each_epoch": True}
     return {name: f"<{name}>" for name in names} | numbers | looked_up
 
 
@@ -30,6 +31,9 @@ def test_every_fact_is_in_the_card(facts):
     assert "Not the best of <num_evaluations>" in make_model_card(facts | {"is_best": False}).text
     assert "split 85/10/5 class by class with seed <split_seed>" in text
     assert "split 85/10/5 by chance with" in make_model_card(facts | {"streaming": True}).text
+    assert "| training images | drawn anew in each epoch |" in text
+    assert "drawn anew" not in make_model_card(facts | {"new_digits_each_epoch": False}).text
+    assert "| augmentation |" not in make_model_card(facts | {"augment": 0.0}).text
     assert "10.2 minutes, 299 images/s" in text
     assert "{{" not in text
     assert "{%" not in text

@@ -23,6 +23,7 @@ def test_the_reference_model_is_tiny_with_a_vocabulary_of_exactly_16():
     ("name", "shape"),
     [
         ("xxs", (16, 8, 2)),
+        ("xxs-wide", (32, 8, 4)),
         ("igpt-s", (512, 24, 8)),  # Chen et al. 2020, section 3.4
         ("igpt-m", (1024, 36, 8)),
         ("igpt-l", (1536, 48, 16)),
@@ -121,7 +122,7 @@ def test_an_unknown_activation_is_answered_with_those_there_are():
 
 
 def test_an_unknown_preset_is_answered_with_those_there_are():
-    with pytest.raises(ValueError, match="'xxl'.*xxs, xs, s, igpt-s, igpt-m, igpt-l"):
+    with pytest.raises(ValueError, match="'xxl'.*xxs, xxs-wide, xs, s, igpt-s, igpt-m, igpt-l"):
         IGPTConfig.from_preset("xxl")
 
 

@@ -205,7 +205,7 @@ def test_channels_may_come_first_or_last_in_a_stack_or_a_list_and_give_the_gray_
     processor, pictures = IGPTImageProcessor(image_size=SIZE, invert="never"), noise(mode)
     expected = processor.to_gray(pictures)
     if mode in ("L", "RGB"):
-        fitted = [processor._fit(picture.convert("L"), False) for picture in pictures]
+        fitted = [processor.fit(picture.convert("L"), is_crop=False) for picture in pictures]
         assert np.array_equal(expected, fitted)
     levels = np.stack([np.asarray(picture).reshape(19, 17, -1) for picture in pictures])  # (2, h, w, channels)
     last, first = make(levels), make(np.moveaxis(levels, 3, 1))

@@ -12,7 +12,7 @@ import pytest
 
 from helpers.paths import ROOT
 from helpers.scripts import run as run_command
-from igpt_hf import cli
+from igpt_hf import bundled, cli
 
 
 pytestmark = pytest.mark.slow  # builds a wheel and installs it
@@ -71,6 +71,7 @@ def test_the_wheel_has_the_scripts_of_the_commands_and_no_others(wheel):
     scripts = {name.removeprefix("igpt_hf/scripts/") for name in names if name.startswith("igpt_hf/scripts/")}
     assert scripts == {script for script, _ in cli.COMMANDS.values()}
     assert {"igpt_hf/py.typed", "igpt_hf/model_card.md", "igpt_hf/demo/index.html"} <= names
+    assert {f"igpt_hf/bundled/{name}/model.safetensors" for name in bundled()} <= names
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "igpt_hf").rglob("*.py")}
     assert modules <= names and not any(name.startswith(("tests/", "scripts/", "docs/")) for name in names)
 

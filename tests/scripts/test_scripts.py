@@ -404,7 +404,10 @@ def test_bad_data_ends_the_command_with_one_line_and_no_traceback(tmp_path):
         (["--data", "{animals}"], ["broken.png", "skip_bad_images"]),
         (["--data", "{animals}/cat"], ["no class folders"]),
         (["--data", "{animals}", "--skip_bad_images", "--max_images", "5"], ["max_images=5 is too small"]),
-        (["--data", "{animals}", "--skip_bad_images", "--preset", "xxl"], ["unknown preset 'xxl'", "xxs, xs, s"]),
+        (
+            ["--data", "{animals}", "--skip_bad_images", "--preset", "xxl"],
+            ["unknown preset", "xxs, xxs-wide, xs, s"],
+        ),
         (["--data", "{animals}", "--skip_bad_images", "--image_size", "29"], ["multiple of patch_size=2", "29"]),
         (["--data", "{animals}", "--skip_bad_images", "--threshold", "128"], ["threshold", "128"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml: no such file"]),
@@ -524,6 +527,13 @@ def test_a_model_that_is_not_there_is_named(script, animals, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     model = model.replace("{animals}", str(animals))
     assert model in refusal(script, "sample.py", model)
+
+
+def test_without_a_model_the_bundled_one_is_sampled(script, tmp_path):
+    script("sample.py", "--labels", "0", "7", "--output", tmp_path / "samples.png", "--npz", tmp_path / "samples.npz")
+    arrays = np.load(tmp_path / "samples.npz")
+    assert arrays["images"].shape == (2, 28, 28) and arrays["labels"].tolist() == [0, 7]
+    assert arrays["nats"].max() < 150  # 543 for a coin toss at each pixel
 
 
 # --- evaluate.py ----------------------------------------------------------------------------------------------------

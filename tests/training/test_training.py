@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState, set_seed
 
 from helpers.training import (
     BY_FOUR_STEPS,
@@ -21,12 +21,22 @@ from helpers.training import (
     new_trainer,
     random_split,
 )
-from igpt_hf import DataError, IGPTConfig, IGPTError, IGPTImageProcessor, tokenize
+from igpt_hf import (
+    PRESETS,
+    DataError,
+    IGPTConfig,
+    IGPTError,
+    IGPTForCausalImageModeling,
+    IGPTImageProcessor,
+    load_splits,
+    tokenize,
+)
+from igpt_hf.data.augmentation import NewImages
 from igpt_hf.data.tokenized import TokenDataset, collate
 from igpt_hf.distributed import use_all_cores
 from igpt_hf.model.tokens import tokens_to_pixels
 from igpt_hf.plots import sample_sheet
-from igpt_hf.training.arguments import METRICS, IGPTTrainingArguments, parse_arguments, unused_flags
+from igpt_hf.training.arguments import LEARNING_RATES, METRICS, IGPTTrainingArguments, parse_arguments, unused_flags
 from igpt_hf.training.callbacks import SampleSheetCallback, Stopwatch
 from igpt_hf.training.checkpoints import last_complete_checkpoint
 from igpt_hf.training.metrics import LossHistory, classification_metrics, likelihood_metrics, nats_per_image
@@ -319,7 +329,8 @@ def test_drawing_samples_does_not_change_the_training(splits, tiny_processor, wh
 def test_the_data_set_is_told_of_each_epoch(splits, whole_run):
     expected = TokenDataset(splits["train"], whole_run.model.config, class_dropout_prob=0.5, seed=whole_run.args.seed)
     expected.set_epoch(1)  # the last of two
-    assert torch.equal(whole_run.train_dataset.is_dropped, expected.is_dropped)
+    batches = [data.__getitems__(range(48))["input_ids"] for data in (whole_run.train_dataset, expected)]
+    assert torch.equal(*batches)
 
 
 def test_both_losses_are_measured_at_the_same_steps_on_as_many_images(whole_run):
@@ -745,12 +756,79 @@ def test_gray_pictures_are_drawn_anew_in_each_epoch_and_the_same_for_the_same_ep
     gray[:, 0], gray[:, 1] = 0, 255
     split = datasets.Dataset.from_dict({"gray": gray, "label": [0] * 40})
     dataset = TokenDataset(split, config, seed=3)
-    first = dataset.tokens.clone()
+
+    def tokens(epoch):
+        dataset.set_epoch(epoch)
+        return dataset.__getitems__(range(40))["input_ids"][:, 1:]
+
+    first = tokens(0)
     pixels = tokens_to_pixels(first.numpy(), config.patch_size, config.image_size).reshape(40, 64)
     assert (pixels[:, 0] == 0).all()
     assert (pixels[:, 1] == 1).all()
     assert abs(pixels[:, 2:].mean() - 0.4) < 0.05
-    dataset.set_epoch(1)
-    assert not torch.equal(dataset.tokens, first)
-    dataset.set_epoch(0)
-    assert torch.equal(dataset.tokens, first)
+    assert not torch.equal(tokens(1), first)
+    assert torch.equal(tokens(0), first)
+
+
+# --- images that are new in each epoch ------------------------------------------------------------------------------
+
+
+def test_a_run_on_new_images_that_is_resumed_within_an_epoch_with_a_worker_ends_like_one_that_is_not(tmp_path):
+    digits = load_splits("synthetic", num_synthetic=60)
+    processor = IGPTImageProcessor(image_size=8)
+    new_images = NewImages(digits["train"], processor, seed=1, draws_digits=True, strength=0.04)
+
+    def trainer(name, **options):
+        args = arguments(tmp_path / name, **BY_FOUR_STEPS, **options)
+        set_seed(args.seed)
+        model = IGPTForCausalImageModeling(IGPTConfig(image_size=8, num_hidden_layers=1))
+        return make_trainer(model, args, tokenize(digits, processor), processor, new_images=new_images)
+
+    whole = trainer("whole")
+    whole.train()
+    assert whole.state.global_step == 2 * 5  # of 40 images: step 4 is within the first epoch
+    assert torch.equal(whole.train_dataset.epoch, torch.tensor(1))
+    shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "resumed" / "checkpoint-4")
+    resumed = trainer("resumed", dataloader_num_workers=1, dataloader_persistent_workers=True)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "resumed" / "checkpoint-4"))
+    assert logged(resumed) == logged(whole)
+    assert_equal_weights(whole.model.state_dict(), resumed.model.state_dict())
+
+
+def test_augmented_images_cannot_be_streamed():
+    with pytest.raises(IGPTError, match="--augment .*--streaming"):
+        parse_arguments(["--data", "x", "--streaming", "true", "--augment", "0.04"])
+
+
+@pytest.mark.parametrize(("flags", "draws"), [("", True), ("--max_images 60", False), ("--data digits.cdb", False)])
+def test_synthetic_digits_are_drawn_anew_unless_fewer_are_asked_for(flags, draws):
+    assert parse_arguments(flags.split())[0].draws_digits is draws
+
+
+# --- the learning rates of presets ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "rates"),
+    [
+        ("", (1e-2, 2e-2)),
+        ("--preset xs", (5e-3, 2e-2)),
+        ("--preset=s", (2e-3, 1e-2)),
+        ("--preset s --learning_rate 0.01", (1e-2, 1e-2)),
+        ("--preset stock-xxs", (1e-2, 2e-2)),
+    ],
+)
+def test_a_preset_has_its_learning_rates_and_a_flag_wins(flags, rates):
+    args = parse_arguments(flags.split())[2]
+    assert (args.learning_rate, args.muon_learning_rate) == rates
+
+
+def test_a_preset_of_the_yaml_file_has_its_learning_rates_and_the_files_lines_win(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("preset: s\nmuon_learning_rate: 0.03\n")
+    args = parse_arguments(["--config", str(path)])[2]
+    assert (args.learning_rate, args.muon_learning_rate) == (2e-3, 3e-2)
+
+
+def test_every_preset_has_learning_rates():
+    assert list(LEARNING_RATES) == list(PRESETS)

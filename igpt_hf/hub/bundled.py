@@ -1,0 +1,32 @@
+"""The models in the box: small trained checkpoints that come with the package, so that nothing need be downloaded."""
+
+from pathlib import Path
+from typing import overload
+
+from ..errors import IGPTError
+
+
+FOLDER = Path(__file__).resolve().parents[1] / "bundled"
+DEFAULT_MODEL = "persian-digits"  # of the commands, where no model is named
+
+
+@overload
+def bundled() -> list[str]: ...
+@overload
+def bundled(name: str) -> str: ...
+def bundled(name: str | None = None) -> list[str] | str:
+    """List the names of the package's own models or, given a name, return the model's folder.
+
+    ```python
+    model = IGPTForCausalImageModeling.from_pretrained(bundled("persian-digits"))
+    ```
+
+    Raises:
+        IGPTError: There is no model of this name; the message lists those that there are.
+    """
+    names = sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
+    if name is None:
+        return names
+    if name not in names:
+        raise IGPTError(f"there is no bundled model {name!r}; there are: {', '.join(names) or 'none'}.")
+    return str(FOLDER / name)

@@ -1,0 +1,121 @@
+"""Images that are new in each epoch: determined by seed, epoch and index, and never those of another split."""
+
+import math
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from igpt_hf import IGPTConfig, IGPTImageProcessor, load_splits, tokenize
+from igpt_hf.data.augmentation import NewImages, random_affine
+from igpt_hf.data.tokenized import TokenDataset, collate
+from igpt_hf.model.tokens import tokens_to_pixels
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_splits("synthetic", num_synthetic=100, seed=5)
+
+
+def crops(n: int = 12) -> datasets.Dataset:
+    """Ellipses of 20x29 pixels, cropped tightly, as HODA's digits are."""
+    y, x = np.mgrid[-1:1:29j, -1:1:20j]
+    image = ((x**2 + y**2 <= 1.01) & (x**2 + y**2 > 0.3)).astype(np.uint8) * 255
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(num_classes=10))
+    rows = {"image": [PIL.Image.fromarray(image)] * n, "label": [0] * n}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+@pytest.fixture(params=["digits", "crops", "gray"])
+def new_images(request, digits):
+    processor = IGPTImageProcessor(margin=2, binarize="stochastic" if request.param == "gray" else "threshold")
+    if request.param == "digits":
+        return NewImages(digits["train"], processor, seed=1, draws_digits=True)
+    return NewImages(crops(), processor, seed=1, strength=0.04)
+
+
+def test_an_image_depends_on_seed_epoch_and_index_alone(new_images):
+    tokens = new_images.tokens(3, [0, 1, 2, 3])
+    assert tokens.shape == (4, 196)
+    assert np.array_equal(new_images.tokens(3, [2, 0]), tokens[[2, 0]])
+    assert len(np.unique(tokens, axis=0)) == 4
+    other_seed = NewImages(**{**vars(new_images), "seed": 2})
+    for other in (new_images.tokens(4, [0, 1, 2, 3]), other_seed.tokens(3, [0, 1, 2, 3])):
+        assert (other != tokens).any(axis=1).all()
+
+
+def test_digits_drawn_anew_are_those_of_no_split_whatever_the_epoch(digits):
+    processor = IGPTImageProcessor()
+    seen = {row.tobytes() for split in tokenize(digits, processor).values() for row in np.uint8(split["tokens"][:])}
+    new = NewImages(digits["train"], processor, seed=5, draws_digits=True)  # the seed of the splits, too
+    for epoch in range(3):
+        drawn = {row.tobytes() for row in new.tokens(epoch, range(80))}
+        assert len(drawn) == 80 and not drawn & seen
+        seen |= drawn
+
+
+def test_without_strength_the_images_are_those_of_the_split():
+    processor, split = IGPTImageProcessor(margin=2), crops(2)
+    expected = tokenize(datasets.DatasetDict(train=split), processor)["train"]["tokens"][:]
+    assert NewImages(split, processor, seed=1).tokens(0, [0, 1]).tolist() == expected
+
+
+@pytest.mark.parametrize("expand", [False, True])
+def test_an_affine_transform_moves_the_ink_by_its_matrix_about_the_center(expand):
+    y, x = np.mgrid[-20:20:80j, -20:20:80j]
+    blob = np.rint(255 * np.exp(-(x**2 / 60 + (y - 0.5 * x) ** 2 / 20))).astype(np.uint8)
+    normals = np.array([1.5, -1.0, 2.0, -1.2])
+    moved = random_affine(
+        PIL.Image.fromarray(blob), 0.1, SimpleNamespace(standard_normal=lambda n: normals), expand=expand
+    )
+    angle, shear, width, height = 0.1 * normals
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    matrix = turn @ [[1, shear], [0, 1]] @ np.diag([math.exp(width), math.exp(height)])
+    (center, spread), (new_center, new_spread) = moments(blob), moments(np.asarray(moved))
+    np.testing.assert_allclose(center, [0, 0], atol=0.05)
+    np.testing.assert_allclose(new_center, [0, 0], atol=0.05)
+    np.testing.assert_allclose(new_spread, matrix @ spread @ matrix.T, atol=0.03 * spread.max())
+    assert (moved.size == (80, 80)) is not expand
+
+
+def moments(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (2,) and covariance (2, 2) of the ink, x before y, from the image's center."""
+    weights = image / image.sum()
+    y, x = (np.indices(image.shape) - (np.array(image.shape) - 1)[:, None, None] / 2).reshape(2, -1)
+    places = np.stack([x, y])
+    mean = places @ weights.ravel()
+    return mean, (places - mean[:, None]) * weights.ravel() @ (places - mean[:, None]).T
+
+
+def test_a_crop_stays_a_crop_and_keeps_its_margin():
+    processor = IGPTImageProcessor(margin=2)
+    tokens = NewImages(crops(), processor, seed=1, strength=0.05).tokens(0, range(12))
+    for pixels in tokens_to_pixels(tokens, 2, 28):
+        rows = np.flatnonzero(pixels.any(axis=1))
+        assert (rows[0], rows[-1]) == (2, 25)
+
+
+def test_an_image_of_the_models_size_keeps_its_border():
+    image = np.zeros((28, 28), np.uint8)
+    image[10:18, 4:24] = 255
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(num_classes=10))
+    split = datasets.Dataset.from_dict({"image": [PIL.Image.fromarray(image)], "label": [0]}, features=features)
+    tokens = [NewImages(split, IGPTImageProcessor(margin=2), 1, strength=0.04).tokens(e, [0]) for e in range(20)]
+    counts = tokens_to_pixels(np.concatenate(tokens), 2, 28).sum(axis=(1, 2))
+    assert 130 < counts.min() and counts.max() < 190 and len(set(counts)) > 5  # 160, stretched by a few percent
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_that_outlive_an_epoch_follow_it(digits, persistent):
+    split = tokenize(digits, IGPTImageProcessor())["train"]
+    new_images = NewImages(digits["train"], IGPTImageProcessor(), seed=1, draws_digits=True)
+    dataset = TokenDataset(split, IGPTConfig(), class_dropout_prob=0.5, seed=1, new_images=new_images)
+    options = {"batch_size": 80, "collate_fn": collate, "num_workers": 1, "persistent_workers": persistent}
+    loader = torch.utils.data.DataLoader(dataset, **options)
+    for epoch in range(2):
+        dataset.set_epoch(epoch)
+        (batch,) = loader
+        assert torch.equal(batch["input_ids"], dataset.__getitems__(range(80))["input_ids"])
