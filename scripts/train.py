@@ -3,6 +3,7 @@
     igpt train                                          # synthetic digits
     igpt train --data digits.cdb --output_dir runs/hoda
     igpt train --data path/to/folder --preset xs --num_train_epochs 30 --report_to tensorboard
+    igpt train --data digits.cdb --augment 0.04 --dataloader_num_workers 1 --dataloader_persistent_workers true
     igpt train --config configs/quick.yaml --seed 1
     igpt train --output_dir runs/hoda --data digits.cdb --resume_from_checkpoint true
     igpt train --task classification --model_name_or_path runs/hoda --data digits.cdb
