@@ -28,8 +28,9 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf.cli import run_main
-from igpt_hf.data.splits import load_splits
-from igpt_hf.data.streaming import open_shards, stream_splits
+from igpt_hf.data.shards import open_shards
+from igpt_hf.data.splits import describe_splits, load_splits
+from igpt_hf.data.streaming import stream_splits
 from igpt_hf.data.tokenized import LabelDataset, TokenDataset, tokenize
 from igpt_hf.distributed import (
     describe_launch,
@@ -87,27 +88,28 @@ def train(script_args, model_args, args):
     # 1. Data.
     split_seed = script_args.get_split_seed(args.seed)
     if script_args.streaming:
-        source = open_shards(
-            script_args.data, script_args.image_column, script_args.label_column, script_args.max_images
-        )
-        class_names = source.names
+        columns = (script_args.image_column, script_args.label_column)
+        source = open_shards(script_args.data, *columns, script_args.max_images, script_args.splits)
+        class_names, given = source.names, source.given
     else:
         splits = load_splits(
             script_args.data,
             seed=split_seed,
             image_column=script_args.image_column,
             label_column=script_args.label_column,
+            labels_from=script_args.labels_from,
+            splits=script_args.splits,
             max_images=script_args.max_images,
             skip_bad_images=script_args.skip_bad_images,
         )
-        class_names = splits["train"].features["label"].names
+        class_names, given = splits["train"].features["label"].names, splits.given
 
     # 2. Model and processor; images -> tokens, once.
     set_seed(args.seed)
     start = make_initial_model(class_names, script_args, model_args)
     model, processor = start.model, start.processor
     if script_args.model_name_or_path is not None:
-        about = (script_args.model_name_or_path, script_args.data, split_seed, script_args.max_images)
+        about = (script_args.model_name_or_path, script_args.data, split_seed, script_args.max_images, given)
         if (warning := seen_images_warning(*about)) is not None:
             logger.warning("warning: %s", warning)
     if script_args.streaming:
@@ -132,6 +134,7 @@ def train(script_args, model_args, args):
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
     about = (script_args.data, sizes, len(class_names), model.num_parameters())
     logger.info("%s: %s images of %d classes; %d parameters", *about)
+    logger.info("splits: %s", describe_splits(given, split_seed, script_args.streaming))
     if (hint := few_steps_hint(args, len(splits["train"]))) is not None:
         logger.warning("hint: %s", hint)
 
@@ -151,10 +154,10 @@ def train(script_args, model_args, args):
     # 5. Results, figures, card; then the Hub, with --push_to_hub.
     if trainer.is_world_process_zero():
         if is_classifier:
-            results = collect_classification_results(trainer, test, script_args)
+            results = collect_classification_results(trainer, test, script_args, given)
             write_classification_run(trainer, results)
         else:
-            results = collect_results(trainer, test, script_args)
+            results = collect_results(trainer, test, script_args, given)
             write_run(trainer, processor, splits, results, script_args)
         logger.info("%s: %s", args.output_dir, json.dumps(results, indent=2))
         if args.push_to_hub:

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, set_seed
 
 from .. import __version__
+from ..data.splits import describe_splits
 from ..distributed import precision
 from ..errors import IGPTError
 from ..hub.model_card import hardware, make_classifier_card, make_model_card, versions
@@ -20,13 +21,15 @@ from .metrics import LossHistory
 from .stopping import end_reached
 
 
-def _about_data(args, script_args: ScriptArguments) -> dict:
+def _about_data(args, script_args: ScriptArguments, given: tuple[str, ...]) -> dict:
     """What the images were and how they were split: what `seen_images_warning` asks for."""
     return {
         "data": script_args.data,
         "model_name_or_path": script_args.model_name_or_path,
         "seed": args.seed,
         "split_seed": script_args.get_split_seed(args.seed),
+        "splits": "given" if given else "random",
+        "given_splits": list(given),
         "max_images": script_args.max_images,
         "streaming": script_args.streaming,
     }
@@ -45,13 +48,16 @@ def best_evaluation(trainer, history: LossHistory) -> int:
     return max(index for index, evaluated in enumerate(history.steps) if evaluated <= step)
 
 
-def collect_results(trainer, test: dict[str, float], script_args: ScriptArguments) -> dict:
+def collect_results(
+    trainer, test: dict[str, float], script_args: ScriptArguments, given: tuple[str, ...] = ()
+) -> dict:
     """Gather the numbers of a run for all_results.json; nats are per image, exact, given the class.
 
     Args:
         trainer: After training, with the best model loaded and its state saved.
         test: Metrics of the test split.
         script_args: For the source of the data.
+        given: The splits that came with the data.
     """
     args, history = trainer.args, LossHistory.from_log(trainer.state.log_history)
     kept = best_evaluation(trainer, history)
@@ -69,19 +75,22 @@ def collect_results(trainer, test: dict[str, float], script_args: ScriptArgument
         "best_epoch": history.epochs[kept],
         "train_runtime": stopwatch.seconds,
         "train_images_per_second": trainer.state.global_step * images_per_step / stopwatch.seconds,
-        **_about_data(args, script_args),
+        **_about_data(args, script_args, given),
         "monotonic_train_loss": history.is_monotonic("train"),
         "monotonic_validation_loss": history.is_monotonic("validation"),
     }
 
 
-def collect_classification_results(trainer, test: dict[str, float], script_args: ScriptArguments) -> dict:
+def collect_classification_results(
+    trainer, test: dict[str, float], script_args: ScriptArguments, given: tuple[str, ...] = ()
+) -> dict:
     """Gather the numbers of a classifier's run for all_results.json; nats are per image, from the start token.
 
     Args:
         trainer: After training, with the best model loaded and its state saved.
         test: Metrics of the test split.
         script_args: For the source of the data and of the first weights.
+        given: The splits that came with the data.
     """
     args, state = trainer.args, trainer.state
     stopwatch = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch))
@@ -99,7 +108,7 @@ def collect_classification_results(trainer, test: dict[str, float], script_args:
         "best_epoch": history.epochs[kept],
         "metric_for_best_model": args.metric_for_best_model,
         "train_runtime": stopwatch.seconds,
-        **_about_data(args, script_args),
+        **_about_data(args, script_args, given),
     }
 
 
@@ -120,6 +129,7 @@ def write_classification_run(trainer, results: dict):
         for split in ("train", "validation", "test")
     ]
     facts = {**results, "name": folder.name, "model_id": str(folder), "rows": rows}
+    facts["split_description"] = _describe_splits(results)
     make_classifier_card(facts).save(folder / "README.md")
     _write_results(results, folder)
 
@@ -167,6 +177,7 @@ def _card_facts(trainer, processor, splits, results: dict, script_args: ScriptAr
         "model_id": args.output_dir,
         "is_imagegpt": config.model_type == "imagegpt",
         "source": script_args.data,
+        "split_description": _describe_splits(results),
         "num_images": sum(len(split) for split in splits.values()),
         "splits": split_facts,
         "class_names": ", ".join(config.id2label.values()),
@@ -198,6 +209,10 @@ def _card_facts(trainer, processor, splits, results: dict, script_args: ScriptAr
         "versions": versions(),
         "package_version": __version__,
     }
+
+
+def _describe_splits(results: dict) -> str:
+    return describe_splits(tuple(results["given_splits"]), results["split_seed"], results["streaming"])
 
 
 def _protocol(processor) -> str:

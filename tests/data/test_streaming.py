@@ -18,8 +18,10 @@ from transformers import set_seed
 from helpers.scripts import FILES, LAUNCH, results_of, run
 from helpers.training import arguments, assert_equal_weights
 from igpt_hf import DataError, IGPTConfig, IGPTError, IGPTForCausalImageModeling, IGPTImageProcessor
+from igpt_hf.data import shards as shards_module
 from igpt_hf.data import streaming
-from igpt_hf.data.streaming import TokenStream, open_shards, stream_splits, tokenize_shards
+from igpt_hf.data.shards import Shard, open_shards
+from igpt_hf.data.streaming import TokenStream, stream_splits, tokenize_shards
 from igpt_hf.training.trainer import make_trainer
 
 
@@ -133,7 +135,7 @@ def test_a_hub_data_set_is_read_shard_by_shard_at_the_revision_that_was_found(sh
     """No network: the Hub's answers are stood in for by the same files."""
     asked = []
 
-    def load(name, split=None, revision=None, streaming=None, data_files=None):
+    def load(name, configuration=None, split=None, revision=None, streaming=None, data_files=None):
         if name == "parquet":
             return datasets.load_dataset(name, data_files=data_files, split=split, streaming=True)
         asked.append(revision)
@@ -141,8 +143,8 @@ def test_a_hub_data_set_is_read_shard_by_shard_at_the_revision_that_was_found(sh
         splits = datasets.load_dataset("parquet", data_files={"a": files[:3], "b": files[3:]}, streaming=True)
         return splits if split is None else splits[split]
 
-    monkeypatch.setattr(streaming, "load_dataset", load)
-    monkeypatch.setattr(streaming, "dataset_info", lambda name: type("Info", (), {"sha": "abc"}))
+    monkeypatch.setattr(shards_module, "load_dataset", load)
+    monkeypatch.setattr(shards_module, "dataset_info", lambda name: type("Info", (), {"sha": "abc"}))
     tokens = tokenize_shards(open_shards("user/digits"), PROCESSOR, 1)
     assert sum(tokens.num_images.values()) == NUM_SHARDS * ROWS
     assert set(asked) == {"abc"}
@@ -151,7 +153,7 @@ def test_a_hub_data_set_is_read_shard_by_shard_at_the_revision_that_was_found(sh
 def test_a_picture_that_is_a_file_of_the_hub_data_set_is_read_and_no_other_address_is(monkeypatch):
     read = []
     monkeypatch.setattr(streaming, "xopen", lambda address, mode: read.append(address) or io.BytesIO(b"a picture"))
-    shard = streaming.Shard("user/digits train 0", "abc", "user/digits")
+    shard = Shard("user/digits train 0", "abc", "user/digits")
     own = "zip://a.png::hf://datasets/user/digits@abc/all.zip"
     assert streaming._with_bytes({"bytes": None, "path": own}, shard)["bytes"] == b"a picture"
     for path in ("https://example.org/a.png", "hf://datasets/user/other@abc/a.png", "/etc/passwd", None):
@@ -324,7 +326,7 @@ def test_a_bad_image_is_named_or_left_out(tmp_path, caplog):
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["cat"]))
     table = datasets.Dataset.from_dict({"image": encoded, "label": [0] * 121}, features=features)
     table.to_parquet(tmp_path / "bad.parquet")
-    with pytest.raises(DataError, match=r"row 0 of .*bad.parquet is no image.*--skip_bad_images"):
+    with pytest.raises(DataError, match=r"row 0 of .*bad.parquet cannot be decoded.*--skip_bad_images"):
         tokens_of(tmp_path / "bad.parquet")
     assert sum(tokens_of(tmp_path / "bad.parquet", skip_bad_images=True).num_images.values()) == 120
     assert "Skipped 1 of 121 images" in caplog.text
@@ -334,7 +336,7 @@ def test_a_bad_image_is_named_or_left_out(tmp_path, caplog):
     ("make", "words"),
     [
         (lambda shards: open_shards(str(shards / "nothing")), "does not exist"),
-        (lambda shards: open_shards(__file__), "no parquet file"),
+        (lambda shards: open_shards(__file__), "reads parquet files or a Hub data set, not"),
         (lambda shards: open_shards(str(shards), label_column="class"), r"no column 'class'. Set --label_column"),
         (lambda shards: open_shards(str(shards), max_images=5), "--max_images"),
         (

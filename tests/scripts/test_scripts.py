@@ -534,6 +534,10 @@ def test_a_test_split_that_the_model_may_have_seen_is_warned_of(evaluate, capsys
         ({"max_images": 9}, ("synthetic", 42), "--max_images 9"),
         ({"max_images": 9}, ("synthetic", 42, 9), None),
         ({"streaming": True}, ("synthetic", 42), "streamed"),
+        ({}, ("synthetic", 42, None, ("test",)), "give --splits random"),
+        ({"given_splits": ["test"]}, ("synthetic", 42), "give --splits auto"),
+        ({"given_splits": ["test"], "data": "digits"}, ("digits", 1, None, ("test",)), None),  # the same test images
+        ({"given_splits": ["test"], "data": "digits"}, ("digits", 1, None, ("test",), "validation"), "--seed 42"),
     ],
 )
 def test_it_is_known_whether_a_run_has_seen_a_test_split(tmp_path, facts, arguments, words):
