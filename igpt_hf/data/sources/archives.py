@@ -104,7 +104,9 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") and part not in (".", "..") for part in PurePosixPath(name).parts)
+    return any(
+        part.startswith(".") and part not in (".", "..") for part in PurePosixPath(name.replace("\\", "/")).parts
+    )
 
 
 def _safe_parts(archive: Path, name: str) -> list[str]:

@@ -39,8 +39,10 @@ def split_images(array: Any, source: str, num_labels: int | None, habits: Habits
         DataError: The array has another layout, or the number of images differs from that of the labels.
     """
     images: Any
-    if isinstance(array, (list, tuple)) or array.dtype == object:
-        images = [np.asarray(image) for image in (array if isinstance(array, (list, tuple)) else array.ravel())]
+    is_list = isinstance(array, (list, tuple))
+    array = array if is_list else np.asarray(array)
+    if is_list or array.dtype == object:
+        images = [np.asarray(image) for image in (array if is_list else array.ravel())]
     elif array.ndim == 2:
         images = _unflatten(array, source, num_labels, habits.by_columns)
     elif array.ndim in (3, 4):
@@ -104,7 +106,7 @@ def _image_axis(shape: tuple[int, ...], source: str, num_labels: int | None, ima
 
 def _move_channels(images: np.ndarray, source: str) -> np.ndarray:
     """(n, channels, h, w) -> (n, h, w, channels); what has one channel -> (n, h, w)."""
-    if images.ndim == 4 and images.shape[3] not in CHANNELS:
+    if images.ndim == 4 and (images.shape[3] not in CHANNELS or images.shape[1] == 1):
         if images.shape[1] not in CHANNELS:
             raise _no_layout(source, images.shape)
         images = np.moveaxis(images, 1, 3)

@@ -142,7 +142,7 @@ def _texts(values: Any) -> list[str]:
     for value in values:
         number = float(value) if isinstance(value, (int, float, np.number)) else None
         is_whole = number is not None and number.is_integer() and not isinstance(value, bool)
-        texts.append(str(int(number)) if is_whole else str(value).strip())
+        texts.append(str(int(number)) if is_whole else "" if value is None else str(value).strip())
     return texts
 
 

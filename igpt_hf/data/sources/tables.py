@@ -102,6 +102,8 @@ def _read(path: Path, used: list[int], label: int | None, sep: str, skiprows: in
             for chunk in chunks:
                 images.append(chunk[pixels].to_numpy())
                 labels += [] if label is None else chunk[label].fillna("").str.strip().tolist()
+    except pd.errors.EmptyDataError as error:
+        raise DataError(f"{path} holds no images: it has no rows.") from error
     except (OSError, ValueError, OverflowError, MemoryError) as error:
         raise DataError(f"{path} has a row that is not {len(used)} numbers: {error}. Fix or remove it.") from error
     arrays = {"image": np.concatenate(images)}
