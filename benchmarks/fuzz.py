@@ -135,9 +135,9 @@ def mat_seeds() -> list[bytes]:
         {"dataset": {"train": {"images": IMAGES.reshape(6, 16), "labels": LABELS}}},
         {"X": scipy.sparse.csr_matrix(IMAGES.reshape(6, 16)), "y": LABELS},
     ]
-    kinds = ({}, {"do_compression": True}, {"format": "4"})
-    return [written(scipy.io.savemat, contents[0], **kind) for kind in kinds] + [
-        written(scipy.io.savemat, content) for content in contents[1:]
+    return [
+        *(written(scipy.io.savemat, content) for content in contents),
+        written(scipy.io.savemat, contents[0], do_compression=True),
     ]
 
 

@@ -1,5 +1,6 @@
 """numpy's .npy and .npz files, without pickle: a pickle can run any code."""
 
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -12,6 +13,7 @@ from .archives import check_unpacked
 
 NUMPY_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, EOFError, TypeError, LookupError, RuntimeError)
 NUMPY_ERRORS += (zipfile.BadZipFile, zlib.error, MemoryError, OverflowError, SyntaxError, NotImplementedError)
+NUMPY_ERRORS += (tokenize.TokenError,)  # of a header that numpy parses
 
 
 def read_npy(path: Path) -> dict[str, np.ndarray]:
