@@ -18,6 +18,7 @@ import scipy.io
 import torch
 
 from helpers.cdb import header, record, run_lengths
+from helpers.paths import DOCS
 from igpt_hf import IGPTImageProcessor
 from igpt_hf.data.splits import load_splits
 from igpt_hf.data.tokenized import tokenize
@@ -177,7 +178,7 @@ def parquet_of_the_hub(folder):
     (folder / "data").mkdir()
     for name, part in as_dataset_dict().items():
         part.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
-    return folder
+    return folder / "data"
 
 
 def hoda_cdb(folder):
@@ -193,6 +194,8 @@ def idx_files(folder):
 
 
 def folder_of_mnist(folder):
+    folder = folder / "MNIST" / "raw"
+    folder.mkdir(parents=True)
     for name, (images, labels) in zip(("train", "t10k"), PARTS.values(), strict=True):
         (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(images)))
         (folder / f"{name}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx_bytes(labels)))
@@ -223,6 +226,8 @@ def npz_without_names(folder):
 
 
 def npz_files_of_kmnist(folder):
+    folder = folder / "kmnist"
+    folder.mkdir()
     for name, (images, labels) in PARTS.items():
         np.savez_compressed(folder / f"kmnist-{name}-imgs.npz", images)
         np.savez_compressed(folder / f"kmnist-{name}-labels.npz", labels)
@@ -385,3 +390,50 @@ def test_every_layout_gives_the_same_classes_and_tokens(layout, tmp_path):
         (given,) = splits.given
         assert given == ("validation" if layout is train_and_val_folders else "test")
         assert tokens[given] == tokens_of(*PARTS["test"])
+
+
+# The rows of the table of docs/data.md: what you have -> how the test writes it.
+ROWS = {
+    "one folder per class": class_folders,
+    "train and test folders of class folders": train_and_test_folders,
+    "class folders in folders": nested_folders_by_parent,
+    "a zip archive of class folders": zip_of_class_folders,
+    "a zip archive made on a Mac": zip_made_on_a_mac,
+    "a tar archive of train and test folders": tar_gz_of_train_and_test,
+    "a folder with metadata.csv": metadata_csv,
+    "train and test folders with metadata.jsonl": metadata_jsonl_in_train_and_test,
+    "a saved DatasetDict": saved_dataset_dict,
+    "a parquet file": parquet_file,
+    "a folder of parquet files": parquet_of_the_hub,
+    "HODA's files": hoda_cdb,
+    "an idx file with its labels beside it": idx_files,
+    "MNIST's four files": folder_of_mnist,
+    "a .npy file with its labels beside it": npy_files,
+    "flattened bits and one-hot labels": npy_files_of_bits,
+    "a .npz file with x_train, y_train, x_test, y_test": npz_of_keras,
+    "a .npz file without names": npz_without_names,
+    ".npz files of images and labels": npz_files_of_kmnist,
+    "a .mat file by columns": mat_by_columns,
+    "a .mat file in color": mat_of_svhn,
+    "a .mat file of cells": mat_of_cells,
+    "a .mat file of cells with names of classes": mat_with_names_of_classes,
+    "an .amat file": amat_with_labels,
+    "CSV with a header and the label first": csv_of_kaggle,
+    "CSV without a header": csv_without_header,
+    "CSV with the class last": csv_with_the_class_last,
+}
+
+
+def test_the_documentation_lists_what_is_tested_with_the_flags_that_read_it(tmp_path, monkeypatch):
+    table = (DOCS / "data.md").read_text(encoding="utf-8").split("<!-- begin layouts -->")[1].split("<!-- end")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
+    assert [row[0] for row in rows] == list(ROWS)
+    for index, (what, _, flags) in enumerate(rows):
+        words = flags.strip("`").split()
+        options = dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2], strict=True))
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        ROWS[what](folder)
+        monkeypatch.chdir(folder)
+        splits = load_splits(options.pop("data"), **options)
+        assert sum(map(len, splits.values())) == len(X), what

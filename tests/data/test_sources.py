@@ -340,7 +340,9 @@ def test_labels_of_another_length_are_refused(tmp_path, labels):
         load_splits(([image_of(0)] * 9, labels))
 
 
-@pytest.mark.parametrize("labels", [LABELS + 0.5, np.ones((9, 3)), [None] * 9, LABELS.astype(complex)])
+@pytest.mark.parametrize(
+    "labels", [LABELS + 0.5, np.ones((9, 3)), [None] * 9, LABELS.astype(complex), np.zeros((2, 0))]
+)
 def test_what_cannot_be_labels_is_refused(labels):
     with pytest.raises(DataError, match="label"):
         load_splits({"image": IMAGES, "label": np.array(labels)})

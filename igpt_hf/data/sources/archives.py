@@ -84,7 +84,7 @@ def _unpack_into(archive: Path, folder: Path):
         raise
     except ARCHIVE_ERRORS as error:
         raise DataError(
-            f"{archive} cannot be unpacked: {error}. Pack it again, or give the unpacked folder."
+            f"{archive} cannot be unpacked: {' '.join(str(error).split())}. Pack it again, or give the folder."
         ) from error
 
 

@@ -107,11 +107,12 @@ class _Reader:
         flags = self._numbers(next(parts, None))
         shape = tuple(self._numbers(next(parts, None)).tolist())
         name = self._text(next(parts, None))
-        if not len(flags) or len(shape) < 2 or len(shape) > 32 or min(shape) < 0:
+        if len(flags) != 2 or len(shape) < 2 or len(shape) > 32 or min(shape) < 0:
             raise _Damaged(f"{name!r} has no class, or the axes {shape}")
-        kind = int(flags[0]) & 0xFF
-        if kind in NUMERIC and not flags[0] & IS_COMPLEX:
-            dtype = "?" if flags[0] & IS_LOGICAL else NUMERIC[kind]
+        flag = int(flags[0])
+        kind = flag & 0xFF
+        if kind in NUMERIC and not flag & IS_COMPLEX:
+            dtype = "?" if flag & IS_LOGICAL else NUMERIC[kind]
             with np.errstate(invalid="ignore"):
                 return Matrix(name, self._shaped(name, self._numbers(next(parts, None)).astype(dtype), shape))
         if kind == CHAR:

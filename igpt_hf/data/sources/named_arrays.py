@@ -153,6 +153,8 @@ def label_texts(array: Any, source: str) -> list[str]:
         DataError: They are fractions, or of another shape.
     """
     array = array if isinstance(array, np.ndarray) else np.asarray(array)
+    if array.size == 0:
+        raise DataError(f"{source} holds no labels. Give one for each image.")
     if not _is_vector(array.shape):
         is_one_hot = array.ndim == 2 and array.dtype.kind in "buif" and np.isin(array, (0, 1)).all()
         axis = next((axis for axis in (1, 0) if is_one_hot and (array.sum(axis) == 1).all()), None)
