@@ -33,25 +33,25 @@ def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
-def picture(value: int, mode: str = "L") -> PIL.Image.Image:
-    """A small picture with a value of its own, to recognize it by; no two sizes are alike."""
+def small_image(value: int, mode: str = "L") -> PIL.Image.Image:
+    """A small image with a value of its own, to recognize it by; no two sizes are alike."""
     array = np.full((5 + value % 7, 4 + value % 5), value, dtype=np.uint8)
     return PIL.Image.fromarray(array).convert(mode)
 
 
 def encoded(value: int, image_format: str = "PNG") -> bytes:
     buffer = io.BytesIO()
-    picture(value).save(buffer, format=image_format)
+    small_image(value).save(buffer, format=image_format)
     return buffer.getvalue()
 
 
 def write_folder(folder: Path, counts: dict[str, int]) -> Path:
-    """A folder of class folders; all pictures are different."""
+    """A folder of class folders; all images are different."""
     value = 0
     for name, count in counts.items():
         (folder / name).mkdir(parents=True)
         for _ in range(count):
-            picture(value).save(folder / name / f"{value}.png")
+            small_image(value).save(folder / name / f"{value}.png")
             value += 1
     return folder
 
@@ -63,7 +63,7 @@ def write_parquet(path: Path, labels: list, image_column="image", label_column="
 
 
 def write_gray_cdb(path: Path, labels: list[int]) -> Path:
-    """A file of 2x2 pictures, each filled with its index."""
+    """A file of 2x2 images, each filled with its index."""
     header = bytearray(1024)
     struct.pack_into("<BBI", header, 4, 2, 2, len(labels))
     header[522] = 1
@@ -193,9 +193,9 @@ def test_a_cdb_file_without_records_is_refused(tmp_path):
 def test_a_folder_of_any_sizes_modes_and_formats_is_loaded_as_it_is(tmp_path):
     folder = write_folder(tmp_path / "data", {"9": 3, "10": 3, "x2": 3, "x10": 3})
     (folder / "9" / "deep" / "er").mkdir(parents=True)
-    picture(200, "RGBA").save(folder / "9" / "deep" / "er" / "color.PNG")
-    picture(201, "1").save(folder / "9" / "bits.tiff")
-    picture(202).resize((99, 7)).save(folder / "9" / "wide.JPeG")
+    small_image(200, "RGBA").save(folder / "9" / "deep" / "er" / "color.PNG")
+    small_image(201, "1").save(folder / "9" / "bits.tiff")
+    small_image(202).resize((99, 7)).save(folder / "9" / "wide.JPeG")
     splits = load_splits(str(folder), labels_from="top")
     assert label_names(splits) == ["9", "10", "x2", "x10"]
     images = [row["image"] for split in splits.values() for row in split if row["label"] == 0]
@@ -219,7 +219,7 @@ def test_hidden_files_are_ignored_and_other_files_are_ignored_with_a_warning(tmp
     (folder / "a" / "._0.png").write_bytes(b"not an image")
     assert load_splits(folder)["train"].num_rows == 1 and not caplog.records
     (folder / "a" / "notes.txt").write_text("not an image")
-    picture(9).save(folder / "loose.png")
+    small_image(9).save(folder / "loose.png")
     assert load_splits(folder)["train"].num_rows == 1
     assert "Ignored 2 files" in caplog.text and "notes.txt" in caplog.text
 
@@ -255,7 +255,7 @@ def bomb(width: int, height: int) -> bytes:
 
 
 BAD_FILES = {
-    "text": b"this is no picture",
+    "text": b"this is not an image",
     "empty": b"",
     "truncated": damaged_png(),
     "bomb": bomb(8000, 8000),
@@ -271,7 +271,7 @@ def test_a_bad_image_file_is_named(tmp_path, bad):
         load_splits(folder)
 
 
-def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "data", {"a": 0})
     (folder / "a" / "huge.png").write_bytes(bomb(MAX_PIXELS // 1000, 1001))
     monkeypatch.setattr(datasets.Image, "decode_example", lambda self, value: pytest.fail("it was decoded"))
@@ -326,30 +326,30 @@ def test_parquet_of_numbers_is_loaded_with_classes_in_numeric_order(tmp_path):
     labels = [9, 10, 2] * 4
     splits = load_splits(write_parquet(tmp_path / "data.parquet", labels))
     assert label_names(splits) == ["2", "9", "10"]
-    expected = [(picture(value).tobytes(), [2, 9, 10].index(label)) for value, label in enumerate(labels)]
+    expected = [(small_image(value).tobytes(), [2, 9, 10].index(label)) for value, label in enumerate(labels)]
     assert all_rows(splits) == sorted(expected)
 
 
 def test_parquet_of_text_labels_in_other_columns_is_loaded(tmp_path):
-    path = write_parquet(tmp_path / "data.parquet", ["b", "a"] * 4, image_column="picture", label_column="image")
-    splits = load_splits(path, image_column="picture", label_column="image")
+    path = write_parquet(tmp_path / "data.parquet", ["b", "a"] * 4, image_column="scan", label_column="image")
+    splits = load_splits(path, image_column="scan", label_column="image")
     assert label_names(splits) == ["a", "b"]
     assert splits["train"].column_names == ["image", "label"]
-    assert (picture(0).tobytes(), 1) in all_rows(splits)
+    assert (small_image(0).tobytes(), 1) in all_rows(splits)
 
 
 def test_parquet_that_knows_its_class_names_keeps_them(tmp_path):
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["two", "one"]))
-    columns = {"image": [picture(value) for value in range(6)], "label": [0, 1] * 3}
+    columns = {"image": [small_image(value) for value in range(6)], "label": [0, 1] * 3}
     datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "data.parquet")
     splits = load_splits(tmp_path / "data.parquet")
     assert label_names(splits) == ["two", "one"]
-    assert (picture(0).tobytes(), 0) in all_rows(splits)
+    assert (small_image(0).tobytes(), 0) in all_rows(splits)
 
 
 def test_a_class_label_of_minus_one_means_no_label(tmp_path):
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["a"]))
-    columns = {"image": [picture(value) for value in range(4)], "label": [0, 0, 0, -1]}
+    columns = {"image": [small_image(value) for value in range(4)], "label": [0, 0, 0, -1]}
     datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "data.parquet")
     with pytest.raises(DataError, match=r"1 rows .* no valid label .* row 3 \(-1\)"):
         load_splits(tmp_path / "data.parquet")
@@ -357,7 +357,7 @@ def test_a_class_label_of_minus_one_means_no_label(tmp_path):
 
 def test_a_class_name_without_an_image_is_left_out_and_said(tmp_path, caplog):
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b", "c", "d"]))
-    columns = {"image": [picture(value) for value in range(8)], "label": [3, 1] * 4}
+    columns = {"image": [small_image(value) for value in range(8)], "label": [3, 1] * 4}
     datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "data.parquet")
     splits = load_splits(tmp_path / "data.parquet")
     assert label_names(splits) == ["b", "d"]
@@ -445,7 +445,7 @@ def test_parquet_files_that_do_not_fit_together_are_refused(tmp_path):
 
 BROKEN = {
     "broken.parquet": "damaged or not a parquet file",
-    "picture.png": "of a kind that is not read. A source is",
+    "drawing.png": "of a kind that is not read. A source is",
     "noise": "of a kind that is not read",
     "archive.zip": "cannot be unpacked",
     "archive.tgz": "cannot be unpacked",
@@ -553,7 +553,7 @@ class Tokenizer:
         return np.array([[*image.size, image.getpixel((0, 0))] for image in images], dtype=np.uint8)
 
 
-def test_tokenize_replaces_the_pictures_by_tokens(tmp_path):
+def test_tokenize_replaces_the_images_by_tokens(tmp_path):
     splits = load_splits(write_parquet(tmp_path / "data.parquet", ["b", "a"] * 6))
     tokenized = tokenize(splits, Tokenizer())
     assert list(tokenized) == ["train", "validation", "test"]

@@ -62,8 +62,8 @@ def save_splits(folder: Path, test: str = "test") -> Path:
 
 def as_dataset(images=X, labels=Y) -> datasets.Dataset:
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=[str(c) for c in range(10)]))
-    pictures = [PIL.Image.fromarray(image) for image in images]
-    return datasets.Dataset.from_dict({"image": pictures, "label": labels.tolist()}, features=features)
+    encoded = [PIL.Image.fromarray(image) for image in images]
+    return datasets.Dataset.from_dict({"image": encoded, "label": labels.tolist()}, features=features)
 
 
 def as_dataset_dict() -> datasets.DatasetDict:

@@ -100,7 +100,7 @@ class _Reader:
         if element.kind == COMPRESSED and depth == 0:
             element = next(self.elements(self._unpack(element.data), limit=1), None)
         if element is None or element.kind != MATRIX or depth > MAX_DEPTH:
-            raise _Damaged("there is no matrix where one is expected")
+            raise _Damaged("a matrix is missing")
         if len(element.data) == 0:  # of a cell or field that nothing was assigned to
             return Matrix("", np.zeros((0, 0)))
         parts = self.elements(element.data)
@@ -149,7 +149,7 @@ class _Reader:
 
     def _numbers(self, element: Element | None) -> np.ndarray:
         if element is None or element.kind not in NUMBERS:
-            raise _Damaged("there are no numbers where some are expected")
+            raise _Damaged("numbers are missing")
         dtype = np.dtype(self.order + NUMBERS[element.kind])
         if len(element.data) % dtype.itemsize:
             raise _Damaged(f"{len(element.data)} bytes are not numbers of {dtype.itemsize} bytes")
@@ -157,7 +157,7 @@ class _Reader:
 
     def _text(self, element: Element | None) -> str:
         if element is None or element.kind not in TEXTS:
-            raise _Damaged("there is no text where some is expected")
+            raise _Damaged("text is missing")
         coding = TEXTS[element.kind]
         coding += ("-le" if self.order == "<" else "-be") if coding in ("utf-16", "utf-32") else ""
         return bytes(element.data).decode(coding, "replace")
