@@ -287,7 +287,7 @@ def test_validation_images_come_from_all_shards(shards):
         assert head & {tuple(row) for row in datasets.Dataset.from_parquet(file)["tokens"]}
 
 
-def test_pictures_of_the_test_images_are_made_of_their_tokens(shards):
+def test_test_images_are_made_of_their_tokens(shards):
     splits, tokens = stream_splits(open_shards(str(shards)), PROCESSOR, 1, max_eval_images=10)
     assert PROCESSOR.tokenize(splits["test"]["image"][:]).tolist() == tokens["test"]["tokens"][:]
     assert len(splits["train"]) == len(tokens["train"])

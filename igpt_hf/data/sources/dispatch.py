@@ -82,9 +82,8 @@ def open_folder(folder: Path, options: ReadOptions) -> SourceImages:
     tables = [path for path in files if path.name in METADATA_NAMES]
     if tables:
         return open_metadata(folder, tables, options)
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    if images:
-        return open_class_folders(folder, images, options)
+    if any(path.suffix.lower() in IMAGE_SUFFIXES for path in files):
+        return open_class_folders(folder, files, options)
     parquet = [path for path in files if path.suffix.lower() == ".parquet"]
     if parquet:
         return open_parquet(str(folder), parquet, options)

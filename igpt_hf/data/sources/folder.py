@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Image
@@ -22,15 +23,17 @@ def open_class_folders(folder: Path, files: list[Path], options: ReadOptions) ->
 
     Args:
         folder: With the images, at any depth.
-        files: The images, sorted, without hidden ones.
+        files: All files in it, sorted, without hidden ones, some of them images.
         options: `labels_from` says which folder's name is the class where folders are nested.
 
     Raises:
         DataError: Folders are nested, and `labels_from` was not given.
     """
-    while (inner := _only_folder(folder, files)) is not None:  # such as the one folder of an archive
-        folder = inner
-    relative = {path: path.relative_to(folder).parts for path in files}
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    relative = {path: path.relative_to(folder).parts for path in images}
+    while len({parts[0] for parts in relative.values()}) == 1 and all(len(parts) > 2 for parts in relative.values()):
+        folder /= next(iter(relative.values()))[0]  # the one folder of an archive
+        relative = {path: parts[1:] for path, parts in relative.items()}
     tops = {parts[0] for parts in relative.values() if len(parts) > 1}
     has_splits = bool(tops) and all(map(split_name, tops))
     depth = 1 if has_splits else 0  # of the folders that hold the class folders
@@ -38,7 +41,7 @@ def open_class_folders(folder: Path, files: list[Path], options: ReadOptions) ->
     if any(below.values()):  # else there are no class folders
         below = {path: folders for path, folders in below.items() if folders}
     holders = [folder / top for top in sorted(tops)] if has_splits else [folder]
-    _warn_of_others(folder, holders, below)
+    _warn_of_others(folder, holders, below, [path for path in files if path not in below])
 
     classes = _class_names(folder, below, options.labels_from)
     part_of = {path: relative[path][0] if has_splits else "" for path in below}
@@ -46,13 +49,6 @@ def open_class_folders(folder: Path, files: list[Path], options: ReadOptions) ->
     sizes = {part: list(part_of.values()).count(part) for part in sorted(set(part_of.values()))}
     dataset = from_paths(order, [classes[path] for path in order])
     return SourceImages(dataset, rows_of_parts(sizes, str(folder)))
-
-
-def _only_folder(folder: Path, files: list[Path]) -> Path | None:
-    """The folder with all the class folders, where it stands alone in `folder`."""
-    relative = [path.relative_to(folder).parts for path in files]
-    tops = {parts[0] for parts in relative}
-    return folder / tops.pop() if len(tops) == 1 and all(len(parts) > 2 for parts in relative) else None
 
 
 def _class_names(folder: Path, below: dict[Path, tuple[str, ...]], labels_from: str | None) -> dict[Path, str]:
@@ -78,16 +74,16 @@ def _class_names(folder: Path, below: dict[Path, tuple[str, ...]], labels_from: 
     )
 
 
-def _warn_of_others(folder: Path, holders: list[Path], used: dict[Path, tuple[str, ...]]):
-    """Name the folders without images and the files that are not used."""
-    with_images = {parent for path in used for parent in path.parents}
+def _warn_of_others(folder: Path, holders: list[Path], used: Iterable[Path], others: list[Path]):
+    """Name the folders without images in `holders`, and the files that are not used."""
+    direct = {path.parent for path in used}
+    with_images = direct.union(*(path.parents for path in direct))
     folders = [path for holder in holders for path in sorted(holder.iterdir()) if path.is_dir()]
     empty = [path.name for path in folders if path not in with_images and not path.name.startswith(".")]
     if empty:
         logger.warning("Passed over folders without images in %s: %s", folder, ", ".join(empty))
     passed_over = [holder / name for holder in holders for name in empty]
-    ignored = [path for path in visible_files(folder) if path not in used]
-    ignored = [path for path in ignored if not any(map(path.is_relative_to, passed_over))]
+    ignored = [path for path in others if not any(map(path.is_relative_to, passed_over))]
     if ignored:
         logger.warning("Ignored %d files that are not images in a class folder, such as %s", len(ignored), ignored[0])
 
