@@ -117,7 +117,7 @@ def train_and_val_folders(folder):
 def nested_folders_by_parent(folder):
     save_images(folder / "data" / "even", images=X[Y % 2 == 0], labels=Y[Y % 2 == 0])
     save_images(folder / "data" / "odd", images=X[Y % 2 == 1], labels=Y[Y % 2 == 1])
-    return folder / "data", {"labels_from": "parent"}
+    return folder / "data"
 
 
 def zip_of_class_folders(folder):
@@ -156,7 +156,7 @@ def metadata_jsonl_in_train_and_test(folder):
             PIL.Image.fromarray(image).save(folder / "data" / name / f"{index}.png")
         lines = [json.dumps({"file_name": f"{index}.png", "digit": int(label)}) for index, label in enumerate(labels)]
         (folder / "data" / name / "metadata.jsonl").write_text("\n".join(lines))
-    return folder / "data", {"label_column": "digit"}
+    return folder / "data"
 
 
 def saved_dataset(folder):
@@ -373,25 +373,6 @@ def tokens_in(split: datasets.Dataset) -> Counter:
     return Counter((names[label], tokens.tobytes()) for label, tokens in rows)
 
 
-def load(layout, folder: Path) -> tuple[datasets.DatasetDict, dict[str, Counter]]:
-    source = layout(folder)
-    source, options = source if isinstance(source, tuple) and isinstance(source[1], dict) else (source, {})
-    splits = load_splits(source, **options)
-    return splits, {name: tokens_in(split) for name, split in tokenize(splits, PROCESSOR).items()}
-
-
-@pytest.mark.parametrize("layout", [*RANDOM, *GIVEN], ids=lambda layout: layout.__name__)
-def test_every_layout_gives_the_same_classes_and_tokens(layout, tmp_path):
-    splits, tokens = load(layout, tmp_path)
-    assert sum(tokens.values(), Counter()) == tokens_of(X, Y)
-    if layout in RANDOM:
-        assert splits.given == ()
-    else:
-        (given,) = splits.given
-        assert given == ("validation" if layout is train_and_val_folders else "test")
-        assert tokens[given] == tokens_of(*PARTS["test"])
-
-
 # The rows of the table of docs/data.md: what you have -> how the test writes it.
 ROWS = {
     "one folder per class": class_folders,
@@ -424,16 +405,34 @@ ROWS = {
 }
 
 
-def test_the_documentation_lists_what_is_tested_with_the_flags_that_read_it(tmp_path, monkeypatch):
+def documented() -> dict[str, dict[str, str]]:
+    """The table of docs/data.md: what you have -> the flags that read it."""
     table = (DOCS / "data.md").read_text(encoding="utf-8").split("<!-- begin layouts -->")[1].split("<!-- end")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
-    assert [row[0] for row in rows] == list(ROWS)
-    for index, (what, _, flags) in enumerate(rows):
-        words = flags.strip("`").split()
-        options = dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2], strict=True))
-        folder = tmp_path / str(index)
-        folder.mkdir()
-        ROWS[what](folder)
-        monkeypatch.chdir(folder)
-        splits = load_splits(options.pop("data"), **options)
-        assert sum(map(len, splits.values())) == len(X), what
+    words = {row[0]: row[-1].strip("`").replace("--", "").split() for row in rows}
+    return {what: dict(zip(flags[::2], flags[1::2], strict=True)) for what, flags in words.items()}
+
+
+FLAGS = {ROWS.get(what): flags for what, flags in documented().items()}
+
+
+@pytest.mark.parametrize("layout", [*RANDOM, *GIVEN], ids=lambda layout: layout.__name__)
+def test_every_layout_gives_the_same_classes_and_tokens(layout, tmp_path, monkeypatch):
+    source, options = layout(tmp_path), {}
+    if layout in FLAGS:
+        monkeypatch.chdir(tmp_path)
+        options = dict(FLAGS[layout])
+        source = options.pop("data")
+    splits = load_splits(source, **options)
+    tokens = {name: tokens_in(split) for name, split in tokenize(splits, PROCESSOR).items()}
+    assert sum(tokens.values(), Counter()) == tokens_of(X, Y)
+    if layout in RANDOM:
+        assert splits.given == ()
+    else:
+        (given,) = splits.given
+        assert given == ("validation" if layout is train_and_val_folders else "test")
+        assert tokens[given] == tokens_of(*PARTS["test"])
+
+
+def test_each_row_of_the_documentation_is_one_of_these():
+    assert list(documented()) == list(ROWS)
