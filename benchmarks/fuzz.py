@@ -1,4 +1,4 @@
-"""Throw damaged files at the readers of `.cdb` and image files: a result or a DataError, and nothing else.
+"""Throw damaged files at the readers of images and of files of many: a result or a DataError, and nothing else.
 
     python benchmarks/fuzz.py --minutes 10 --output fuzz.json
 
@@ -10,31 +10,41 @@ leaves the input in `--work`; memory is limited, so that a blow-up is a MemoryEr
 """
 
 import faulthandler
+import gzip
 import io
 import json
 import random
 import resource
 import struct
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
 import warnings
+import zipfile
 import zlib
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+import scipy.io
 
 from harness import benchmark_parser, write_results
 from igpt_hf import DataError, IGPTImageProcessor
-from igpt_hf.data import decoding, tokenized
+from igpt_hf.data import decoding, sources, tokenized
 from igpt_hf.data.sources import hoda
+from igpt_hf.data.sources.dispatch import open_source
+from igpt_hf.data.sources.parts import ReadOptions
 from igpt_hf.model import image_processing_igpt, image_reading
 
 
-READERS = {Path(module.__file__).name for module in (decoding, hoda, image_processing_igpt, image_reading)}
+READERS = {Path(module.__file__).name for module in (decoding, image_processing_igpt, image_reading)}
+READERS |= {path.name for path in Path(sources.__file__).parent.glob("*.py")}
 SECONDS_PER_INPUT, EXTRA_MEMORY = 10, 3 * 2**30
 ODD_NUMBERS = (0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 2**31 - 1, 2**31, 2**32 - 1)
 PROCESSORS = [IGPTImageProcessor(margin=2), IGPTImageProcessor(invert="always", patch_size=4)]
@@ -71,11 +81,109 @@ def image_seeds() -> list[bytes]:
     kinds += [("WEBP", "RGB", {}), ("WEBP", "RGBA", {"lossless": True})]
     seeds = []
     for format_, mode, options in kinds:
-        image = PIL.Image.merge("LAB", [gray] * 3) if mode == "LAB" else gray.convert(mode)
+        image = PIL.Image.merge("LAB", [gray] * 3) if mode == "LAB" else gray
+        image = image.convert("I").convert("I;16") if mode == "I;16" else image
+        image = image if image.mode == mode else image.convert(mode)
         buffer = io.BytesIO()
         image.save(buffer, format_, **options)
         seeds.append(buffer.getvalue())
     return seeds
+
+
+IMAGES, LABELS = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4), np.arange(6) % 2
+
+
+def written(write, *arguments, **options) -> bytes:
+    """What a function writes into a file."""
+    buffer = io.BytesIO()
+    write(buffer, *arguments, **options)
+    return buffer.getvalue()
+
+
+def idx_seeds() -> list[bytes]:
+    def file(array: np.ndarray, kind: int) -> bytes:
+        return bytes([0, 0, kind, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+
+    return [file(IMAGES, 0x08), file(IMAGES.astype(">f4"), 0x0D), file(IMAGES.astype(">i2"), 0x0B), file(LABELS, 0x0E)]
+
+
+def gz_seeds() -> list[bytes]:
+    return [gzip.compress(seed) for seed in idx_seeds()]
+
+
+def npy_seeds() -> list[bytes]:
+    objects = np.array([None], dtype=object)
+    arrays = (
+        IMAGES,
+        IMAGES.astype(float) / 255,
+        IMAGES.astype("S3"),
+        IMAGES.reshape(6, 16),
+        np.asfortranarray(IMAGES),
+    )
+    return [written(np.save, array) for array in (*arrays, objects)]
+
+
+def npz_seeds() -> list[bytes]:
+    splits = {"x_train": IMAGES, "y_train": LABELS, "x_test": IMAGES, "y_test": LABELS}
+    return [written(np.savez, IMAGES, LABELS), written(np.savez_compressed, **splits)]
+
+
+def mat_seeds() -> list[bytes]:
+    cells = np.empty((2, 3), dtype=object)
+    cells[:] = [list(IMAGES[:3]), list(IMAGES[3:])]
+    contents = [
+        {"X": IMAGES.transpose(1, 2, 0), "y": LABELS + 1},
+        {"dat": cells, "classlabels": np.array(["a", "b"], dtype=object)},
+        {"dataset": {"train": {"images": IMAGES.reshape(6, 16), "labels": LABELS}}},
+        {"X": scipy.sparse.csr_matrix(IMAGES.reshape(6, 16)), "y": LABELS},
+    ]
+    return [
+        *(written(scipy.io.savemat, content) for content in contents),
+        written(scipy.io.savemat, contents[0], do_compression=True),
+    ]
+
+
+def csv_seeds() -> list[bytes]:
+    rows = [",".join(map(str, [label, *image.ravel()])) for label, image in zip(LABELS, IMAGES, strict=True)]
+    header = ",".join(["label", *(f"pixel{index}" for index in range(16))])
+    return ["\n".join(text).encode() for text in (rows, [header, *rows], [row.replace(",", ";") for row in rows])]
+
+
+def amat_seeds() -> list[bytes]:
+    rows = np.column_stack([IMAGES.reshape(6, 16) / 255, LABELS])
+    return [written(np.savetxt, rows, fmt="   %.7e"), written(np.savetxt, rows[:, :-1], fmt="%d")]
+
+
+def parquet_seeds() -> list[bytes]:
+    images = [{"bytes": seed, "path": None} for seed in image_seeds()[:3]]
+    tables = [pa.table({"image": images, "label": labels}) for labels in ([0, 1, 2], ["a", "b", "c"])]
+    return [written(lambda buffer, table=table: pq.write_table(table, buffer)) for table in tables]
+
+
+def archive_files() -> dict[str, bytes]:
+    files = {f"{name}/{index}.png": seed for name in "ab" for index, seed in enumerate(image_seeds()[:2])}
+    return {**files, "metadata.csv": b"file_name,label\na/0.png,a\nb/1.png,b\n"}
+
+
+def zip_seeds() -> list[bytes]:
+    def write(buffer, method: int, names: list[str]):
+        with zipfile.ZipFile(buffer, "w", method) as archive:
+            for name in names:
+                archive.writestr(name, archive_files()[name])
+
+    names = list(archive_files())
+    return [written(write, zipfile.ZIP_STORED, names), written(write, zipfile.ZIP_DEFLATED, names[:-1])]
+
+
+def tar_seeds() -> list[bytes]:
+    def write(buffer, mode: str):
+        with tarfile.open(fileobj=buffer, mode=mode) as archive:
+            for name, content in archive_files().items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+    return [written(write, mode) for mode in ("w", "w:gz", "w:xz")]
 
 
 # --- what is done with an input -----------------------------------------------------------------------------------
@@ -98,7 +206,33 @@ def read_image(content: bytes, work: Path):
         assert tokens.max() < processor.vocab_size
 
 
+def reader_of(suffix: str):
+    """Open a file of this kind as `load_splits` does."""
+
+    def read(content: bytes, work: Path):
+        path = work / f"input.{suffix}"
+        path.write_bytes(content)
+        dataset = open_source(path, ReadOptions()).dataset
+        assert set(dataset.column_names) == {"image", "label"}
+        assert set(dataset["label"][:]) <= set(range(dataset.features["label"].num_classes))
+
+    return read
+
+
+SUFFIXES = {
+    "idx": idx_seeds,
+    "idx.gz": gz_seeds,
+    "npy": npy_seeds,
+    "npz": npz_seeds,
+    "mat": mat_seeds,
+    "csv": csv_seeds,
+    "amat": amat_seeds,
+    "parquet": parquet_seeds,
+    "zip": zip_seeds,
+    "tar": tar_seeds,
+}
 TARGETS = {"cdb": (cdb_seeds, read_cdb), "image": (image_seeds, read_image)}
+TARGETS |= {suffix: (seeds, reader_of(suffix)) for suffix, seeds in SUFFIXES.items()}
 
 
 # --- mutations ----------------------------------------------------------------------------------------------------
@@ -220,8 +354,9 @@ def fuzz(name: str, seconds: float, num_inputs: int, work: Path, seed: int) -> d
 
 def main():
     parser = benchmark_parser(__doc__, "fuzz.json")
-    parser.add_argument("--minutes", type=float, default=10, help="for both targets together, at least")
-    parser.add_argument("--inputs", type=int, default=100_000, help="for both targets together, at least")
+    parser.add_argument("--minutes", type=float, default=10, help="for all targets together, at least")
+    parser.add_argument("--inputs", type=int, default=100_000, help="for all targets together, at least")
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="where inputs are written; default: a temporary folder")
     args = parser.parse_args()
@@ -230,9 +365,12 @@ def main():
     resource.setrlimit(resource.RLIMIT_AS, (virtual + EXTRA_MEMORY,) * 2)
     work = args.work or Path(tempfile.mkdtemp())
     work.mkdir(parents=True, exist_ok=True)
-    results = {name: fuzz(name, 30 * args.minutes, args.inputs // 2, work, args.seed) for name in TARGETS}
-    results["inputs"] = sum(results[name]["inputs"] for name in TARGETS)
-    results["unexpected"] = sum(sum(results[name]["unexpected"].values()) for name in TARGETS)
+    datasets.config.HF_DATASETS_CACHE = work / "cache"  # of what was unpacked
+    datasets.disable_progress_bars()
+    share = len(args.targets)
+    results = {n: fuzz(n, 60 * args.minutes / share, args.inputs // share, work, args.seed) for n in args.targets}
+    results["inputs"] = sum(results[name]["inputs"] for name in args.targets)
+    results["unexpected"] = sum(sum(results[name]["unexpected"].values()) for name in args.targets)
     results["peak_resident_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     print(json.dumps(results, indent=2))
     write_results(results, args.output)

@@ -151,9 +151,11 @@ def add_model_argument(parser: argparse.ArgumentParser):
 
 def add_data_arguments(parser: argparse.ArgumentParser):
     """Add the flags of an evaluation's data: which images, how they are split, and whether they may be resized."""
-    parser.add_argument("--data", default="synthetic", help="as in igpt train: a folder, .cdb, parquet, a Hub id, ...")
-    parser.add_argument("--image_column", default="image", help="Parquet and Hub: the column of images")
-    parser.add_argument("--label_column", default="label", help="Parquet and Hub: the column of classes")
+    parser.add_argument("--data", default="synthetic", help="as in igpt train: a folder, archive, file, id, ...")
+    parser.add_argument("--image_column", default="image", help="the column, or the array of a file, of images")
+    parser.add_argument("--label_column", default="label", help="the column, or the array of a file, of classes")
+    parser.add_argument("--labels_from", choices=["parent", "top"], help="the class folder, of folders in folders")
+    parser.add_argument("--splits", default="auto", choices=["auto", "given", "random"], help="as in igpt train")
     parser.add_argument("--skip_bad_images", action="store_true", help="leave out images that cannot be read")
     parser.add_argument("--resize", action="store_true", help="resize images of another size to the model's")
     parser.add_argument("--seed", type=int, default=42, help="of the split (the training's --split_seed) and all else")
@@ -162,7 +164,7 @@ def add_data_arguments(parser: argparse.ArgumentParser):
 
 def split_arguments(args: argparse.Namespace) -> dict:
     """The arguments of `load_splits` among the flags of `add_data_arguments`."""
-    names = ("seed", "image_column", "label_column", "skip_bad_images")
+    names = ("seed", "image_column", "label_column", "labels_from", "splits", "skip_bad_images")
     return {"source": args.data, **{name: getattr(args, name) for name in names}}
 
 

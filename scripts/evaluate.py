@@ -68,7 +68,7 @@ def main():
 
     # 2. Data, in the splits of the training run.
     splits = load_splits(**split_arguments(args))
-    warning = seen_images_warning(args.model, args.data, args.seed)
+    warning = seen_images_warning(args.model, args.data, args.seed, given=splits.given, split=args.split)
     if warning is not None and args.split in ("validation", "test"):
         print(f"warning: {warning}", file=sys.stderr)
 

@@ -60,7 +60,7 @@ def main():
 
     # 2. Data, in the splits of the training run.
     splits = load_splits(**split_arguments(args), max_images=args.max_images)
-    warning = seen_images_warning(args.model, args.data, args.seed, args.max_images)
+    warning = seen_images_warning(args.model, args.data, args.seed, args.max_images, splits.given)
     if warning is not None:
         print(f"warning: {warning}", file=sys.stderr)
     check_two_classes(splits["train"])

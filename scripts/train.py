@@ -29,8 +29,9 @@ from transformers import set_seed
 
 from igpt_hf.cli import hide_library_bars, run_main
 from igpt_hf.data.augmentation import NewImages
-from igpt_hf.data.splits import load_splits
-from igpt_hf.data.streaming import open_shards, stream_splits
+from igpt_hf.data.shards import open_shards
+from igpt_hf.data.splits import describe_splits, load_splits
+from igpt_hf.data.streaming import stream_splits
 from igpt_hf.data.tokenized import LabelDataset, TokenDataset, tokenize
 from igpt_hf.distributed import (
     describe_launch,
@@ -87,7 +88,8 @@ def train(script_args, model_args, args):
     set_seed(args.seed)
     start = make_initial_model(class_names, script_args, model_args)
     if (name := script_args.model_name_or_path) is not None:
-        if (warning := seen_images_warning(name, script_args.data, split_seed, script_args.max_images)) is not None:
+        about = (name, script_args.data, split_seed, script_args.max_images, images.given)
+        if (warning := seen_images_warning(*about)) is not None:
             logger.warning("warning: %s", warning)
     splits, tokens = make_tokens(images, start.processor, script_args, split_seed, args)
 
@@ -101,6 +103,7 @@ def train(script_args, model_args, args):
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
     about = (script_args.data, sizes, len(class_names), start.model.num_parameters())
     logger.info("%s: %s images of %d classes; %d parameters", *about)
+    logger.info("splits: %s", describe_splits(images.given, split_seed, script_args.streaming))
     if (hint := few_steps_hint(args, len(splits["train"]))) is not None:
         logger.warning("hint: %s", hint)
 
@@ -117,7 +120,7 @@ def train(script_args, model_args, args):
     # 5. Model, results, figures, card; then the Hub, with --push_to_hub.
     save_model(trainer)
     if trainer.is_world_process_zero():
-        results = write_run(trainer, test, start.processor, splits, script_args)
+        results = write_run(trainer, test, start.processor, splits, script_args, given=images.given)
         logger.info("%s", format_results(results, args.output_dir))
         if args.push_to_hub:
             logger.info("pushed: %s", trainer.push_to_hub())
@@ -126,14 +129,13 @@ def train(script_args, model_args, args):
 
 def open_images(script_args, split_seed: int):
     """Open the images of --data: the three splits or, with --streaming, the shards; and the names of the classes."""
-    columns = {"image_column": script_args.image_column, "label_column": script_args.label_column}
-    limit = {"max_images": script_args.max_images}
+    names = ["image_column", "label_column", "max_images"]
     if script_args.streaming:
-        shards = open_shards(script_args.data, **columns, **limit)
+        options = {name: getattr(script_args, name) for name in names}
+        shards = open_shards(script_args.data, split_rule=script_args.splits, **options)
         return shards, shards.names
-    splits = load_splits(
-        script_args.data, seed=split_seed, skip_bad_images=script_args.skip_bad_images, **columns, **limit
-    )
+    names += ["splits", "labels_from", "skip_bad_images"]
+    splits = load_splits(script_args.data, seed=split_seed, **{name: getattr(script_args, name) for name in names})
     return splits, splits["train"].features["label"].names
 
 

@@ -91,5 +91,5 @@ def decode_image(encoded: dict[str, Any] | None) -> PIL.Image.Image:
         if width * height <= MAX_PIXELS:
             return Image().decode_example(encoded)
     except DECODE_ERRORS as error:
-        raise DataError(f"is no image that can be decoded ({type(error).__name__}: {error})") from error
+        raise DataError(f"cannot be decoded ({type(error).__name__}: {error})") from error
     raise DataError(f"has {width}x{height} pixels, more than {MAX_PIXELS:,}")

@@ -3,143 +3,181 @@
 The images stay unchanged (any size, any mode): the image processor prepares them.
 """
 
-import logging
 import os
-import re
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 
 from ..errors import DataError, IGPTError
 from .decoding import readable_rows
 from .sources.arrays import from_arrays
-from .sources.folder import open_folder
-from .sources.hoda import open_cdb
-from .sources.hub import open_hub
-from .sources.parquet import open_parquet
+from .sources.dispatch import open_source
+from .sources.parts import SPLITS, ReadOptions, SourceImages
 from .synthetic import CLASS_NAMES, synthetic_digits
 
 
-logger = logging.getLogger(__name__)
+# Of each class, cut from what is for training; the rest, 85%, stays there.
+VALIDATION_FRACTION, TEST_FRACTION = 0.10, 0.05
+FRACTIONS = {"validation": VALIDATION_FRACTION, "test": TEST_FRACTION}
+SPLIT_RULES = ("auto", "given", "random")
+LABEL_FOLDERS = (None, "parent", "top")
 
-VALIDATION_FRACTION, TEST_FRACTION = 0.10, 0.05  # the rest, 85%, is for training
-MIN_IMAGES_PER_CLASS = 3  # one for each of the three splits
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+class Splits(DatasetDict):
+    """`train`, `validation` and `test`; `given` names those that came with the data, the others were cut at random."""
+
+    given: tuple[str, ...] = ()
 
 
 def load_splits(
-    source: str | os.PathLike = "synthetic",
+    source: Any = "synthetic",
     *,
     seed: int = 42,
     image_column: str = "image",
     label_column: str = "label",
+    labels_from: str | None = None,
+    splits: str = "auto",
     max_images: int | None = None,
     skip_bad_images: bool = False,
     num_synthetic: int = 20_000,
-) -> DatasetDict:
-    """Load a source and split it 85/10/5, class by class, shuffled with the seed.
+) -> Splits:
+    """Load images of any kind, with the splits that came with them, or else split 85/10/5, class by class.
 
     ```python
     splits = load_splits("path/to/RemainingSamples.cdb", seed=42)
     splits["train"][0]  # {"image": <PIL image>, "label": 7}
     splits["train"].features["label"].names  # ["0", ..., "9"]
+    splits = load_splits((images, labels))  # arrays in memory
     ```
 
     Args:
-        source: in this order: the word `synthetic` (synthetic digits; `./synthetic` for a folder of that
-            name); `.cdb` files, comma separated; a folder of one folder per class; a parquet file or a folder of
-            them; else a Hub dataset id `user/name`, of which all splits are taken together.
-        seed: of the synthetic digits, of the subset and of the split.
-        image_column: parquet and Hub only.
-        label_column: parquet and Hub only; text and whole numbers become classes too.
+        source: the word `synthetic` (synthetic digits; `./synthetic` for a folder of that name); a folder, an archive
+            or a file of any kind in docs/data.md; a Hub dataset id, `user/name` or `user/name:configuration`; or a
+            Dataset, a DatasetDict, a dict of arrays, or (images, labels). Images without classes have one, `image`.
+        seed: of the synthetic digits, of the subset and of what is split at random.
+        image_column: parquet, Hub, and files of several arrays: the column or array of images.
+        label_column: the same for the classes; text and whole numbers become classes too.
+        labels_from: folders in folders: the class is the `parent` folder of an image, or the `top` folder.
+        splits: `auto` keeps given test and validation splits and cuts what is missing from train; `given` demands
+            some; `random` takes all images together.
         max_images: keep a random subset of at most this many images, with the classes in the same proportions.
         skip_bad_images: leave out (and count in the log) the images that cannot be decoded, instead of raising.
         num_synthetic: how many digits `synthetic` has.
 
     Returns:
-        `train`, `validation` and `test` with the columns `image` (PIL) and `label` (ClassLabel).
+        `train`, `validation` and `test` with the columns `image` (PIL) and `label` (ClassLabel), each shuffled.
 
     Raises:
-        DataError: There is no such file, an image or a label is bad, or a class has fewer than 3 images.
-        IGPTError: `max_images` is too small, or the Hub has no such dataset.
+        DataError: There is no such file, an image or a label is bad, a class has too few images for its splits, or a
+            given split has a class that train lacks.
+        IGPTError: An argument is out of its range, or the Hub has no such dataset.
     """
-    source = os.path.expanduser(source)
-    if source == "synthetic" and max_images is not None:
-        num_synthetic = min(num_synthetic, max_images)
-    dataset = _open_source(source, seed, image_column, label_column, num_synthetic)
-    if len(dataset) == 0:
-        raise DataError(f"{source} holds no images.")
-    labels = np.array(dataset["label"][:], dtype=np.int64)  # (n,)
-    names = dataset.features["label"].names
-
-    rows = np.arange(len(labels)) if max_images is None else _subset(labels, names, max_images, seed)
-    rows = readable_rows(dataset, rows, source, skip_bad_images)
-    return DatasetDict({split: dataset.select(part) for split, part in _split(labels, rows, names, seed).items()})
-
-
-# Sources: each function returns a Dataset with the columns `image` (Image) and `label` (ClassLabel).
-
-
-def _open_source(source: str, seed: int, image_column: str, label_column: str, num_synthetic: int) -> Dataset:
-    if source == "synthetic":
-        images, labels = synthetic_digits(num_synthetic, seed)
-        return from_arrays(images, labels, list(CLASS_NAMES))
-    paths = [source] if os.path.exists(source) else source.split(",")
-    if all(path.strip().lower().endswith(".cdb") for path in paths):
-        return open_cdb([os.path.expanduser(path.strip()) for path in paths])
-    if os.path.isdir(source):
-        return open_folder(Path(source), image_column, label_column)
-    if os.path.isfile(source):
-        return open_parquet(source, [Path(source)], image_column, label_column)
-    if looks_like_path(source):
-        raise DataError(
-            f"{source!r} does not exist. A source is 'synthetic', .cdb files (comma separated), a folder of class "
-            "folders, parquet, or a Hub dataset id such as 'user/name'."
-        )
-    return open_hub(source, image_column, label_column)
+    for name, value, allowed in (("splits", splits, SPLIT_RULES), ("labels_from", labels_from, LABEL_FOLDERS)):
+        if value not in allowed:
+            raise IGPTError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}.")
+    if isinstance(source, (str, os.PathLike)):
+        source = os.path.expanduser(source)
+    what = source if isinstance(source, str) else "the data in memory"
+    if what == "synthetic":
+        digits = synthetic_digits(min(num_synthetic, max_images or num_synthetic), seed)
+        images = SourceImages(from_arrays(*digits, list(CLASS_NAMES)))
+    else:
+        images = open_source(source, ReadOptions(image_column, label_column, labels_from))
+    if len(images.dataset) == 0:
+        raise DataError(f"{what} holds no images.")
+    return _Splitter(images, what, splits, seed).split(max_images, skip_bad_images)
 
 
-def looks_like_path(source: str) -> bool:
-    """Whether `source` can only be a path: 'a/b' may be a Hub id, and so may 'a/b-v1.5', but not 'a/b.png'."""
-    return HUB_ID.fullmatch(source) is None or re.search(r"\.[A-Za-z]\w*$", source) is not None
+def describe_splits(given: tuple[str, ...], seed: int, is_streamed: bool = False) -> str:
+    """Say in a few words how images were split: for the start of a run and for its card."""
+    how = "by chance" if is_streamed else "class by class"
+    if not given:
+        return f"split 85/10/5 {how} with seed {seed}"
+    missing = [name for name in FRACTIONS if name not in given]
+    cut = "".join(f"; {FRACTIONS[name]:.0%} of train cut off {how} for {name}, seed {seed}" for name in missing)
+    return f"{' and '.join(given)} as given with the data{cut}"
 
 
-# Rows: which images to keep, and the split that each goes to.
+class _Splitter:
+    """Which rows of a source go to which split."""
 
+    def __init__(self, images: SourceImages, source: str, rule: str, seed: int):
+        given = {} if rule == "random" else images.splits
+        if rule == "given" and not given:
+            raise DataError(f"{source} comes without splits, and splits='given' needs some. Take auto or random.")
+        self.dataset, self.source, self.seed = images.dataset, source, seed
+        self.labels = np.array(self.dataset["label"][:], dtype=np.int64)  # (n,)
+        self.names = self.dataset.features["label"].names
+        self.given = tuple(name for name in given if name != "train")
+        self.missing = [name for name in FRACTIONS if name not in given]
+        # Index into SPLITS of what each row belongs to; train is what the missing splits are cut from.
+        self.part_of = np.zeros(len(self.labels), dtype=np.int64)
+        for name, rows in given.items():
+            self.part_of[rows] = SPLITS.index(name)
+        self._check_classes()
 
-def _subset(labels: np.ndarray, names: list[str], max_images: int, seed: int) -> np.ndarray:
-    """Sorted rows of a random subset with the proportions of the classes; a larger one contains a smaller one."""
-    if max_images < MIN_IMAGES_PER_CLASS * len(names):
-        minimum = MIN_IMAGES_PER_CLASS * len(names)
-        raise IGPTError(f"max_images={max_images} is too small: {len(names)} classes need at least {minimum} images.")
-    rng = np.random.default_rng(seed)
-    order = np.zeros(len(labels))  # where each image stands in its shuffled class: 0 is first, 1 would be last
-    for label in range(len(names)):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        order[members] = np.arange(len(members)) / len(members)
-        order[members[:MIN_IMAGES_PER_CLASS]] = -1  # never left out
-    return np.sort(np.argsort(order, kind="stable")[:max_images])
+    def split(self, max_images: int | None, skip_bad_images: bool) -> Splits:
+        rows = np.arange(len(self.labels)) if max_images is None else self._subset(max_images)
+        rows = readable_rows(self.dataset, rows, self.source, skip_bad_images)
+        splits = Splits({name: self.dataset.select(part) for name, part in self._rows_of_splits(rows).items()})
+        splits.given = self.given
+        return splits
 
+    def _check_classes(self):
+        """Refuse a given split with classes that train lacks: the model could not know them."""
+        known = set(self.labels[self.part_of == 0])
+        for name in self.given:
+            unknown = sorted(set(self.labels[self.part_of == SPLITS.index(name)]) - known)
+            if unknown:
+                raise DataError(
+                    f"the {name} split of {self.source} has classes that its train split lacks: "
+                    f"{', '.join(self.names[label] for label in unknown)}. Remove them, or set splits to random."
+                )
 
-def _split(labels: np.ndarray, rows: np.ndarray, names: list[str], seed: int) -> dict[str, np.ndarray]:
-    """Split each class's rows 85/10/5, at least one to each split; returns shuffled rows by split."""
-    counts = np.bincount(labels[rows], minlength=len(names))
-    small = [
-        f"{name!r} has {count}" for name, count in zip(names, counts, strict=True) if count < MIN_IMAGES_PER_CLASS
-    ]
-    if small:
-        raise DataError(
-            f"Each class needs at least {MIN_IMAGES_PER_CLASS} images, one for each split, but class "
-            f"{', '.join(small)}. Add images or remove the class."
-        )
-    rng = np.random.default_rng(seed)
-    parts: dict[str, list[np.ndarray]] = {"train": [], "validation": [], "test": []}
-    for label, count in enumerate(counts):
-        num_validation, num_test = max(1, round(VALIDATION_FRACTION * count)), max(1, round(TEST_FRACTION * count))
-        members = rng.permutation(rows[labels[rows] == label])
-        validation, test, train = np.split(members, [num_validation, num_validation + num_test])
-        parts["train"].append(train)
-        parts["validation"].append(validation)
-        parts["test"].append(test)
-    return {split: rng.permutation(np.concatenate(members)) for split, members in parts.items()}
+    def _subset(self, max_images: int) -> np.ndarray:
+        """Sorted rows of a random subset with the proportions of the classes; a larger one contains a smaller one."""
+        groups = self.part_of * len(self.names) + self.labels
+        kept = {group: 1 + (len(self.missing) if group < len(self.names) else 0) for group in np.unique(groups)}
+        if max_images < sum(kept.values()):
+            raise IGPTError(
+                f"max_images={max_images} is too small: {len(self.names)} classes need at least {sum(kept.values())} "
+                "images."
+            )
+        rng = np.random.default_rng(self.seed)
+        order = np.zeros(len(groups))  # where each image stands in its shuffled class: 0 is first, 1 would be last
+        for group, minimum in kept.items():
+            members = rng.permutation(np.flatnonzero(groups == group))
+            order[members] = np.arange(len(members)) / len(members)
+            order[members[:minimum]] = -1  # never left out
+        return np.sort(np.argsort(order, kind="stable")[:max_images])
+
+    def _rows_of_splits(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Shuffled rows of each split: those given, and of each class in train the fractions for those missing."""
+        to_cut = rows[self.part_of[rows] == 0]
+        counts = np.bincount(self.labels[to_cut], minlength=len(self.names))
+        self._check_counts(counts)
+        rng = np.random.default_rng(self.seed)
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in SPLITS}
+        for name in self.given:
+            parts[name].append(rows[self.part_of[rows] == SPLITS.index(name)])
+        for label, count in enumerate(counts):
+            members = rng.permutation(to_cut[self.labels[to_cut] == label])
+            sizes = [max(1, round(FRACTIONS[name] * count)) for name in self.missing]
+            *cut, rest = np.split(members, np.cumsum(sizes, dtype=int))
+            for name, part in zip([*self.missing, "train"], [*cut, rest], strict=True):
+                parts[name].append(part)
+        empty = [name for name in self.given if not len(parts[name][0])]
+        if empty:
+            raise DataError(f"the {empty[0]} split of {self.source} has no image that can be read. Fix its images.")
+        return {name: rng.permutation(np.concatenate(members)) for name, members in parts.items()}
+
+    def _check_counts(self, counts: np.ndarray):
+        needed = 1 + len(self.missing)
+        small = [f"{name!r} has {count}" for name, count in zip(self.names, counts, strict=True) if count < needed]
+        if small:
+            splits = ", ".join(["train", *self.missing])
+            raise DataError(
+                f"Each class needs at least {needed} images, one for each split ({splits}), but class "
+                f"{', '.join(small)}. Add images or remove the class."
+            )

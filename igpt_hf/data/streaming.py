@@ -2,8 +2,8 @@
 
 1. `open_shards` looks at parquet files or a Hub data set without reading the images: shards and class names.
 2. `tokenize_shards` reads each shard once, in parallel processes, and writes its tokens, a byte each, to the cache.
-   Which split an image belongs to depends on the seed, its shard and its row alone, so that no pass over all images
-   comes first and a shard is done with as soon as it is read.
+   Which split an image belongs to depends on the split that its shard was given with, the seed, its shard and its row
+   alone, so that no pass over all images comes first and a shard is done with as soon as it is read.
 3. `TokenStream` streams the training tokens through a shuffle buffer. At most `max_eval_images` validation and
    test images each are held in memory and evaluated exactly.
 """
@@ -13,7 +13,6 @@ import inspect
 import json
 import logging
 import math
-import os
 import shutil
 import tempfile
 import time
@@ -31,10 +30,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, List, Value, load_dataset
+from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset
 from datasets import config as datasets_config
 from datasets.utils.file_utils import xopen
-from huggingface_hub import dataset_info
 from tqdm.auto import tqdm
 
 from ..distributed import end_with_parent
@@ -42,118 +40,31 @@ from ..errors import DataError, IGPTError
 from ..model import image_processing_igpt, image_reading, tokens
 from . import decoding, splits, tokenized
 from .decoding import decode_image
-from .sources.columns import natural_order
-from .sources.folder import visible_files
-from .sources.hub import HUB_ERRORS
-from .sources.parquet import num_rows
-from .splits import TEST_FRACTION, VALIDATION_FRACTION, looks_like_path
+from .shards import Shard, ShardedSource
+from .sources.parts import SPLITS
+from .splits import FRACTIONS
 from .tokenized import tokenize_batch
 
 
 logger = logging.getLogger(__name__)
 
 READ_ROWS = 256  # encoded images in memory at a time; of decoded ones, which may be large, two
-SPLITS = ("train", "validation", "test")
-
-
-# --- shards ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A part of a data set that is read in one go: a parquet file, or a file of a Hub data set's split."""
-
-    name: str  # what it is, in messages
-    version: str  # changes when its content does: size and time of a file, the revision on the Hub
-    path: str  # of the parquet file, or the Hub id
-    split: str = "train"
-    index: int = 0  # of num_shards
-    num_shards: int = 1
-
-    def open(self) -> IterableDataset:
-        """Its rows, of which none is read yet."""
-        if os.path.exists(self.path):
-            return load_dataset("parquet", data_files=[escape(self.path)], split="train", streaming=True)
-        rows = load_dataset(self.path, split=self.split, revision=self.version, streaming=True)
-        return rows.shard(self.num_shards, self.index)
-
-
-@dataclass(frozen=True)
-class ShardedSource:
-    """Shards with the columns to read and the class names."""
-
-    shards: tuple[Shard, ...]
-    image_column: str
-    label_column: str
-    names: tuple[str, ...]
-    labels_are_indices: bool  # into `names`; else each label's text is its name
-
-
-def open_shards(
-    source: str, image_column: str = "image", label_column: str = "label", max_images: int | None = None
-) -> ShardedSource:
-    """Find the shards and the class names of a parquet file, a folder of parquet files, or a Hub data set.
-
-    Where the label column is no ClassLabel it is read once, and only that column, for the names.
-
-    Raises:
-        DataError: There is no such file, or it lacks a column.
-        IGPTError: `max_images` was given, or the Hub has no such dataset.
-    """
-    if max_images is not None:
-        raise IGPTError("--max_images chooses from all images at once, which --streaming never sees: leave one out.")
-    source = os.path.expanduser(source)
-    shards = _parquet_shards(Path(source)) if os.path.exists(source) else _hub_shards(source)
-    features = shards[0].open().features
-    for option, column in {"image_column": image_column, "label_column": label_column}.items():
-        if features is None or column not in features:
-            raise DataError(f"{source} has no column {column!r}. Set --{option} to one of {list(features or [])}.")
-    are_indices = isinstance(features[label_column], ClassLabel)
-    if are_indices:
-        names = features[label_column].names
-    else:
-        values = {str(value) for shard in shards for value in _labels(shard, label_column) if value is not None}
-        names = sorted(values, key=natural_order)
-    return ShardedSource(tuple(shards), image_column, label_column, tuple(names), are_indices)
-
-
-def _parquet_shards(source: Path) -> list[Shard]:
-    paths = visible_files(source, {".parquet"}) if source.is_dir() else [source]
-    paths = [path for path in paths if num_rows(path) > 0]
-    if not paths:
-        raise DataError(f"--streaming reads parquet files or a Hub data set, and {source} holds no rows of parquet.")
-    states = [path.stat() for path in paths]
-    versions = [f"{state.st_size} bytes, {state.st_mtime_ns} ns" for state in states]
-    absolute = [str(path.absolute()) for path in paths]
-    return [Shard(path, version, path) for path, version in zip(absolute, versions, strict=True)]
-
-
-def _hub_shards(source: str) -> list[Shard]:
-    if looks_like_path(source):
-        raise DataError(f"{source!r} does not exist. --streaming reads parquet files or a Hub data set 'user/name'.")
-    try:
-        revision = dataset_info(source).sha
-        splits = load_dataset(source, revision=revision, streaming=True)
-    except HUB_ERRORS as error:
-        raise IGPTError(f"{source!r} is no file or folder here, and no Hub data set was found: {error}") from error
-    return [
-        Shard(f"{source} {name} {index}", revision, source, name, index, rows.num_shards)
-        for name, rows in splits.items()
-        for index in range(rows.num_shards)
-    ]
-
-
-def _labels(shard: Shard, column: str) -> Iterator:
-    for batch in shard.open().select_columns(column).with_format("arrow").iter(10_000):
-        yield from batch.column(column).unique().to_pylist()
 
 
 # --- tokens ---------------------------------------------------------------------------------------------------------
 
 
-def draw_splits(generator: np.random.Generator, num_rows: int) -> np.ndarray:
-    """Split of the next rows of a shard, 0 train, 1 validation, 2 test, in proportions of 85/10/5: (num_rows,)."""
-    return np.digitize(generator.random(num_rows), [1 - VALIDATION_FRACTION - TEST_FRACTION, 1 - TEST_FRACTION])
+def draw_splits(
+    generator: np.random.Generator, num_rows: int, shard_split: str = "train", given: tuple[str, ...] = ()
+) -> np.ndarray:
+    """Split of the next rows of a shard, 0 train, 1 validation, 2 test: (num_rows,).
+
+    Rows of a train shard are split in proportions of 85/10/5; what is given otherwise is not cut from them.
+    """
+    if shard_split != "train":
+        return np.full(num_rows, SPLITS.index(shard_split))
+    validation, test = (0 if name in given else FRACTIONS[name] for name in SPLITS[1:])
+    return np.digitize(generator.random(num_rows), [1 - validation - test, 1 - test])
 
 
 def split_generator(seed: int, shard: Shard) -> np.random.Generator:
@@ -208,7 +119,15 @@ def tokenize_shards(
 
 def _cache_folder(source: ShardedSource, processor, seed: int, skip_bad_images: bool) -> Path:
     """A folder of its own for all that the tokens depend on: the data, the settings, and the code that makes them."""
-    modules = (image_processing_igpt, image_reading, tokens, decoding, splits, tokenized, inspect.getmodule(Shard))
+    modules = (
+        image_processing_igpt,
+        image_reading,
+        tokens,
+        decoding,
+        splits,
+        tokenized,
+        inspect.getmodule(ShardedTokens),
+    )
     code = "".join(inspect.getsource(module) for module in modules)
     names = [name for name in inspect.signature(type(processor)).parameters if name != "kwargs"]
     settings = {name: getattr(processor, name) for name in names}  # to_dict() has more, once it has been saved
@@ -277,7 +196,7 @@ def _tokenized_rows(source: ShardedSource, processor, seed: int, skip_bad_images
                 ) from error
             tokens.append(tokenize_batch({"image": [image]}, [row], shard.name, processor, "tokens")["tokens"])
             good.append(row - first_row)
-        split = draw_splits(generator, len(labels))
+        split = draw_splits(generator, len(labels), shard.given, source.given)
         first_row += len(labels)
         if tokens:
             yield split[good], np.concatenate(tokens), labels[good]

@@ -63,20 +63,34 @@ def was_trained_on(name: str, data: str) -> bool:
     return source is not None and (source == data or Path(source).absolute() == Path(data).absolute())
 
 
-def seen_images_warning(name: str, data: str, seed: int, max_images: int | None = None) -> str | None:
-    """Say why the test split of a source may hold images that the model was trained on; None if it does not.
+def seen_images_warning(
+    name: str,
+    data: str,
+    seed: int,
+    max_images: int | None = None,
+    given: tuple[str, ...] = (),
+    split: str = "test",
+) -> str | None:
+    """Say why a split of a source may hold images that the model was trained on; None if it does not.
 
     Args:
         name: Folder of a run.
         data: The source.
         seed, max_images: Of `load_splits`.
+        given: The splits that came with the data, as `load_splits` says.
+        split: Which one, test or validation.
     """
     results = _results(name)
     if not was_trained_on(name, data) or "split_seed" not in results:  # not known
         return None
     if data == "synthetic" and results["split_seed"] != seed:  # other digits
         return None
-    if results["streaming"]:
+    given_then = results.get("given_splits", [])
+    if split in given and split in given_then:  # the same images, whatever the seed
+        return None
+    if set(given) != set(given_then):
+        reason = f"with other splits: give --splits {'auto' if given_then else 'random'}"
+    elif results["streaming"]:
         reason = "streamed, and therefore split differently"
     elif results["max_images"] != max_images:
         reason = f"with --max_images {results['max_images']}, and a subset is split differently from the whole"
@@ -84,4 +98,4 @@ def seen_images_warning(name: str, data: str, seed: int, max_images: int | None 
         reason = f"split with another seed: give --seed {results['split_seed']}"
     else:
         return None
-    return f"{name} was trained on {data}, {reason}. It may have seen images of what is the test split here."
+    return f"{name} was trained on {data}, {reason}. It may have seen images of what is the {split} split here."

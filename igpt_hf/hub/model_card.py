@@ -43,11 +43,15 @@ def about_data(source: str) -> DataFacts:
         terms = "free for research only, for anything else ask its makers (http://farsiocr.ir)"
         other = {"license": "other", "license_name": "research-only", "license_link": "http://farsiocr.ir"}
         return DataFacts(f"HODA, handwritten Persian digits ({files})", terms, other)
-    if not Path(source).expanduser().exists():  # `load_splits` took it for an id, too
-        page = f"https://huggingface.co/datasets/{source}"
+    path = Path(source).expanduser()
+    if not path.exists():  # images' and labels' file, or an id
+        path = Path(paths[0].strip()).expanduser()
+    if not path.exists():  # `load_splits` took it for an id, too
+        dataset = source.partition(":")[0]  # without its configuration
+        page = f"https://huggingface.co/datasets/{dataset}"
         terms = f"unknown here, see its page or ask its makers ({page})"
-        return DataFacts(f"[{source}]({page})", terms, {"license": "unknown", "datasets": [source]})
-    name = Path(source).expanduser().resolve().name
+        return DataFacts(f"[{source}]({page})", terms, {"license": "unknown", "datasets": [dataset]})
+    name = path.resolve().name
     return DataFacts(f"`{name}`, files of the model's trainer", "unknown, ask whoever made it", {"license": "unknown"})
 
 

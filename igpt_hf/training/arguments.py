@@ -45,11 +45,18 @@ class ScriptArguments:
     data: str = field(
         default="synthetic",
         metadata={
-            "help": "synthetic, a folder of class folders, .cdb files (comma separated), parquet, a Hub dataset id."
+            "help": "synthetic, a folder, an archive, a file of many images (docs/data.md), or a Hub dataset id."
         },
     )
-    image_column: str = field(default="image", metadata={"help": "Parquet and Hub: the column of images."})
-    label_column: str = field(default="label", metadata={"help": "Parquet and Hub: the column of classes."})
+    image_column: str = field(default="image", metadata={"help": "The column, or the array of a file, of images."})
+    label_column: str = field(default="label", metadata={"help": "The column, or the array of a file, of classes."})
+    labels_from: Literal["parent", "top"] | None = field(
+        default=None, metadata={"help": "Folders in folders: the class is the parent folder of an image, or the top."}
+    )
+    splits: Literal["auto", "given", "random"] = field(
+        default="auto",
+        metadata={"help": "Keep given splits (auto), demand some (given), or take all images (random)."},
+    )
     max_images: int | None = field(default=None, metadata={"help": "A random, stratified subset of this many images."})
     split_seed: int | None = field(default=None, metadata={"help": "Seed of the split; default: `seed`."})
     skip_bad_images: bool = field(default=False, metadata={"help": "Count and leave out images that cannot be read."})
@@ -321,6 +328,7 @@ def unused_flags(script_args, model_args, args, argv: list[str] | None = None) -
         (("muon_learning_rate",), args.use_muon, f"without {muon}"),
         (("use_muon",), model_args.preset != BASELINE_PRESET, f"with --preset {BASELINE_PRESET}"),
         (("optim", "optim_args"), not args.use_muon, "without --use_muon false"),
+        (("labels_from",), not script_args.streaming, "with --streaming true"),
         (("shuffle_buffer", "max_eval_images"), script_args.streaming, "without --streaming true"),
         (
             ("hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "hub_token"),

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, set_seed
 
 from .. import __version__
+from ..data.splits import describe_splits
 from ..distributed import precision
 from ..errors import IGPTError
 from ..evaluation.typicality import NUM_IMAGES, nats_quantiles
@@ -22,13 +23,15 @@ from .metrics import LossHistory
 from .stopping import end_reached
 
 
-def _about_data(args, script_args: ScriptArguments) -> dict:
+def _about_data(args, script_args: ScriptArguments, given: tuple[str, ...]) -> dict:
     """What the images were and how they were split: what `seen_images_warning` asks for."""
     return {
         "data": script_args.data,
         "model_name_or_path": script_args.model_name_or_path,
         "seed": args.seed,
         "split_seed": script_args.get_split_seed(args.seed),
+        "splits": "given" if given else "random",
+        "given_splits": list(given),
         "max_images": script_args.max_images,
         "streaming": script_args.streaming,
         "new_digits_each_epoch": script_args.draws_digits,
@@ -49,7 +52,7 @@ def best_evaluation(trainer, history: LossHistory) -> int:
     return max(index for index, evaluated in enumerate(history.steps) if evaluated <= step)
 
 
-def collect_results(trainer, test: dict[str, float], script_args: ScriptArguments) -> dict:
+def collect_results(trainer, test: dict[str, float], script_args: ScriptArguments, given: tuple[str, ...]) -> dict:
     """Gather the numbers of a run for all_results.json; nats are per image, exact, given the class."""
     args, history = trainer.args, LossHistory.from_log(trainer.state.log_history)
     kept = best_evaluation(trainer, history)
@@ -67,13 +70,15 @@ def collect_results(trainer, test: dict[str, float], script_args: ScriptArgument
         "best_epoch": history.epochs[kept],
         "train_runtime": stopwatch.seconds,
         "train_images_per_second": trainer.state.global_step * images_per_step / stopwatch.seconds,
-        **_about_data(args, script_args),
+        **_about_data(args, script_args, given),
         "monotonic_train_loss": history.is_monotonic("train"),
         "monotonic_validation_loss": history.is_monotonic("validation"),
     }
 
 
-def collect_classification_results(trainer, test: dict[str, float], script_args: ScriptArguments) -> dict:
+def collect_classification_results(
+    trainer, test: dict[str, float], script_args: ScriptArguments, given: tuple[str, ...]
+) -> dict:
     """Gather the numbers of a classifier's run for all_results.json; nats are per image, from the start token."""
     args, state = trainer.args, trainer.state
     stopwatch = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch))
@@ -91,7 +96,7 @@ def collect_classification_results(trainer, test: dict[str, float], script_args:
         "best_epoch": history.epochs[kept],
         "metric_for_best_model": args.metric_for_best_model,
         "train_runtime": stopwatch.seconds,
-        **_about_data(args, script_args),
+        **_about_data(args, script_args, given),
     }
 
 
@@ -137,7 +142,9 @@ def _write_results(results: dict, folder: Path):
     os.replace(unfinished, folder / RESULTS)
 
 
-def write_run(trainer, test: dict[str, float], processor, splits, script_args: ScriptArguments) -> dict:
+def write_run(
+    trainer, test: dict[str, float], processor, splits, script_args: ScriptArguments, *, given: tuple[str, ...]
+) -> dict:
     """Write the results, figures and card of a run into its folder; returns the results.
 
     Args:
@@ -146,12 +153,13 @@ def write_run(trainer, test: dict[str, float], processor, splits, script_args: S
         processor: Of the same run.
         splits: The images, before they became tokens; the completions show one test image per class.
         script_args: For the card's account of the data.
+        given: The splits that came with the data.
     """
     if script_args.task == "classification":
-        results = collect_classification_results(trainer, test, script_args)
+        results = collect_classification_results(trainer, test, script_args, given)
         _write_classification_run(trainer, results)
     else:
-        results = collect_results(trainer, test, script_args)
+        results = collect_results(trainer, test, script_args, given)
         _write_generation_run(trainer, processor, splits, results, script_args)
     return results
 
@@ -166,6 +174,7 @@ def _write_classification_run(trainer, results: dict):
         for split in ("train", "validation", "test")
     ]
     facts = {**results, "name": folder.name, "model_id": str(folder), "rows": rows}
+    facts["split_description"] = _describe_splits(results)
     make_classifier_card(facts).save(folder / "README.md")
     _write_results(results, folder)
 
@@ -205,6 +214,7 @@ def _card_facts(trainer, processor, splits, results: dict, script_args: ScriptAr
         "model_id": args.output_dir,
         "is_imagegpt": config.model_type == "imagegpt",
         "source": script_args.data,
+        "split_description": _describe_splits(results),
         "num_images": sum(len(split) for split in splits.values()),
         "splits": split_facts,
         **{name: getattr(processor, name) for name in ("image_size", "patch_size")},
@@ -230,6 +240,10 @@ def _card_facts(trainer, processor, splits, results: dict, script_args: ScriptAr
         "versions": versions(),
         "package_version": __version__,
     }
+
+
+def _describe_splits(results: dict) -> str:
+    return describe_splits(tuple(results["given_splits"]), results["split_seed"], results["streaming"])
 
 
 def _protocol(processor) -> str:

@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import PIL.Image
 import pytest
+import scipy.io
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -18,6 +19,7 @@ from helpers.scripts import run_python
 from igpt_hf import DataError, IGPTImageProcessor
 from igpt_hf.data.decoding import MAX_PIXELS, decode_image
 from igpt_hf.data.sources.hoda import read_cdb
+from igpt_hf.data.sources.matlab import read_mat
 
 
 PROCESSOR = IGPTImageProcessor()
@@ -61,26 +63,44 @@ def encoded(kind: str, mode: str = "L") -> bytes:
     return buffer.getvalue()
 
 
-PICTURES = [
+ENCODED = [
     encoded(*kind) for kind in (("PNG",), ("PNG", "P"), ("JPEG",), ("GIF", "P"), ("BMP",), ("TIFF",), ("WEBP",))
 ]
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, of damage that it can live with
 @given(
-    st.sampled_from(PICTURES),
+    st.sampled_from(ENCODED),
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size=4)), max_size=5),
 )
-def test_a_damaged_picture_is_read_or_refused(content, damage):
+def test_a_damaged_image_is_read_or_refused(content, damage):
     content = bytearray(content)
     for place, replacement in damage:
         start = int(place * len(content))
         content[start : start + len(replacement)] = replacement
     try:
-        picture = decode_image({"bytes": bytes(content), "path": None})
+        image = decode_image({"bytes": bytes(content), "path": None})
     except DataError:
         return
-    assert PROCESSOR.tokenize(picture).shape == (1, 196)
+    assert PROCESSOR.tokenize(image).shape == (1, 196)
+
+
+def test_a_mat_file_with_any_damaged_byte_is_read_or_refused(tmp_path):
+    cells = np.empty((2, 1), dtype=object)
+    cells[:, 0] = [np.eye(2, dtype=np.uint8)] * 2
+    buffer = io.BytesIO()
+    scipy.io.savemat(buffer, {"dat": cells, "s": {"y": np.arange(2)}, "classnames": "ab"})
+    path, content = tmp_path / "digits.mat", buffer.getvalue()
+    path.write_bytes(content)
+    arrays, _ = read_mat(path)
+    assert arrays.keys() == {"dat", "s_y", "classnames"} and np.array_equal(arrays["dat"][1, 0], np.eye(2))
+    for position in range(len(content)):
+        for value in (2, 255):
+            path.write_bytes(content[:position] + bytes([value]) + content[position + 1 :])
+            try:
+                read_mat(path)
+            except DataError as error:
+                assert "digits.mat" in str(error)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -90,7 +110,7 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @given(st.integers(1, 2**31 - 1), st.integers(1, 2**31 - 1))
-def test_huge_pictures_are_refused_by_their_header(width, height):
+def test_huge_images_are_refused_by_their_header(width, height):
     with pytest.raises(DataError, match="more than 50,000,000|DecompressionBomb|decoded"):
         decode_image({"bytes": png_header(width, max(height, MAX_PIXELS // width + 1)), "path": None})
 
@@ -99,7 +119,7 @@ def test_huge_pictures_are_refused_by_their_header(width, height):
     "content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", b"8BPS\0\1" + bytes(30)]
 )
 def test_formats_that_need_an_interpreter_or_are_seldom_used_are_refused(content):
-    with pytest.raises(DataError, match="no image that can be decoded"):
+    with pytest.raises(DataError, match="cannot be decoded"):
         decode_image({"bytes": content, "path": None})
 
 
@@ -111,4 +131,4 @@ def test_the_fuzzer_runs(tmp_path):
     results = json.loads((tmp_path / "fuzz.json").read_text())
     assert results["unexpected"] == 0
     assert results["inputs"] >= 300
-    assert min(results[name][key] for name in ("cdb", "image") for key in ("read", "refused")) > 0
+    assert min(results[name][key] for name in ("cdb", "image", "mat", "zip") for key in ("read", "refused")) > 0

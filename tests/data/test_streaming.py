@@ -18,8 +18,10 @@ from transformers import set_seed
 from helpers.scripts import FILES, LAUNCH, results_of, run
 from helpers.training import arguments, assert_equal_weights
 from igpt_hf import DataError, IGPTConfig, IGPTError, IGPTForCausalImageModeling, IGPTImageProcessor
+from igpt_hf.data import shards as shards_module
 from igpt_hf.data import streaming
-from igpt_hf.data.streaming import TokenStream, open_shards, stream_splits, tokenize_shards
+from igpt_hf.data.shards import Shard, open_shards
+from igpt_hf.data.streaming import TokenStream, stream_splits, tokenize_shards
 from igpt_hf.training.trainer import make_trainer
 
 
@@ -28,8 +30,8 @@ PROCESSOR = IGPTImageProcessor(image_size=8, num_labels=3)
 CONFIG = {"image_size": 8, "num_hidden_layers": 1, "num_labels": 3, "class_dropout_prob": 0.3}
 
 
-def pictures(n: int, seed: int) -> np.ndarray:
-    """Random 8x8 pictures, black and white; (n, 8, 8)."""
+def random_images(n: int, seed: int) -> np.ndarray:
+    """Random 8x8 images, black and white; (n, 8, 8)."""
     return np.random.default_rng(seed).integers(0, 2, (n, 8, 8), dtype=np.uint8) * 255
 
 
@@ -44,7 +46,7 @@ def shards(tmp_path_factory):
     for shard in range(NUM_SHARDS):
         labels = [row % 3 for row in range(ROWS)]
         names = datasets.ClassLabel(names=["cat", "dog", "eel"])
-        write_shard(folder / f"{shard}.parquet", pictures(ROWS, shard), labels, names)
+        write_shard(folder / f"{shard}.parquet", random_images(ROWS, shard), labels, names)
     return folder
 
 
@@ -78,7 +80,7 @@ def rows_of(tokens) -> dict[str, set[tuple]]:
 
 def test_every_image_is_tokenized_once_and_lands_in_one_split(shards):
     rows = rows_of(tokens_of(shards))
-    images = np.concatenate([pictures(ROWS, shard) for shard in range(NUM_SHARDS)])
+    images = np.concatenate([random_images(ROWS, shard) for shard in range(NUM_SHARDS)])
     expected = {(row % ROWS % 3, *tokens) for row, tokens in enumerate(PROCESSOR.tokenize(images).tolist())}
     assert len(expected) == NUM_SHARDS * ROWS
     assert rows["train"] | rows["validation"] | rows["test"] == expected
@@ -121,11 +123,13 @@ def test_labels_of_any_kind_become_classes(tmp_path):
         (tmp_path / name).mkdir()
         for shard in range(2):
             labels = [values[(row + shard) % 3] for row in range(90)]
-            write_shard(tmp_path / name / f"{shard}.parquet", pictures(90, shard), labels, datasets.Value(feature))
+            write_shard(
+                tmp_path / name / f"{shard}.parquet", random_images(90, shard), labels, datasets.Value(feature)
+            )
         source = open_shards(str(tmp_path / name))
         assert source.names == (("a9", "a10", "b") if name == "text" else ("7", "30"))
         rows = set().union(*rows_of(tokenize_shards(source, PROCESSOR, 1)).values())
-        tokens = PROCESSOR.tokenize(pictures(90, 0)).tolist()
+        tokens = PROCESSOR.tokenize(random_images(90, 0)).tolist()
         assert {(source.names.index(str(values[row % 3])), *tokens[row]) for row in range(90)} < rows
 
 
@@ -133,7 +137,7 @@ def test_a_hub_data_set_is_read_shard_by_shard_at_the_revision_that_was_found(sh
     """No network: the Hub's answers are stood in for by the same files."""
     asked = []
 
-    def load(name, split=None, revision=None, streaming=None, data_files=None):
+    def load(name, configuration=None, split=None, revision=None, streaming=None, data_files=None):
         if name == "parquet":
             return datasets.load_dataset(name, data_files=data_files, split=split, streaming=True)
         asked.append(revision)
@@ -141,19 +145,19 @@ def test_a_hub_data_set_is_read_shard_by_shard_at_the_revision_that_was_found(sh
         splits = datasets.load_dataset("parquet", data_files={"a": files[:3], "b": files[3:]}, streaming=True)
         return splits if split is None else splits[split]
 
-    monkeypatch.setattr(streaming, "load_dataset", load)
-    monkeypatch.setattr(streaming, "dataset_info", lambda name: type("Info", (), {"sha": "abc"}))
+    monkeypatch.setattr(shards_module, "load_dataset", load)
+    monkeypatch.setattr(shards_module, "dataset_info", lambda name: type("Info", (), {"sha": "abc"}))
     tokens = tokenize_shards(open_shards("user/digits"), PROCESSOR, 1)
     assert sum(tokens.num_images.values()) == NUM_SHARDS * ROWS
     assert set(asked) == {"abc"}
 
 
-def test_a_picture_that_is_a_file_of_the_hub_data_set_is_read_and_no_other_address_is(monkeypatch):
+def test_an_image_that_is_a_file_of_the_hub_data_set_is_read_and_no_other_address_is(monkeypatch):
     read = []
-    monkeypatch.setattr(streaming, "xopen", lambda address, mode: read.append(address) or io.BytesIO(b"a picture"))
-    shard = streaming.Shard("user/digits train 0", "abc", "user/digits")
+    monkeypatch.setattr(streaming, "xopen", lambda address, mode: read.append(address) or io.BytesIO(b"an image"))
+    shard = Shard("user/digits train 0", "abc", "user/digits")
     own = "zip://a.png::hf://datasets/user/digits@abc/all.zip"
-    assert streaming._with_bytes({"bytes": None, "path": own}, shard)["bytes"] == b"a picture"
+    assert streaming._with_bytes({"bytes": None, "path": own}, shard)["bytes"] == b"an image"
     for path in ("https://example.org/a.png", "hf://datasets/user/other@abc/a.png", "/etc/passwd", None):
         image = {"bytes": None, "path": path}
         assert streaming._with_bytes(image, shard) is image
@@ -161,7 +165,7 @@ def test_a_picture_that_is_a_file_of_the_hub_data_set_is_read_and_no_other_addre
     assert read == [own]
 
 
-def test_two_decoded_pictures_at_most_are_in_memory_at_a_time(shards, monkeypatch):
+def test_two_decoded_images_at_most_are_in_memory_at_a_time(shards, monkeypatch):
     decoded, decode_image = [], streaming.decode_image
 
     def decode(image):
@@ -283,7 +287,7 @@ def test_validation_images_come_from_all_shards(shards):
         assert head & {tuple(row) for row in datasets.Dataset.from_parquet(file)["tokens"]}
 
 
-def test_pictures_of_the_test_images_are_made_of_their_tokens(shards):
+def test_test_images_are_made_of_their_tokens(shards):
     splits, tokens = stream_splits(open_shards(str(shards)), PROCESSOR, 1, max_eval_images=10)
     assert PROCESSOR.tokenize(splits["test"]["image"][:]).tolist() == tokens["test"]["tokens"][:]
     assert len(splits["train"]) == len(tokens["train"])
@@ -320,11 +324,11 @@ def test_the_script_streams_with_two_processes_that_tokenize(shards, tmp_path, m
 
 def test_a_bad_image_is_named_or_left_out(tmp_path, caplog):
     encoded = [{"bytes": b"no image", "path": None}, *({"bytes": None, "path": str(tmp_path / "a.png")},) * 120]
-    PROCESSOR.decode(PROCESSOR.tokenize(pictures(1, 0)))[0].save(tmp_path / "a.png")
+    PROCESSOR.decode(PROCESSOR.tokenize(random_images(1, 0)))[0].save(tmp_path / "a.png")
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["cat"]))
     table = datasets.Dataset.from_dict({"image": encoded, "label": [0] * 121}, features=features)
     table.to_parquet(tmp_path / "bad.parquet")
-    with pytest.raises(DataError, match=r"row 0 of .*bad.parquet is no image.*--skip_bad_images"):
+    with pytest.raises(DataError, match=r"row 0 of .*bad.parquet cannot be decoded.*--skip_bad_images"):
         tokens_of(tmp_path / "bad.parquet")
     assert sum(tokens_of(tmp_path / "bad.parquet", skip_bad_images=True).num_images.values()) == 120
     assert "Skipped 1 of 121 images" in caplog.text
@@ -334,7 +338,7 @@ def test_a_bad_image_is_named_or_left_out(tmp_path, caplog):
     ("make", "words"),
     [
         (lambda shards: open_shards(str(shards / "nothing")), "does not exist"),
-        (lambda shards: open_shards(__file__), "no parquet file"),
+        (lambda shards: open_shards(__file__), "reads parquet files or a Hub data set, not"),
         (lambda shards: open_shards(str(shards), label_column="class"), r"no column 'class'. Set --label_column"),
         (lambda shards: open_shards(str(shards), max_images=5), "--max_images"),
         (
@@ -350,15 +354,42 @@ def test_what_cannot_be_streamed_is_refused(shards, make, words):
         make(shards)
 
 
+@pytest.mark.parametrize("name", ["animals.zip", "animals.csv"])
+def test_a_source_that_is_not_sharded_is_refused_in_words(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=f"reads parquet files or a Hub data set, not .*{name}. Leave out --streaming"):
+        open_shards(str(tmp_path / name))
+    with pytest.raises(DataError, match="holds no rows of parquet. Leave out --streaming for images, arrays and"):
+        open_shards(str(tmp_path))
+
+
+def test_shards_of_a_given_split_stay_in_it(tmp_path):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    images, classes = random_images(40, 0), datasets.ClassLabel(names=["cat"])
+    for name, part in (("train-0", images[:30]), ("train-1", images[30:35]), ("test-0", images[35:])):
+        write_shard(folder / f"{name}.parquet", part, [0] * len(part), classes)
+    source = open_shards(str(folder))
+    assert source.given == ("test",)
+    tokens = tokenize_shards(source, PROCESSOR, seed=1)
+    assert tokens.num_images["test"] == 5 and sum(tokens.num_images.values()) == 40
+    assert np.array_equal(tokens.head("test", 9).with_format("numpy")["tokens"][:], PROCESSOR.tokenize(images[35:]))
+    assert open_shards(str(folder), split_rule="random").given == ()
+    (folder / "test-0.parquet").unlink()
+    assert open_shards(str(folder)).given == ()
+    with pytest.raises(DataError, match="comes without splits, and --splits given needs some"):
+        open_shards(str(folder), split_rule="given")
+
+
 def test_too_few_images_for_a_split_by_chance_are_refused(tmp_path):
-    write_shard(tmp_path / "few.parquet", pictures(3, 0), [0, 0, 0], datasets.ClassLabel(names=["cat"]))
+    write_shard(tmp_path / "few.parquet", random_images(3, 0), [0, 0, 0], datasets.ClassLabel(names=["cat"]))
     with pytest.raises(DataError, match="no image came into .*Leave out --streaming"):
         tokens_of(tmp_path / "few.parquet")
 
 
 def test_shards_with_other_classes_are_refused(tmp_path):
     for name in ("cat", "dog"):
-        write_shard(tmp_path / f"{name}.parquet", pictures(9, 0), [0] * 9, datasets.ClassLabel(names=[name]))
+        write_shard(tmp_path / f"{name}.parquet", random_images(9, 0), [0] * 9, datasets.ClassLabel(names=[name]))
     with pytest.raises(DataError, match=r"dog.parquet has other classes"):
         tokens_of(tmp_path)
 

@@ -17,7 +17,7 @@ def facts() -> dict:
     numbers = {"epochs": 30.0, "best_epoch": 17.0, "train_runtime": 613.0, "train_images_per_second": 298.7}
     numbers |= {"monotonic_train_loss": True, "monotonic_validation_loss": False}
     test = {"name": "test", "num_images": 1118, "num_measured": 1118, "nats": 54.321, "bits": 0.09996, "stderr": 0.5}
-    looked_up = {"is_imagegpt": False, "source": "synthetic", "splits": [test], "streaming": False, "is_best": True}
+    looked_up = {"is_imagegpt": False, "source": "synthetic", "splits": [test], "is_best": True}
     looked_up |= {"new_digits_each_epoch": True}
     return {name: f"<{name}>" for name in names} | numbers | looked_up
 
@@ -29,8 +29,7 @@ def test_every_fact_is_in_the_card(facts):
     assert "epoch 17 of 30" in text
     assert "The best of <num_evaluations> evaluations" in text
     assert "Not the best of <num_evaluations>" in make_model_card(facts | {"is_best": False}).text
-    assert "split 85/10/5 class by class with seed <split_seed>" in text
-    assert "split 85/10/5 by chance with" in make_model_card(facts | {"streaming": True}).text
+    assert "<num_images> images, <split_description>; training seed <seed>" in text
     assert "| training images | drawn anew in each epoch |" in text
     assert "drawn anew" not in make_model_card(facts | {"new_digits_each_epoch": False}).text
     assert "| augmentation |" not in make_model_card(facts | {"augment": 0.0}).text
@@ -58,6 +57,8 @@ SOURCES = {
     "synthetic": ("apache-2.0", None, "Apache-2.0"),
     "/home/me/a.cdb,b.CDB": ("other", None, "research only"),
     "some/digits": ("unknown", ["some/digits"], "ask its makers"),
+    "some/digits:gray": ("unknown", ["some/digits"], "ask its makers"),
+    "{folder},labels.npy": ("unknown", None, "ask whoever made it"),
     "{folder}": ("unknown", None, "ask whoever made it"),
 }
 

@@ -39,6 +39,7 @@ RESULTS = {  # design.md, section 5
     "train_images_per_second": float,
     "data": str,
     "seed": int,
+    "splits": str,
     "monotonic_train_loss": bool,
     "monotonic_validation_loss": bool,
 }
@@ -80,7 +81,7 @@ def draw(kind: str, rng: np.random.Generator) -> Image.Image:
 
 @pytest.fixture(scope="session")
 def animals(tmp_path_factory) -> Path:
-    """A folder of one folder per class, with one file that is no image and one that does not belong."""
+    """A folder of one folder per class, with one file that is not an image and one that does not belong."""
     folder, rng = tmp_path_factory.mktemp("data") / "animals", np.random.default_rng(0)
     for kind in ("cat", "dog", "eel"):
         (folder / kind).mkdir(parents=True)
@@ -160,6 +161,33 @@ def test_a_run_leaves_every_file_of_the_contract(request, name):
     assert {path.name for path in folder.iterdir()} >= FILES
     assert all((folder / file).stat().st_size for file in FILES)
     assert [path for path in folder.iterdir() if path.name.startswith("checkpoint-")]
+
+
+@pytest.mark.slow
+def test_a_given_test_split_is_recorded_and_evaluated_again(animals, script, tmp_path, capsys):
+    for path in animals.rglob("[0-9]*.png"):
+        split = "test" if path.stem in ("0", "1") else "train"
+        (tmp_path / "data" / split / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "data" / split / path.parent.name)
+    data, folder = shutil.make_archive(tmp_path / "animals", "zip", tmp_path / "data"), tmp_path / "run"
+    size = ("--image_size", "12", "--per_device_train_batch_size", "8")
+    done = run(*LAUNCH, "--data", data, "--output_dir", folder, *TINY, *size)
+    words = "test as given with the data; 10% of train cut off class by class for validation, seed 42"
+    assert f"splits: {words}" in done.stdout + done.stderr
+    assert words in (folder / "README.md").read_text()
+    results = results_of(folder)
+    assert (results["splits"], results["given_splits"]) == ("given", ["test"])
+
+    def evaluate(*flags) -> tuple[dict, str]:
+        script("evaluate.py", folder, "--data", data, "--output", tmp_path / "report.json", *flags)
+        return json.loads((tmp_path / "report.json").read_text()), capsys.readouterr().err
+
+    for seed in (42, 7):  # which cuts another validation split from train
+        report, said = evaluate("--seed", seed)
+        assert report["num_images"] == 6 and "warning" not in said
+        assert report["nats_per_image"] == pytest.approx(results["test_nats_per_image"], rel=1e-5)
+    assert "give --seed 42" in evaluate("--seed", "7", "--split", "validation")[1]
+    assert "with other splits: give --splits auto" in evaluate("--splits", "random")[1]
 
 
 @pytest.mark.slow
@@ -576,6 +604,10 @@ def test_a_test_split_that_the_model_may_have_seen_is_warned_of(evaluate, capsys
         ({"max_images": 9}, ("synthetic", 42), "--max_images 9"),
         ({"max_images": 9}, ("synthetic", 42, 9), None),
         ({"streaming": True}, ("synthetic", 42), "streamed"),
+        ({}, ("synthetic", 42, None, ("test",)), "give --splits random"),
+        ({"given_splits": ["test"]}, ("synthetic", 42), "give --splits auto"),
+        ({"given_splits": ["test"], "data": "digits"}, ("digits", 1, None, ("test",)), None),  # the same test images
+        ({"given_splits": ["test"], "data": "digits"}, ("digits", 1, None, ("test",), "validation"), "--seed 42"),
     ],
 )
 def test_it_is_known_whether_a_run_has_seen_a_test_split(tmp_path, facts, arguments, words):

@@ -1,8 +1,7 @@
-"""Arrays in memory as a source."""
+"""Arrays as a data set of PNG images in memory."""
 
 import io
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import PIL.Image
@@ -14,20 +13,23 @@ from ...model.image_reading import WHITE_FOREGROUND
 
 
 def from_arrays(
-    images: Sequence[np.ndarray] | np.ndarray, labels: Sequence[int] | np.ndarray, names: list[str]
+    images: Iterable[np.ndarray], labels: Sequence[int] | np.ndarray, names: list[str], is_marked: bool = True
 ) -> Dataset:
-    """Images, n uint8 arrays (height, width), white on black, are stored as PNG that says so of itself."""
+    """Encode images, n uint8 arrays (height, width) or (height, width, channels), as PNG.
+
+    Args:
+        images: They may come one by one.
+        labels: Class index of each.
+        names: Of the classes.
+        is_marked: The images are white on black, and say so of themselves.
+    """
     encoded = []
     polarity = PngInfo()
     for key, value in WHITE_FOREGROUND.items():
         polarity.add_text(key, value)
-    for image in tqdm(images, desc="Encoding images", unit=" images", delay=1, disable=None):
+    for image in tqdm(images, total=len(labels), desc="Encoding images", unit=" images", delay=1, disable=None):
         buffer = io.BytesIO()
-        PIL.Image.fromarray(image).save(buffer, format="PNG", pnginfo=polarity)
+        PIL.Image.fromarray(image).save(buffer, format="PNG", pnginfo=polarity if is_marked else None)
         encoded.append({"bytes": buffer.getvalue(), "path": None})
-    return from_encoded(encoded, list(labels), names)
-
-
-def from_encoded(encoded: list[dict[str, Any]], labels: list[int], names: list[str]) -> Dataset:
     features = Features(image=Image(), label=ClassLabel(names=names))
-    return Dataset.from_dict({"image": encoded, "label": labels}, features=features)
+    return Dataset.from_dict({"image": encoded, "label": list(labels)}, features=features)

@@ -14,11 +14,11 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ...errors import DataError
 from .arrays import from_arrays
+from .parts import SourceImages
 
 
 HEADER_SIZE = 1024
@@ -95,11 +95,11 @@ def _gray_image(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _binary_image(runs: np.ndarray, height: int, width: int) -> np.ndarray:
     """Run lengths (n,) -> image (height, width) of 0 and 255."""
-    run_ends = np.cumsum(runs, dtype=np.int64)  # pixels drawn after each run
+    run_ends = np.cumsum(runs, dtype=np.int64)  # pixels up to the end of each run
     row_ends = width * np.arange(1, height + 1)
     last_runs = np.searchsorted(run_ends, row_ends)  # the first run that completes each row: (height,)
     if last_runs[-1] >= len(runs):
-        raise DataError(f"its run lengths draw {run_ends[-1] if len(runs) else 0} of {width}x{height} pixels")
+        raise DataError(f"its run lengths make {run_ends[-1] if len(runs) else 0} of {width}x{height} pixels")
     past = np.flatnonzero(run_ends[last_runs] != row_ends)
     if len(past):
         raise DataError(f"run {last_runs[past[0]]} goes past the end of row {past[0]}")
@@ -113,14 +113,18 @@ def _binary_image(runs: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _damaged(path: Path, offset: int, problem: str) -> DataError:
-    return DataError(f"{path}: {problem} (byte {offset}). The file is damaged or no HODA .cdb file: fetch it again.")
+    return DataError(
+        f"{path}: {problem} (byte {offset}). The file is damaged or not a HODA .cdb file: fetch it again."
+    )
 
 
-def open_cdb(paths: list[str]) -> Dataset:
+def open_cdb(paths: list[Path]) -> SourceImages:
+    """All images of `.cdb` files together."""
     images, labels = [], []
     for path in paths:
         file_images, file_labels = read_cdb(path)
         images += file_images
         labels += file_labels.tolist()
     values = sorted(set(labels))
-    return from_arrays(images, [values.index(label) for label in labels], [str(value) for value in values])
+    names = [str(value) for value in values]
+    return SourceImages(from_arrays(images, [values.index(label) for label in labels], names))
