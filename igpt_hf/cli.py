@@ -24,6 +24,7 @@ COMMANDS = {
     "train": ("train.py", "train a model on images"),
     "sample": ("sample.py", "sample images from a trained model, or complete half an image"),
     "evaluate": ("evaluate.py", "exact likelihoods, classification and sample quality"),
+    "data": ("data.py", "look at a data set: what it holds, and what the model would see"),
     "probe": ("probe.py", "linear probes: class accuracy from each layer's features"),
     "push": ("push_to_hub.py", "upload a trained model to the Hugging Face Hub"),
     "app": ("app.py", "try a trained model in the browser"),

@@ -9,9 +9,10 @@
     igpt train --preset stock-xxs --per_device_train_batch_size 8 --max_minutes 60
     igpt train --num_processes 2 -- --data digits.cdb   # before `--`: flags of `accelerate launch`
 
-Writes the best model by validation likelihood, its card, all_results.json, loss_curve.png, samples.png and
-completions.png into --output_dir. A classifier is chosen by validation accuracy and has accuracy_curve.png instead of
-these figures. `--help` lists all flags: those of TrainingArguments and IGPTConfig, and a few for data.
+Looks at the data first, and says in two lines how images become binary. Writes the best model by validation
+likelihood, its card, all_results.json, loss_curve.png, samples.png, completions.png and data.png into --output_dir. A
+classifier is chosen by validation accuracy and has accuracy_curve.png instead of the figures of samples. `--help`
+lists all flags: those of TrainingArguments and IGPTConfig, and a few for data.
 """
 
 import json
@@ -28,8 +29,9 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf.cli import run_main
+from igpt_hf.data.inspection import sample_images
 from igpt_hf.data.splits import load_splits
-from igpt_hf.data.streaming import open_shards, stream_splits
+from igpt_hf.data.streaming import open_shards, sample_shards, stream_splits
 from igpt_hf.data.tokenized import LabelDataset, TokenDataset, tokenize
 from igpt_hf.distributed import (
     describe_launch,
@@ -105,11 +107,21 @@ def train(script_args, model_args, args):
     # 2. Model and processor; images -> tokens, once.
     set_seed(args.seed)
     start = make_initial_model(class_names, script_args, model_args)
-    model, processor = start.model, start.processor
+    model = start.model
     if script_args.model_name_or_path is not None:
         about = (script_args.model_name_or_path, script_args.data, split_seed, script_args.max_images)
         if (warning := seen_images_warning(*about)) is not None:
             logger.warning("warning: %s", warning)
+    if script_args.streaming:
+        images, num_images = sample_shards(source), None
+    else:
+        images, num_images = sample_images(splits["train"]), sum(map(len, splits.values()))
+    inspection = start.look_at(images, num_images)
+    logger.info("%s", inspection.summary)
+    for warning in inspection.warnings:
+        logger.warning("warning: %s", warning)
+    inspection.check()
+    processor = start.processor
     if script_args.streaming:
         splits, tokens = stream_splits(
             source,
@@ -150,6 +162,7 @@ def train(script_args, model_args, args):
 
     # 5. Results, figures, card; then the Hub, with --push_to_hub.
     if trainer.is_world_process_zero():
+        inspection.sheet.save(Path(args.output_dir) / "data.png")
         if is_classifier:
             results = collect_classification_results(trainer, test, script_args)
             write_classification_run(trainer, results)

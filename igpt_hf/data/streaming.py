@@ -28,6 +28,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -39,9 +40,10 @@ from tqdm.auto import tqdm
 
 from ..distributed import end_with_parent
 from ..errors import DataError, IGPTError
-from ..model import image_processing_igpt, image_reading, tokens
+from ..model import image_decision, image_ink, image_processing_igpt, image_reading, tokens
 from . import decoding, splits, tokenized
 from .decoding import decode_image
+from .inspection import MAX_SAMPLE, MAX_SAMPLE_PIXELS
 from .sources.columns import natural_order
 from .sources.folder import visible_files
 from .sources.hub import HUB_ERRORS
@@ -53,6 +55,7 @@ from .tokenized import tokenize_batch
 logger = logging.getLogger(__name__)
 
 READ_ROWS = 256  # encoded images in memory at a time; of decoded ones, which may be large, two
+SAMPLED_SHARDS = 20
 SPLITS = ("train", "validation", "test")
 
 
@@ -161,6 +164,22 @@ def split_generator(seed: int, shard: Shard) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(Path(shard.name).name.encode())])
 
 
+def sample_shards(source: ShardedSource) -> list[PIL.Image.Image]:
+    """The first images of up to 20 shards, as many of each: at most 2,000 that can be read."""
+    chosen = source.shards[:: math.ceil(len(source.shards) / SAMPLED_SHARDS)]
+    images: list[PIL.Image.Image] = []
+    num_pixels = 0
+    for shard in chosen:
+        rows = shard.open().select_columns(source.image_column).cast_column(source.image_column, Image(decode=False))
+        for row in rows.take(MAX_SAMPLE // len(chosen)):
+            with suppress(DataError):  # which tokenizing will name
+                images.append(decode_image(_with_bytes(row[source.image_column], shard)))
+                num_pixels += images[-1].width * images[-1].height
+            if num_pixels > MAX_SAMPLE_PIXELS:
+                return images
+    return images
+
+
 def tokenize_shards(
     source: ShardedSource,
     processor,
@@ -190,6 +209,8 @@ def tokenize_shards(
         raise IGPTError(
             "--streaming caches tokens, and --binarize stochastic samples them anew: leave out one of them."
         )
+    if not processor.is_decided:
+        processor = processor.decide(sample_shards(source))
     folder = _cache_folder(source, processor, seed, skip_bad_images)
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
@@ -208,7 +229,8 @@ def tokenize_shards(
 
 def _cache_folder(source: ShardedSource, processor, seed: int, skip_bad_images: bool) -> Path:
     """A folder of its own for all that the tokens depend on: the data, the settings, and the code that makes them."""
-    modules = (image_processing_igpt, image_reading, tokens, decoding, splits, tokenized, inspect.getmodule(Shard))
+    modules = [image_decision, image_ink, image_processing_igpt, image_reading, tokens]
+    modules += [decoding, splits, tokenized, inspect.getmodule(Shard)]
     code = "".join(inspect.getsource(module) for module in modules)
     names = [name for name in inspect.signature(type(processor)).parameters if name != "kwargs"]
     settings = {name: getattr(processor, name) for name in names}  # to_dict() has more, once it has been saved
