@@ -55,7 +55,7 @@ def class_indices(names: list[str], config) -> list[int]:
     indices |= {name: config.label_index(name) for name in config.id2label.values()}
     for name in names:
         if name not in indices:
-            raise IGPTError(f"--labels {name} is no class of this model: {', '.join(config.id2label.values())}.")
+            raise IGPTError(f"--labels {name} is not a class of this model: {', '.join(config.id2label.values())}.")
     return [indices[name] for name in names]
 
 

@@ -1,4 +1,4 @@
-"""Play with a trained model in a browser: it draws, completes half a picture, and reads what one draws (Gradio).
+"""Play with a trained model in a browser: it samples, completes half an image, and classifies a drawing (Gradio).
 
 The functions that answer are plain: settings in, HTML out. `build_app` lays out the page and wires them.
 """
@@ -24,15 +24,15 @@ from ..model.image_decision import is_photograph
 MAX_PICTURES, MAX_SEED, MAX_TEMPERATURE, MAX_GUIDANCE = 16, 2**32 - 1, 2.0, 5.0
 MAX_CANVAS_BYTES = 500_000
 QUEUE_SIZE = 32
-CANVAS_SCALE = 10  # pixels of the drawing area for each pixel of a picture
+CANVAS_SCALE = 10  # pixels of the drawing area for each pixel of an image
 MAX_CANVAS_SIDE = 2000
 ANY = -1  # stands for no class
 FOLDER = Path(__file__).parent
 
 INTRODUCTION = """
 <h1>A tiny Image GPT</h1>
-<p>This model of {parameters:,} numbers draws binary pictures of {side}×{side} pixels, one block of {patch}×{patch}
-after the other, and knows exactly how likely each of them is. Let it draw, give it half a picture to complete, or draw
+<p>This model of {parameters:,} numbers generates binary images of {side}×{side} pixels, one block of {patch}×{patch}
+after the other, and knows exactly how likely each of them is. Let it draw, give it half an image to complete, or draw
 one yourself and see what it reads.</p>
 """
 
@@ -108,17 +108,17 @@ def check_range(name: str, value, low: float, high: float, is_whole: bool = Fals
 def check_settings(config, label, count, temperature, guidance, seed):
     """Raises ValueError, in words, if a setting is out of its bounds, whoever sent it."""
     check_range("The class", label, ANY, config.num_labels - 1, is_whole=True)
-    check_range("The number of pictures", count, 1, MAX_PICTURES, is_whole=True)
+    check_range("The number of images", count, 1, MAX_PICTURES, is_whole=True)
     check_range("The temperature", temperature, 0.1, MAX_TEMPERATURE)
     check_range("Guidance", guidance, 0, MAX_GUIDANCE)
     check_range("The seed", seed, 0, MAX_SEED, is_whole=True)
 
 
 def read_canvas(drawing: str | None) -> Image.Image:
-    """What the drawing area sends, a PNG as a data: address -> a gray picture.
+    """What the drawing area sends, a PNG as a data: address -> a gray image.
 
     Raises:
-        ValueError: There is nothing on it, or it is no such picture.
+        ValueError: There is nothing on it, or it is not such an image.
     """
     prefix = "data:image/png;base64,"
     if not drawing:
@@ -131,7 +131,7 @@ def read_canvas(drawing: str | None) -> Image.Image:
             raise ValueError(f"A drawing has at most {MAX_CANVAS_SIDE} pixels a side.")
         gray = picture.convert("L")
     except (OSError, SyntaxError) as error:  # PIL raises the second on broken PNG files
-        raise ValueError("The drawing is no PNG that can be read.") from error
+        raise ValueError("The drawing is not a PNG that can be read.") from error
     low, high = gray.getextrema()
     if high - low < 64 or high <= 128:  # type: ignore[operator]  # PIL: or pairs, of several bands
         raise ValueError("There is nothing here yet: draw something first.")
@@ -162,14 +162,14 @@ def to_pixels(processor, gray: Image.Image) -> np.ndarray:
 
 
 def data_uri(picture: Image.Image) -> str:
-    """A picture as an address that holds it: a PNG in base64."""
+    """An image as an address that holds it: a PNG in base64."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def figure(picture: Image.Image, caption: str, known_rows: int | None = None, patch_size: int = 1) -> str:
-    """A picture with its caption, as HTML; with `known_rows` it grows, a row of blocks at a time, below these."""
+    """An image with its caption, as HTML; with `known_rows` it grows, a row of blocks at a time, below these."""
     motion = ""
     if known_rows is not None:
         steps = (picture.height - known_rows) // patch_size
@@ -199,14 +199,14 @@ def waiting(text: str) -> str:
 def sample(
     model, prompt_ids: torch.Tensor, temperature: float, guidance: float, seed: int
 ) -> tuple[torch.Tensor, list]:
-    """Prompts (n, 1 + given) -> ids (n, 1 + N) and nats of each whole picture given its class."""
+    """Prompts (n, 1 + given) -> ids (n, 1 + N) and nats of each whole image given its class."""
     torch.manual_seed(int(seed))
     ids = model.generate(prompt_ids, temperature=float(temperature), guidance_scale=float(guidance))
     return ids, (-model.log_likelihood(ids)).tolist()
 
 
 def generate(model, processor, label, count, temperature, guidance, seed) -> str:
-    """Draw `count` pictures of a class, or of any (-1)."""
+    """Sample `count` images of a class, or of any (-1)."""
     check_settings(model.config, label, count, temperature, guidance, seed)
     prompt = processor.prompt(class_labels=None if label == ANY else [int(label)])["input_ids"]
     ids, nats = sample(model, prompt.expand(int(count), -1), temperature, guidance, seed)
@@ -283,13 +283,13 @@ def add_settings(config, count: int) -> list:
             0, MAX_GUIDANCE, value=1, step=0.25, label="Guidance", info="above 1: more typical of its class"
         )
         seed = gr.Number(
-            0, minimum=0, maximum=MAX_SEED, precision=0, label="Seed", info="the same seed, the same pictures"
+            0, minimum=0, maximum=MAX_SEED, precision=0, label="Seed", info="the same seed, the same images"
         )
     return [label, pictures, temperature, guidance, seed]
 
 
 def drawing_area(title: str, image_size: int, kept_rows: int | None = None) -> gr.HTML:
-    """A canvas to draw on; with `kept_rows` pictures can be uploaded too, and a line shows what is kept."""
+    """A canvas to draw on; with `kept_rows` images can be uploaded too, and a line shows what is kept."""
     line = upload = ""
     if kept_rows is not None:
         line = f'<div class="pad-line" id="kept" style="--kept: {kept_rows / image_size}"></div>'
@@ -319,7 +319,7 @@ def build_app(model, processor) -> gr.Blocks:
             button.click(answer(generate), settings, pictures, api_name="generate", **alone)
         with gr.Tab("Complete"), gr.Row():
             with gr.Column(scale=2, min_width=300):
-                drawing = drawing_area("Draw the upper part, or upload a picture", size, kept_rows=processor.half_rows)
+                drawing = drawing_area("Draw the upper part, or upload an image", size, kept_rows=processor.half_rows)
                 keep_rows = gr.Slider(
                     processor.patch_size,
                     size - processor.patch_size,
@@ -346,7 +346,7 @@ def build_app(model, processor) -> gr.Blocks:
 
 
 def warm_up(model, processor):
-    """Draw and score one picture, so that the compiled kernels are loaded before the first person comes."""
+    """Sample and score one image, so that the compiled kernels are loaded before the first person comes."""
     generate(model, processor, ANY, 1, 1.0, 1.0, 0)
 
 

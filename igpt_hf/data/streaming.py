@@ -97,7 +97,7 @@ def open_shards(
 ) -> ShardedSource:
     """Find the shards and the class names of a parquet file, a folder of parquet files, or a Hub data set.
 
-    Where the label column is no ClassLabel it is read once, and only that column, for the names.
+    Where the label column is not a ClassLabel it is read once, and only that column, for the names.
 
     Raises:
         DataError: There is no such file, or it lacks a column.
@@ -138,7 +138,7 @@ def _hub_shards(source: str) -> list[Shard]:
         revision = dataset_info(source).sha
         splits = load_dataset(source, revision=revision, streaming=True)
     except HUB_ERRORS as error:
-        raise IGPTError(f"{source!r} is no file or folder here, and no Hub data set was found: {error}") from error
+        raise IGPTError(f"{source!r} is not a file or folder here, and no Hub data set was found: {error}") from error
     return [
         Shard(f"{source} {name} {index}", revision, source, name, index, rows.num_shards)
         for name, rows in splits.items()

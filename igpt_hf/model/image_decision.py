@@ -28,7 +28,7 @@ class Evidence(NamedTuple):
     clear_border: float = 0.0  # fraction of the pixels at the edges that are transparent
     is_white: bool = False  # known to be light on dark
     is_mask: bool = False  # zeros and ones only
-    has_dark_strokes: bool | None = None  # None: it is no photograph
+    has_dark_strokes: bool | None = None  # None: it is not a photograph
 
 
 def examine(image: GrayImage) -> Evidence:

@@ -146,7 +146,7 @@ def _is_of_run(checkpoint: str, folder: Path) -> bool:
 
 def _check_whole(checkpoint: str, problem: str | None):
     if problem is not None:
-        raise IGPTError(f"--resume_from_checkpoint {checkpoint} is no complete checkpoint: {problem}.")
+        raise IGPTError(f"--resume_from_checkpoint {checkpoint} is not a complete checkpoint: {problem}.")
 
 
 def _resume_from(folder: Path, resume: str) -> str:

@@ -80,7 +80,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_message_and_kept(tmp_path, c
     before = contents(damaged)
     assert name in verify_checkpoint(damaged)
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    with pytest.raises(IGPTError, match=f"checkpoint-11 is no complete checkpoint: .*{name}"):
+    with pytest.raises(IGPTError, match=f"checkpoint-11 is not a complete checkpoint: .*{name}"):
         prepare(tmp_path, resume_from_checkpoint=str(damaged))
     assert prepare(tmp_path, resume_from_checkpoint="true") == str(tmp_path / "checkpoint-10")
     assert "checkpoint-11 is passed over" in caplog.text
@@ -177,7 +177,7 @@ def test_resuming_goes_on_from_the_checkpoint_that_is_named(tmp_path):
         write_checkpoint(tmp_path, step)
     named = str(tmp_path / "checkpoint-10")
     assert prepare(tmp_path, resume_from_checkpoint=named) == named
-    with pytest.raises(IGPTError, match="checkpoint-7 is no complete checkpoint"):
+    with pytest.raises(IGPTError, match="checkpoint-7 is not a complete checkpoint"):
         prepare(tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
     with pytest.raises(IGPTError, match="holds a run already"):
         prepare(tmp_path, resume_from_checkpoint="false")
@@ -205,7 +205,7 @@ def test_going_on_from_another_runs_checkpoint_spares_the_run_that_is_there(tmp_
     before = contents(tmp_path)
     with pytest.raises(IGPTError, match="holds a run already"):
         prepare(tmp_path / "b", resume_from_checkpoint=other)
-    with pytest.raises(IGPTError, match="checkpoint-6 is no complete checkpoint"):
+    with pytest.raises(IGPTError, match="checkpoint-6 is not a complete checkpoint"):
         prepare(tmp_path / "b", resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-6"), overwrite_output_dir=True)
     assert contents(tmp_path) == before
     args = arguments(tmp_path / "b", resume_from_checkpoint=other, overwrite_output_dir=True)
