@@ -25,6 +25,7 @@ COMMANDS = {
     "train": ("train.py", "train a model on images"),
     "sample": ("sample.py", "sample images from a trained model, or complete half an image"),
     "evaluate": ("evaluate.py", "exact likelihoods, classification and sample quality"),
+    "data": ("data.py", "look at a data set: what it holds, and what the model would see"),
     "probe": ("probe.py", "linear probes: class accuracy from each layer's features"),
     "score": ("score.py", "nats, class and percentile of image files, as a table"),
     "push": ("push_to_hub.py", "upload a trained model to the Hugging Face Hub"),

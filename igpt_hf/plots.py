@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 
 def image_grid(
@@ -231,3 +231,18 @@ def probe_curve(path: str | Path, layers: list[dict], best: int, title: str):
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def data_sheet(images: Sequence[Image.Image], pixels: np.ndarray, side: int = 112, columns: int = 6) -> Image.Image:
+    """Originals beside what the model sees of them: at most 48 of `images` and `pixels` (n, height, width)."""
+    pairs = []
+    for image, binary in zip(images[: 8 * columns], pixels, strict=False):
+        canvas = Image.new("L", (side, side), 128)  # transparent pixels look gray
+        shown = image.convert("I").convert("L") if image.mode.startswith("I;") else image
+        shown = ImageOps.contain(shown.convert("RGBA"), (side, side), Image.Resampling.BILINEAR)
+        canvas.paste(
+            shown.convert("L"), ((side - shown.width) // 2, (side - shown.height) // 2), shown.getchannel("A")
+        )
+        seen = Image.fromarray(binary.astype(np.uint8) * 255).resize((side, side), Image.Resampling.NEAREST)
+        pairs += [canvas, seen]
+    return image_grid([pairs[i : i + 2 * columns] for i in range(0, len(pairs), 2 * columns)], scale=1)

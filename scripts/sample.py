@@ -41,7 +41,9 @@ def parse_arguments():
     )
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="above 1: more typical of their class")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--complete", metavar="IMAGE", help="keep the upper part of this image")
+    parser.add_argument(
+        "--complete", metavar="IMAGE", help="keep the upper part of this image; photographs are cropped"
+    )
     parser.add_argument("--keep_rows", type=int, help="rows of pixels to keep (default: half the image)")
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--output", default="samples.png", help="the figure of all samples")
@@ -65,6 +67,14 @@ def class_index(name: str, config) -> int:
         raise IGPTError(f"--labels {name}: {error}") from error
 
 
+def read_upload(processor, path: str) -> Image.Image:
+    """Read the image to complete, as binary pixels."""
+    try:
+        return processor.fit_upload(Image.open(path))
+    except ValueError as error:
+        raise IGPTError(f"--complete {path}: {error}") from error
+
+
 def main():
     args = parse_arguments()
     hide_library_bars()
@@ -74,7 +84,7 @@ def main():
     given = {}
     if args.complete is not None:
         keep_rows = processor.half_rows if args.keep_rows is None else args.keep_rows
-        given = {"images": Image.open(args.complete), "keep_rows": keep_rows}
+        given = {"images": read_upload(processor, args.complete), "keep_rows": keep_rows}
     labels = None if labels is None else np.resize(labels, num).tolist()  # in turn
 
     set_seed(args.seed)

@@ -10,9 +10,9 @@
     igpt train --preset stock-xxs --per_device_train_batch_size 8 --max_minutes 60
     igpt train --num_processes 2 -- --data digits.cdb   # before `--`: flags of `accelerate launch`
 
-Writes the best model by validation likelihood, its card, all_results.json, loss_curve.png, samples.png and
-completions.png into --output_dir. A classifier is chosen by validation accuracy and has accuracy_curve.png instead of
-these figures.
+Looks at the data first, and says in two lines how images become binary. Writes the best model by validation
+likelihood, its card, all_results.json, loss_curve.png, samples.png, completions.png and data.png into --output_dir. A
+classifier is chosen by validation accuracy and has accuracy_curve.png instead of the figures of samples.
 """
 
 import logging
@@ -29,9 +29,10 @@ from transformers import set_seed
 
 from igpt_hf.cli import hide_library_bars, run_main
 from igpt_hf.data.augmentation import NewImages
+from igpt_hf.data.inspection import Inspection, sample_images
 from igpt_hf.data.shards import open_shards
 from igpt_hf.data.splits import describe_splits, load_splits
-from igpt_hf.data.streaming import stream_splits
+from igpt_hf.data.streaming import sample_shards, stream_splits
 from igpt_hf.data.tokenized import LabelDataset, TokenDataset, tokenize
 from igpt_hf.distributed import (
     describe_launch,
@@ -46,7 +47,7 @@ from igpt_hf.plots import sample_sheet
 from igpt_hf.training.arguments import parse_arguments, unused_flags
 from igpt_hf.training.callbacks import SampleSheetCallback
 from igpt_hf.training.checkpoints import RESULTS, report_last_checkpoint
-from igpt_hf.training.initial_model import make_initial_model
+from igpt_hf.training.initial_model import InitialModel, make_initial_model
 from igpt_hf.training.output_dir import delete_overwritten, only_run_in, prepare_output_dir
 from igpt_hf.training.preemption import Preempted, SaveOnSigterm
 from igpt_hf.training.results import format_results, keep_nats_quantiles, write_run
@@ -74,7 +75,6 @@ def main():
 
 
 def train(script_args, model_args, args):
-    is_classifier = script_args.task == "classification"
     checkpoint = on_first_process(lambda: prepare_output_dir(args))
     logger.info(describe_launch(args, use_all_cores(script_args.num_threads)))
     for warning in launch_warnings(args) + unused_flags(script_args, model_args, args):
@@ -91,19 +91,15 @@ def train(script_args, model_args, args):
         about = (name, script_args.data, split_seed, script_args.max_images, images.given)
         if (warning := seen_images_warning(*about)) is not None:
             logger.warning("warning: %s", warning)
+    inspection = look_at(images, start, script_args.streaming)
     splits, tokens = make_tokens(images, start.processor, script_args, split_seed, args)
 
     # 3. Trainer.
     on_first_process(lambda: delete_overwritten(args, checkpoint))
-    sheet = SampleSheetCallback(lambda model: sample_sheet(model, start.processor, per_class=4))
-    callbacks = [SaveOnSigterm()] if is_classifier else [sheet, SaveOnSigterm()]
-    options = {"layout": start.layout, "shuffle_buffer": script_args.shuffle_buffer}
-    options["new_images"] = new_images(splits["train"], start.processor, script_args, args.seed)
-    trainer = make_trainer(start.model, args, tokens, start.saved_processor, callbacks=callbacks, **options)
+    trainer = wire_trainer(start, tokens, splits["train"], script_args, args)
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
-    about = (script_args.data, sizes, len(class_names), start.model.num_parameters())
-    logger.info("%s: %s images of %d classes; %d parameters", *about)
-    logger.info("splits: %s", describe_splits(images.given, split_seed, script_args.streaming))
+    logger.info("%s images, %s", sizes, describe_splits(images.given, split_seed, script_args.streaming))
+    logger.info("%d classes; %d parameters", len(class_names), start.model.num_parameters())
     if (hint := few_steps_hint(args, len(splits["train"]))) is not None:
         logger.warning("hint: %s", hint)
 
@@ -114,12 +110,14 @@ def train(script_args, model_args, args):
         return logger.info(message)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(interrupted_message(trainer)) from None
-    test_split = (LabelDataset if is_classifier else TokenDataset)(tokens["test"], start.layout, seed=args.seed)
+    dataset = LabelDataset if script_args.task == "classification" else TokenDataset
+    test_split = dataset(tokens["test"], start.layout, seed=args.seed)
     test = trainer.evaluate(test_split, metric_key_prefix="test")
 
     # 5. Model, results, figures, card; then the Hub, with --push_to_hub.
     save_model(trainer)
     if trainer.is_world_process_zero():
+        inspection.sheet.save(Path(args.output_dir) / "data.png")
         results = write_run(trainer, test, start.processor, splits, script_args, given=images.given)
         logger.info("%s", format_results(results, args.output_dir))
         if args.push_to_hub:
@@ -139,6 +137,20 @@ def open_images(script_args, split_seed: int):
     return splits, splits["train"].features["label"].names
 
 
+def look_at(images, start: InitialModel, is_streamed: bool) -> Inspection:
+    """Decide, by a sample of the training images, how images become binary, and say so."""
+    if is_streamed:
+        sample, num_images = sample_shards(images), None
+    else:
+        sample, num_images = sample_images(images["train"]), sum(map(len, images.values()))
+    inspection = start.look_at(sample, num_images)
+    logger.info("%s", inspection.summary)
+    for warning in inspection.warnings:
+        logger.warning("warning: %s", warning)
+    inspection.check()
+    return inspection
+
+
 def make_tokens(images, processor, script_args, split_seed: int, args):
     """Tokenize what `open_images` opened: the splits of images, and those of tokens."""
     if not script_args.streaming:
@@ -152,6 +164,16 @@ def make_tokens(images, processor, script_args, split_seed: int, args):
         first_shard=len(images.shards) * args.process_index // args.world_size,
         skip_bad_images=script_args.skip_bad_images,
     )
+
+
+def wire_trainer(start: InitialModel, tokens, train_images, script_args, args):
+    """Make the Trainer, with the callbacks that a command line's run has."""
+    callbacks: list = [SaveOnSigterm()]
+    if script_args.task == "generation":
+        callbacks.append(SampleSheetCallback(lambda model: sample_sheet(model, start.processor, per_class=4)))
+    options = {"layout": start.layout, "shuffle_buffer": script_args.shuffle_buffer}
+    options["new_images"] = new_images(train_images, start.processor, script_args, args.seed)
+    return make_trainer(start.model, args, tokens, start.saved_processor, callbacks=callbacks, **options)
 
 
 def new_images(split, processor, script_args, seed: int) -> NewImages | None:

@@ -12,6 +12,7 @@ from matplotlib import colormaps
 from PIL import Image, ImageChops
 
 from ..evaluation.surprise import surprise_maps
+from ..model.image_decision import is_photograph
 
 
 MAX_IMAGES, MAX_SEED, MAX_TEMPERATURE, MAX_GUIDANCE = 16, 2**32 - 1, 2.0, 5.0
@@ -98,10 +99,14 @@ def center_ink(gray: Image.Image) -> Image.Image:
 def to_pixels(processor, gray: Image.Image) -> np.ndarray:
     """A gray image of any size -> binary pixels, white on black, (image_size, image_size).
 
-    It is shrunk as it stands: a margin is for crops, and a canvas has its own.
+    A photograph is cropped to its ink; a drawing shrinks as it is: a margin is for crops, and a canvas has its own.
+
+    Raises:
+        ValueError: No ink is left.
     """
     small = gray.resize((processor.image_size,) * 2, Image.Resampling.BOX)
-    return processor.decode_pixels(processor.tokenize(small))[0]
+    fitted = processor.fit_upload(gray if is_photograph(gray) else small)
+    return processor.decode_pixels(processor.tokenize(fitted))[0]
 
 
 # --- answers --------------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ class NewImages:
 
     def _crop(self, image: Image.Image) -> Image.Image:
         """Cut off what lies around the ink."""
-        ink = np.asarray(image) >= self.processor.threshold * 255
+        ink = np.asarray(image) >= self.processor.level * 255
         rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
         if len(rows) == 0:  # strokes thinner than a pixel may fade
             return image

@@ -27,6 +27,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -37,9 +38,10 @@ from tqdm.auto import tqdm
 
 from ..distributed import end_with_parent
 from ..errors import DataError, IGPTError
-from ..model import image_processing_igpt, image_reading, tokens
+from ..model import image_decision, image_ink, image_processing_igpt, image_reading, tokens
 from . import decoding, splits, tokenized
 from .decoding import decode_image
+from .inspection import MAX_SAMPLE, MAX_SAMPLE_PIXELS
 from .shards import Shard, ShardedSource
 from .sources.parts import SPLITS
 from .splits import FRACTIONS
@@ -49,6 +51,7 @@ from .tokenized import tokenize_batch
 logger = logging.getLogger(__name__)
 
 READ_ROWS = 256  # encoded images in memory at a time; of decoded ones, which may be large, two
+SAMPLED_SHARDS = 20
 
 
 # --- tokens ---------------------------------------------------------------------------------------------------------
@@ -70,6 +73,22 @@ def draw_splits(
 def split_generator(seed: int, shard: Shard) -> np.random.Generator:
     """Random generator of the splits of a shard's rows: it depends on the seed and the shard's name alone."""
     return np.random.default_rng([seed, zlib.crc32(Path(shard.name).name.encode())])
+
+
+def sample_shards(source: ShardedSource) -> list[PIL.Image.Image]:
+    """The first images of up to 20 shards, as many of each: at most 2,000 that can be read."""
+    chosen = source.shards[:: math.ceil(len(source.shards) / SAMPLED_SHARDS)]
+    images: list[PIL.Image.Image] = []
+    num_pixels = 0
+    for shard in chosen:
+        rows = shard.open().select_columns(source.image_column).cast_column(source.image_column, Image(decode=False))
+        for row in rows.take(MAX_SAMPLE // len(chosen)):
+            with suppress(DataError):  # which tokenizing will name
+                images.append(decode_image(_with_bytes(row[source.image_column], shard)))
+                num_pixels += images[-1].width * images[-1].height
+            if num_pixels > MAX_SAMPLE_PIXELS:
+                return images
+    return images
 
 
 def tokenize_shards(
@@ -101,6 +120,8 @@ def tokenize_shards(
         raise IGPTError(
             "--streaming caches tokens, and --binarize stochastic samples them anew: leave out one of them."
         )
+    if not processor.is_decided:
+        processor = processor.decide(sample_shards(source))
     folder = _cache_folder(source, processor, seed, skip_bad_images)
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
@@ -119,15 +140,8 @@ def tokenize_shards(
 
 def _cache_folder(source: ShardedSource, processor, seed: int, skip_bad_images: bool) -> Path:
     """A folder of its own for all that the tokens depend on: the data, the settings, and the code that makes them."""
-    modules = (
-        image_processing_igpt,
-        image_reading,
-        tokens,
-        decoding,
-        splits,
-        tokenized,
-        inspect.getmodule(ShardedTokens),
-    )
+    modules = [image_decision, image_ink, image_processing_igpt, image_reading, tokens]
+    modules += [decoding, splits, tokenized, inspect.getmodule(ShardedTokens)]
     code = "".join(inspect.getsource(module) for module in modules)
     names = [name for name in inspect.signature(type(processor)).parameters if name != "kwargs"]
     settings = {name: getattr(processor, name) for name in names}  # to_dict() has more, once it has been saved

@@ -10,6 +10,7 @@ from datasets import Dataset, DatasetDict, Features, List, Value
 from ..errors import DataError
 from ..model.tokens import pixels_to_tokens
 from .augmentation import NewImages
+from .inspection import sample_images
 
 
 class TokenDataset(torch.utils.data.Dataset):
@@ -112,11 +113,13 @@ def tokenize(splits: DatasetDict, processor: Any) -> DatasetDict:
     Args:
         splits: as `load_splits` returns them.
         processor: its `tokenize(images)` turns a list of n PIL images into an array (n, num_tokens), its `to_gray`
-            into (n, image_size, image_size).
+            into (n, image_size, image_size). What it leaves open is decided by the training images.
 
     Raises:
         DataError: if the processor refuses an image; the message gives its split and index.
     """
+    if not processor.is_decided:
+        processor = processor.decide(sample_images(next(iter(splits.values()))))
     column = "gray" if processor.binarize == "stochastic" else "tokens"
     tokenized = DatasetDict()
     for name, split in splits.items():

@@ -14,7 +14,7 @@ from ..errors import IGPTError
 logger = logging.getLogger(__name__)
 
 PATTERNS = ("*.json", "*.safetensors", "*.py", "*.png", "README.md")  # no checkpoints and training arguments
-STAYS = "trainer_state.json"  # the log
+STAYS = ("trainer_state.json", "data.png")  # the log, and training images as they are, which may not be given away
 ATTEMPTS = 4
 
 
@@ -50,7 +50,7 @@ def push_folder(
 
 def _additions(folder: Path, repo: str) -> list[CommitOperationAdd]:
     """The files to upload; the card says how to load the model from its new place."""
-    paths = sorted({path for pattern in PATTERNS for path in folder.glob(pattern)} - {folder / STAYS})
+    paths = sorted({path for pattern in PATTERNS for path in folder.glob(pattern)} - {folder / name for name in STAYS})
     return [
         CommitOperationAdd(path.name, _card_for(path, repo) if path.name == "README.md" else path) for path in paths
     ]

@@ -11,17 +11,24 @@ Because the blocks partition the image and every block has its own token, nothin
 inverse of `tokenize`, and a likelihood over tokens is a likelihood over pixels.
 """
 
+import copy
 import inspect
 import math
 from collections.abc import Mapping
 
 import numpy as np
 import torch
-from PIL import Image, ImageChops
+from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from .image_reading import as_list, has_light_border, read_image, to_marked_image
+from .image_decision import FULL_RANGE, INKS, Survey, decide_shrinking, spread, usual_margin
+from .image_ink import even_out_light, widen_thin_strokes
+from .image_reading import GrayImage, as_list, has_light_border, read_image, to_marked_image
+from .image_upload import fit_upload
 from .tokens import TokenGrid, pixels_to_tokens, tokens_to_pixels
+
+
+MAX_LOOKED_AT, MAX_SHRUNK = 2000, 100  # images that `decide` looks at, and those that it shrinks
 
 
 class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
@@ -32,14 +39,24 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
         patch_size: Height and width of the block of pixels that one token stands for (1 to 4).
         num_labels: Number of classes. Prompt id `vocab_size + label` asks for a class, `vocab_size + num_labels` for
             any class (the start token).
-        threshold: A pixel is foreground where its gray level, in [0, 1], is at least this.
-        invert: "auto" inverts an image with a light border, so that it is white on black; or "never", "always".
-            Boolean arrays, arrays of zeros and ones, and images made by this package are white on black already.
+        threshold: A pixel is foreground where its gray level, in [0, 1], is at least this; "auto" is 0.5 between the
+            two `levels`; "local" evens out the light that falls on photographs first.
+        invert: Make images white on black: "never", "always", or "auto", which does what `ink` says.
         margin: Pixels kept free around a crop, an image whose ink reaches all four edges, so that tightly cropped
             digits look like digits on a canvas (MNIST's have a margin of 4). An image that has the size `image_size`
             already stays as it is.
         binarize: "threshold", or "stochastic": each pixel is 1 with probability equal to its gray level (the
             protocol of dynamically binarized MNIST).
+        ink: What of an image becomes white: "dark", "light" or "opacity". With "opacity" an image without transparent
+            pixels has a light or a dark border, and ink is the opposite. Boolean arrays, whole numbers that are all
+            0 or 1, and images made by this package are white on black already.
+        levels: The gray levels, from 0 to 255, that become 0 and 1 of `threshold`; those outside are cut off.
+        widen_strokes: Make strokes that would be thinner than one pixel as wide as one before an image shrinks.
+        ink_margin: Pixels that are usually free around the ink of the data, for `fit_upload`; None: `margin`.
+
+    The last four, and `threshold` "auto", are decided by `decide` for a whole data set, and saved with the rest. As
+    long as `ink`, `levels` or `widen_strokes` is undecided ("auto", None), each call decides, over all its images
+    together.
 
     Raises:
         ValueError: A size, threshold or mode out of its range.
@@ -58,10 +75,14 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
         image_size: int = 28,
         patch_size: int = 2,
         num_labels: int = 10,
-        threshold: float = 0.5,
+        threshold: float | str = "auto",
         invert: str = "auto",
         binarize: str = "threshold",
         margin: int = 0,
+        ink: str = "auto",
+        levels: tuple[float, float] | None = None,
+        widen_strokes: bool | None = None,
+        ink_margin: int | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -69,18 +90,26 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
         self.patch_size = patch_size
         self.num_labels = num_labels
         self.check_sizes()
-        if not 0 < threshold <= 1:
-            raise ValueError(f"threshold is a gray level in (0, 1], got {threshold}.")
+        if threshold not in ("auto", "local") and (isinstance(threshold, str) or not 0 < threshold <= 1):
+            raise ValueError(f"threshold is a gray level in (0, 1], 'auto' or 'local', got {threshold}.")
         if invert not in ("auto", "never", "always"):
             raise ValueError(f"invert must be 'auto', 'never' or 'always', got {invert!r}.")
         if not 0 <= margin < image_size / 2:
             raise ValueError(f"margin must lie between 0 and half of image_size={image_size}, got {margin}.")
         if binarize not in ("threshold", "stochastic"):
             raise ValueError(f"binarize must be 'threshold' or 'stochastic', got {binarize!r}.")
+        if ink not in INKS:
+            raise ValueError(f"ink must be one of {', '.join(INKS)}, got {ink!r}.")
+        if levels is not None and (len(levels) != 2 or not levels[0] < levels[1]):
+            raise ValueError(f"levels are two gray levels from 0 to 255, the darker first, got {levels}.")
         self.threshold = threshold
         self.invert = invert
         self.binarize = binarize
         self.margin = margin
+        self.ink = ink
+        self.levels = levels if levels is None else tuple(levels)
+        self.widen_strokes = widen_strokes
+        self.ink_margin = ink_margin
 
     @classmethod
     def from_dict(cls, image_processor_dict, **kwargs):
@@ -88,13 +117,62 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
         settings = {name: kwargs.pop(name) for name in inspect.signature(cls).parameters if name in kwargs}
         return super().from_dict({**image_processor_dict, **settings}, **kwargs)
 
+    # --- one decision for a data set --------------------------------------------------------------------------------
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the tokens of an image no longer depend on the images it comes with."""
+        return None not in (self.levels, self.widen_strokes) and (self.ink, self.invert) != ("auto", "auto")
+
+    def decide(self, images) -> "IGPTImageProcessor":
+        """Decide over a whole data set what is not decided yet: a copy whose tokens do not depend on the batch.
+
+        Args:
+            images: Anything that `to_gray` takes. Of more than 2,000, as many are looked at, evenly spaced.
+        """
+        if self.is_decided:
+            return self
+        images = as_list(images, self.image_size)
+        rows = spread(range(len(images)), MAX_LOOKED_AT)
+        decided, survey = copy.copy(self), Survey(read_image(images[row], row) for row in rows)
+        if self.ink == "auto":
+            decided.ink = {"always": "dark", "never": "light", "auto": survey.find_ink()}[self.invert]
+        if self.levels is None:
+            is_local, is_given = self.threshold == "local", not isinstance(self.threshold, str)
+            decided.levels = FULL_RANGE if is_local else survey.find_levels(decided.ink, only_pairs=is_given)
+        large = spread([row for row in rows if self._shrinks(read_image(images[row], row))], MAX_SHRUNK)
+        decided = decide_shrinking(decided, [read_image(images[row], row) for row in large])
+        if self.ink_margin is None:
+            some = [read_image(images[row], row) for row in spread(rows, MAX_SHRUNK)]
+            decided.ink_margin = usual_margin(decided, some)
+        return decided
+
+    def _shrinks(self, image: GrayImage) -> bool:
+        return max(image.gray.size) > self.image_size
+
+    def replace(self, **settings) -> "IGPTImageProcessor":
+        """A copy with other settings, which are not checked."""
+        other = copy.copy(self)
+        vars(other).update(settings)
+        return other
+
+    def fit_binary(self, image: GrayImage) -> np.ndarray:
+        """Fit one image that was read -> (image_size, image_size), booleans, by threshold."""
+        ink = self.to_ink(image)
+        return self.fit(ink, self.is_crop(ink)) >= self.level * 255
+
+    @property
+    def level(self) -> float:
+        """Gray level, in [0, 1], from which on a pixel is white."""
+        return 0.5 if isinstance(self.threshold, str) else self.threshold
+
     # --- images -> gray -> binary -> tokens -------------------------------------------------------------------------
 
     def to_gray(self, images) -> np.ndarray:
         """Fit images to `image_size`, white on black: anything image-like -> (n, image_size, image_size), uint8 gray.
 
-        Gray and color become gray, alpha is laid over black, light borders are inverted (see `invert`), larger images
-        shrink to fit with an antialiasing filter and keep their aspect ratio, smaller ones are centered.
+        Gray and color become gray, ink becomes light (see `ink`), larger images shrink to fit with an antialiasing
+        filter and keep their aspect ratio, smaller ones are centered.
 
         Args:
             images: One image or many, as PIL images, paths, arrays or tensors:
@@ -111,46 +189,79 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
                 instead: (3, height, width) that is not binary integers may be one color image, and
                 (n, image_size**2) flattened images.
         """
-        grays = [self.read(image, index) for index, image in enumerate(as_list(images, self.image_size))]
-        return np.stack([self.fit(gray, self.is_crop(gray)) for gray in grays])
+        images = as_list(images, self.image_size)
+        decided = self.decide(images)
+        inks = (decided.read(image, index) for index, image in enumerate(images))
+        return np.stack([decided.fit(ink, decided.is_crop(ink)) for ink in inks])
 
     def read(self, image, index: int = 0) -> Image.Image:
-        """Read one image of any kind -> a gray PIL image of the same size, white on black.
+        """Read one image of any kind -> its ink, light on dark, in its own size.
 
-        `index` is its position among others, for messages.
+        The processor has decided; `index` is the image's position among others, for messages.
         """
-        gray, is_white_on_black = read_image(image, index)
-        if self.invert == "always" or (self.invert == "auto" and not is_white_on_black and has_light_border(gray)):
-            gray = ImageChops.invert(gray)
-        return gray
+        return self.to_ink(read_image(image, index))
 
-    def is_crop(self, gray: Image.Image) -> bool:
-        """Whether the ink of a white on black image reaches all four edges; at `image_size` already, it is no crop."""
-        if gray.size == (self.image_size, self.image_size):
+    def is_crop(self, ink: Image.Image) -> bool:
+        """Whether the ink reaches all four edges; an image of `image_size` already is not a crop."""
+        if ink.size == (self.image_size, self.image_size):
             return False
-        ink = np.asarray(gray) >= self.threshold * 255
-        return bool(ink[0].any() and ink[-1].any() and ink[:, 0].any() and ink[:, -1].any())
+        is_ink = np.asarray(ink) >= self.level * 255
+        return bool(is_ink[0].any() and is_ink[-1].any() and is_ink[:, 0].any() and is_ink[:, -1].any())
 
-    def fit(self, gray: Image.Image, is_crop: bool) -> np.ndarray:
-        """Shrink a white on black image if it is too large, and center it -> (image_size, image_size), uint8.
+    def fit(self, ink: Image.Image, is_crop: bool) -> np.ndarray:
+        """Shrink what `read` returns if it is too large, and center it -> (image_size, image_size), uint8.
 
         A crop leaves the margin free.
         """
-        scale = (self.image_size - 2 * self.margin * is_crop) / max(gray.size)
-        if scale < 1:
-            width, height = (max(1, round(side * scale)) for side in gray.size)
-            gray = gray.resize((width, height), Image.Resampling.BILINEAR)
+        scale = (self.image_size - 2 * self.margin * is_crop) / max(ink.size)
         canvas = np.zeros((self.image_size, self.image_size), np.uint8)
-        top, left = (self.image_size - gray.height) // 2, (self.image_size - gray.width) // 2
-        canvas[top : top + gray.height, left : left + gray.width] = np.asarray(gray)
+        if scale < 1:
+            width, height = (max(1, round(side * scale)) for side in ink.size)
+            fitted = np.asarray(ink.resize((width, height), Image.Resampling.BILINEAR))
+            if self.widen_strokes:
+                mask = ink.point([255 * (level >= self.level * 255) for level in range(256)])
+                fitted = np.maximum(fitted, np.asarray(widen_thin_strokes(mask, (width, height))))
+        else:
+            fitted = np.asarray(ink)
+        top, left = ((self.image_size - side) // 2 for side in fitted.shape)
+        canvas[top : top + fitted.shape[0], left : left + fitted.shape[1]] = fitted
         return canvas
+
+    def to_ink(self, image: GrayImage) -> Image.Image:
+        """The ink of an image, light on dark, in its own size."""
+        gray, ink = image.gray, {"never": "light", "always": "dark", "auto": self.ink}[self.invert]
+        if self.invert == "auto" and image.is_white:
+            ink = "light"
+        elif ink == "opacity" and image.opacity is not None:
+            gray, ink = image.opacity, "light"
+        elif ink == "opacity":
+            ink = "dark" if has_light_border(gray) else "light"
+        if image.opacity is not None and gray is not image.opacity:  # lay it over paper
+            gray = Image.composite(gray, Image.new("L", gray.size, 255 if ink == "dark" else 0), image.opacity)
+        if self.levels != FULL_RANGE:
+            low, high = self.levels
+            gray = gray.point([round(255 * min(max((level - low) / (high - low), 0), 1)) for level in range(256)])
+        if ink == "dark":
+            gray = gray.point([255 - level for level in range(256)])
+        return even_out_light(gray) if self.threshold == "local" and self._shrinks(image) else gray
+
+    def fit_upload(self, image) -> Image.Image:
+        """Fit one image that somebody gives a trained model: a binary image of `image_size`, white on black.
+
+        An image like those of the data is read like them. One on which that finds no ink, or a background that is ink,
+        is read by itself; so is a photograph, which is also cropped to its ink, with the data's margin around it.
+
+        Raises:
+            ValueError: No ink is left, or more than one image was given.
+        """
+        return fit_upload(self, image)
 
     def binarize_gray(self, gray: np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
         """Binarize gray levels 0..255 by threshold or, with `binarize="stochastic"`, at random: same shape, 0/1."""
         if self.binarize == "stochastic":
             generator = generator or np.random.default_rng()
             return (generator.random(gray.shape, dtype=np.float32) * 255 < gray).astype(np.uint8)
-        return (gray >= self.threshold * 255).astype(np.uint8)
+        return (gray >= self.level * 255).astype(np.uint8)
 
     def tokenize(self, images, generator: np.random.Generator | None = None) -> np.ndarray:
         """Turn images into tokens: anything that `to_gray` takes -> (n, num_image_tokens), unsigned integers.

@@ -1,6 +1,7 @@
-"""Anything image-like -> a gray PIL image."""
+"""Anything image-like -> a gray PIL image, with its opacity."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -78,24 +79,34 @@ def to_marked_image(pixels: np.ndarray) -> Image.Image:
     return image
 
 
-def read_image(image, index: int) -> tuple[Image.Image, bool]:
-    """Anything image-like -> (gray image, whether it is known to be white on black)."""
+class GrayImage(NamedTuple):
+    """An image as it was read, both parts in mode "L"."""
+
+    gray: Image.Image
+    opacity: Image.Image | None  # None: no pixel is transparent
+    is_white: bool  # known to be white on black
+    is_mask: bool  # of zeros and ones only, which are white on black unless other images of the data set say otherwise
+
+
+def read_image(image, index: int) -> GrayImage:
+    """Read anything image-like; `index` is for the messages."""
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
         image = (image.float() if image.is_floating_point() else image).numpy()  # numpy has no bfloat16
     if isinstance(image, str) or hasattr(image, "__fspath__"):
         image = Image.open(image)
-    if isinstance(image, Image.Image):
-        if image.width == 0 or image.height == 0:
-            raise ValueError(f"image {index} is empty: {image.width}x{image.height} pixels.")
-        is_white = image.info.get("foreground") == WHITE_FOREGROUND["foreground"]
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # a photo that was taken sideways
-            image = ImageOps.exif_transpose(image)
-        try:
-            return _pil_to_gray(image), is_white
-        except ValueError as error:
-            raise ValueError(f"image {index} (mode {image.mode}) cannot be made gray: {error}") from error
-    return _array_to_gray(_pixel_array(image, index), index)
+    if not isinstance(image, Image.Image):
+        return _read_array(_pixel_array(image, index), index)
+    if image.width == 0 or image.height == 0:
+        raise ValueError(f"image {index} is empty: {image.width}x{image.height} pixels.")
+    is_white = image.info.get("foreground") == WHITE_FOREGROUND["foreground"]
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # a photo that was taken sideways
+        image = ImageOps.exif_transpose(image)
+    try:
+        gray, opacity = _pil_to_gray(image)
+    except ValueError as error:
+        raise ValueError(f"image {index} (mode {image.mode}) cannot be made gray: {error}") from error
+    return GrayImage(gray, opacity, is_white, opacity is None and gray.getextrema()[1] <= 1)
 
 
 def _pixel_array(image, index: int) -> np.ndarray:
@@ -117,34 +128,37 @@ def _pixel_array(image, index: int) -> np.ndarray:
     return array
 
 
-def _array_to_gray(array: np.ndarray, index: int) -> tuple[Image.Image, bool]:
+def _read_array(array: np.ndarray, index: int) -> GrayImage:
     low, high = array.min(), array.max()
     top = 1 if array.dtype == bool or np.issubdtype(array.dtype, np.floating) else 255
     if not (0 <= low and high <= top):  # also true for NaN
         raise ValueError(f"image {index} has values from {low} to {high}; {array.dtype} pixels lie in [0, {top}].")
-    is_binary = bool(np.isin(array, (0, 1)).all())
-    if is_binary or top == 1:
+    is_mask = bool(np.isin(array, (0, 1)).all())
+    if is_mask or top == 1:
         array = np.rint(array.astype(np.float32) * 255)
-    return _pil_to_gray(Image.fromarray(array.astype(np.uint8))), is_binary
+    gray, opacity = _pil_to_gray(Image.fromarray(array.astype(np.uint8)))
+    return GrayImage(gray, opacity, is_mask and not np.issubdtype(low.dtype, np.floating), is_mask)
 
 
-def _pil_to_gray(image: Image.Image) -> Image.Image:
-    """A PIL image of any mode -> mode "L"; alpha is laid over black, 16-bit levels are scaled, not clipped."""
+def _pil_to_gray(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """A PIL image of any mode -> (gray, opacity), both of mode "L"; 16-bit levels are scaled, not clipped."""
     if image.mode == "L" and "transparency" not in image.info:
-        return image
+        return image, None
     if image.mode.startswith("I") or image.mode == "F":
         levels = np.asarray(image, dtype=np.float64)
         if not np.isfinite(levels).all():
             raise ValueError("it has NaN or infinite pixels.")
         top = 65535 if image.mode.startswith("I") and levels.max() > 255 else 1 if levels.max() <= 1 else 255
-        return Image.fromarray(np.rint(levels.clip(0, top) / top * 255).astype(np.uint8))
+        return Image.fromarray(np.rint(levels.clip(0, top) / top * 255).astype(np.uint8)), None
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("L")
-    return (image.convert("RGB") if image.mode == "LAB" else image).convert("L")
+        opacity = rgba.getchannel("A")
+        return rgba.convert("RGB").convert("L"), opacity if opacity.getextrema()[0] < 255 else None
+    return (image.convert("RGB") if image.mode == "LAB" else image).convert("L"), None
 
 
 def has_light_border(gray: Image.Image) -> bool:
+    """Whether most pixels at the four edges are light."""
     pixels = np.asarray(gray)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     return bool(np.median(border) >= 128)

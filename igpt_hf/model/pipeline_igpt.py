@@ -80,7 +80,7 @@ class BinaryImageGenerationPipeline(Pipeline):
                 raise ValueError("keep_rows and class_label go with an image to complete, not with a class.")
             return processor.prompt(class_labels=labels)
         rows = processor.half_rows if keep_rows is None else keep_rows
-        return processor.prompt(class_labels=labels, images=inputs, keep_rows=rows)
+        return processor.prompt(class_labels=labels, images=processor.fit_upload(inputs), keep_rows=rows)
 
     def _is_class(self, item) -> bool:
         """Whether an input asks for a class, or for any; a string that names no class is a path if it exists."""

@@ -60,8 +60,15 @@ class ScriptArguments:
     max_images: int | None = field(default=None, metadata={"help": "A random, stratified subset of this many images."})
     split_seed: int | None = field(default=None, metadata={"help": "Seed of the split; default: `seed`."})
     skip_bad_images: bool = field(default=False, metadata={"help": "Count and leave out images that cannot be read."})
-    threshold: float = field(default=0.5, metadata={"help": "Gray level in (0, 1] from which on a pixel is white."})
-    invert: str = field(default="auto", metadata={"help": "auto (light borders), never or always."})
+    threshold: str = field(
+        default="auto",
+        metadata={"help": "Gray level in (0, 1] from which on a pixel is white, auto, or local: for uneven light."},
+    )
+    invert: str = field(default="auto", metadata={"help": "auto (as --ink says), never or always."})
+    ink: str = field(default="auto", metadata={"help": "What becomes white: dark, light, opacity; auto: by the data."})
+    widen_strokes: bool | None = field(
+        default=None, metadata={"help": "Widen strokes thinner than one pixel; default: where the data needs it."}
+    )
     margin: int | None = field(
         default=None,
         metadata={"help": "Pixels kept free around tight crops; default: image_size / 14, which is 2 of 28."},

@@ -4,9 +4,11 @@ import logging
 from dataclasses import dataclass
 
 from huggingface_hub.errors import StrictDataclassError
+from PIL.Image import Image
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from ..data.inspection import Inspection, inspect_images, parse_threshold
 from ..errors import IGPTError
 from ..hub.loading import load_pretrained
 from ..model.configuration_igpt import IGPTConfig
@@ -36,6 +38,14 @@ class InitialModel:
     saved_processor: BaseImageProcessor
     layout: IGPTConfig
 
+    def look_at(self, images: list[Image], num_images: int | None) -> Inspection:
+        """Decide, by a sample of the training images, what the processor leaves open."""
+        inspection = inspect_images(images, self.processor, num_images)
+        if self.saved_processor is self.processor:
+            self.saved_processor = inspection.processor
+        self.processor = inspection.processor
+        return inspection
+
 
 def make_initial_model(class_names: list[str], script_args: ScriptArguments, model_args) -> InitialModel:
     """Make or load the model that the flags ask for.
@@ -58,8 +68,10 @@ def make_initial_model(class_names: list[str], script_args: ScriptArguments, mod
         image_size=layout.image_size,
         patch_size=layout.patch_size,
         num_labels=layout.num_labels,
-        threshold=script_args.threshold,
+        threshold=parse_threshold(script_args.threshold),
         invert=script_args.invert,
+        ink=script_args.ink,
+        widen_strokes=script_args.widen_strokes,
         margin=layout.image_size // 14 if script_args.margin is None else script_args.margin,
         binarize=script_args.binarize,
     )
@@ -77,7 +89,7 @@ def _new_config(preset: str, settings: dict) -> IGPTConfig:
 
 def _from_checkpoint(class_names: list[str], script_args: ScriptArguments, model_args) -> InitialModel:
     path = script_args.model_name_or_path
-    for name in (*vars(model_args), "threshold", "invert", "margin", "binarize"):
+    for name in (*vars(model_args), "threshold", "invert", "ink", "widen_strokes", "margin", "binarize"):
         arguments = model_args if name in vars(model_args) else script_args
         if getattr(arguments, name) != getattr(type(arguments), name):
             raise IGPTError(f"--{name} cannot be changed: it comes with --model_name_or_path {path}.")

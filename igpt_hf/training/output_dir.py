@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 LOCK = "_train.lock"  # transformers pushes no file whose name begins with an underscore
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # what disks without file locks answer
-FIGURES = ("loss_curve.png", "samples.png", "completions.png", "accuracy_curve.png")
+FIGURES = ("loss_curve.png", "samples.png", "completions.png", "accuracy_curve.png", "data.png")
 CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json")
 RUN_FILES = ("model.safetensors", *CONFIGS, "README.md", RESULTS, *FIGURES, "trainer_state.json", "training_args.bin")
 

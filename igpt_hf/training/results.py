@@ -248,9 +248,17 @@ def _describe_splits(results: dict) -> str:
 
 def _protocol(processor) -> str:
     """How images were binarized: likelihoods are comparable only under the same protocol."""
+    level = {
+        "local": "where it is ink after uneven light was evened out",
+        "auto": "from half of full gray on",
+    }.get(processor.threshold, f"from {processor.threshold} of full gray on")
     binarization = {
-        "threshold": f"a pixel is white from {processor.threshold} of full gray on",
+        "threshold": f"a pixel is white {level}",
         "stochastic": "a pixel is white with the probability of its gray level, sampled anew in each epoch, once for "
         "validation and test",
     }[processor.binarize]
+    if processor.levels not in (None, (0, 255)):
+        binarization += "; gray levels from {:.0f} to {:.0f} are stretched to the full range".format(*processor.levels)
+    if processor.widen_strokes:
+        binarization += "; strokes thinner than a pixel are widened to one"
     return binarization + (f"; tight crops have a margin of {processor.margin} pixels" if processor.margin else "")

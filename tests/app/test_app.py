@@ -17,7 +17,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from packaging.requirements import Requirement
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from helpers.paths import SCRIPTS
 
@@ -25,7 +25,7 @@ from helpers.paths import SCRIPTS
 pytest.importorskip("gradio", reason="there is no gradio: pip install -e '.[demo]'")
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor, bundled  # noqa: E402
-from igpt_hf.app.answers import ANY, MAX_IMAGES, Settings, complete, data_uri, generate, read  # noqa: E402
+from igpt_hf.app.answers import ANY, MAX_IMAGES, Settings, complete, data_uri, generate, read, to_pixels  # noqa: E402
 from igpt_hf.app.page import launch  # noqa: E402
 from igpt_hf.data.synthetic import draw_digit  # noqa: E402
 
@@ -70,6 +70,20 @@ def digit(label: int = 7) -> Image.Image:
 def images_in(html: str) -> list[np.ndarray]:
     codes = re.findall(r"data:image/png;base64,([^\"]+)", html)
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(code)))) for code in codes]
+
+
+def test_an_uploaded_photograph_is_cropped_to_its_ink_and_a_drawing_stays_where_it_is(processor):
+    trained = processor.decide([digit(label) for label in range(4)]).replace(ink_margin=4)
+    light = 120 + 100 * np.linspace(0, 1, 280)[None] + np.random.default_rng(0).normal(0, 3, (280, 280))
+    ink = Image.new("L", (280, 280), 0)
+    ImageDraw.Draw(ink).ellipse((20, 30, 120, 130), outline=255, width=14)
+    photo = Image.fromarray((light * (1 - 0.8 * np.asarray(ink) / 255)).clip(0, 255).astype(np.uint8))
+    rows = np.flatnonzero(to_pixels(trained, photo).any(axis=1))
+    assert (rows[0], rows[-1]) == (4, 23)
+    rows = np.flatnonzero(to_pixels(trained, ink).any(axis=1))
+    assert (rows[0], rows[-1]) == (3, 12)
+    with pytest.raises(ValueError, match="nothing is left of the image"):
+        to_pixels(trained, Image.new("L", (280, 280), 200))
 
 
 # --- what the functions answer --------------------------------------------------------------------------------------

@@ -546,6 +546,7 @@ class Tokenizer:
     """Stands in for the image processor: three tokens, the width, height and first pixel; refuses pixels of 13."""
 
     binarize = "threshold"
+    is_decided = True
 
     def tokenize(self, images):
         if any(image.getpixel((0, 0)) == 13 for image in images):

@@ -26,7 +26,10 @@ from igpt_hf.training.trainer import make_trainer
 
 
 NUM_SHARDS, ROWS = 4, 150
-PROCESSOR = IGPTImageProcessor(image_size=8, num_labels=3)
+# Of random pixels, it cannot be said which are ink.
+PROCESSOR = IGPTImageProcessor(
+    image_size=8, num_labels=3, threshold=0.5, ink="light", levels=(0, 255), widen_strokes=False
+)
 CONFIG = {"image_size": 8, "num_hidden_layers": 1, "num_labels": 3, "class_dropout_prob": 0.3}
 
 
@@ -395,7 +398,18 @@ def test_shards_with_other_classes_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", ["image_processing_igpt", "image_reading", "tokens", "decoding", "splits", "tokenized", "streaming"]
+    "module",
+    [
+        "image_decision",
+        "image_ink",
+        "image_processing_igpt",
+        "image_reading",
+        "tokens",
+        "decoding",
+        "splits",
+        "tokenized",
+        "streaming",
+    ],
 )
 def test_tokens_are_made_anew_after_an_edit_of_code_that_makes_them(shards, monkeypatch, module):
     source, processor = open_shards(str(shards)), IGPTImageProcessor(image_size=8)

@@ -12,7 +12,7 @@ from .paths import SCRIPTS, UTILS
 LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", str(SCRIPTS / "train.py")]
 # What a training run leaves in its folder.
 FILES = {"model.safetensors", "config.json", "generation_config.json", "preprocessor_config.json", "README.md"}
-FILES |= {"all_results.json", "loss_curve.png", "samples.png", "completions.png"}
+FILES |= {"all_results.json", "loss_curve.png", "samples.png", "completions.png", "data.png"}
 
 
 def run(*command, check: bool = True, **options) -> subprocess.CompletedProcess:

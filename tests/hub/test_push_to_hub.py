@@ -264,7 +264,7 @@ def test_a_run_that_pushes_uploads_its_results_with_its_own_card(trained):
     assert hub.messages["user/digits"] == ["End of training"]
     pictures = {"loss_curve.png", "samples.png", "completions.png"}
     assert CODE | MODEL | pictures | {"README.md", "all_results.json"} <= files.keys()
-    assert not any(name.endswith(".bin") or "checkpoint" in name for name in files)
+    assert not any(name.endswith(".bin") or "checkpoint" in name or name == "data.png" for name in files)
     local = (folder / "README.md").read_text(encoding="utf-8")
     assert files["README.md"].decode() == local.replace(f'"{folder}"', '"user/digits"')
     assert f"{results['test_nats_per_image']:.2f}" in local

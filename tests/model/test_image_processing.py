@@ -35,6 +35,7 @@ def bar(top=255, dtype=np.uint8) -> np.ndarray:
 
 
 BAR = bar(top=1)
+DECIDED = {"invert": "never", "threshold": 0.5, "levels": (0, 255), "widen_strokes": False}
 
 
 # --- tokens ---------------------------------------------------------------------------------------------------------
@@ -202,10 +203,10 @@ def noise(mode: str, n: int = 2) -> list[Image.Image]:
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
 @pytest.mark.parametrize("make", [np.asarray, torch.from_numpy, lambda levels: torch.from_numpy(levels) / 255])
 def test_channels_may_come_first_or_last_in_a_stack_or_a_list_and_give_the_gray_of_pil(mode, make):
-    processor, pictures = IGPTImageProcessor(image_size=SIZE, invert="never"), noise(mode)
+    processor, pictures = IGPTImageProcessor(image_size=SIZE, **DECIDED), noise(mode)
     expected = processor.to_gray(pictures)
     if mode in ("L", "RGB"):
-        fitted = [processor.fit(picture.convert("L"), is_crop=False) for picture in pictures]
+        fitted = processor.to_gray([picture.convert("L") for picture in pictures])
         assert np.array_equal(expected, fitted)
     levels = np.stack([np.asarray(picture).reshape(19, 17, -1) for picture in pictures])  # (2, h, w, channels)
     last, first = make(levels), make(np.moveaxis(levels, 3, 1))
@@ -318,7 +319,8 @@ def test_a_small_picture_is_not_enlarged_but_kept_to_the_pixel(processor):
     assert found.sum() == pixels.sum()
 
 
-def test_shrinking_averages_all_pixels_rather_than_picking_some(processor):
+def test_shrinking_averages_all_pixels_rather_than_picking_some():
+    processor = IGPTImageProcessor(image_size=SIZE, **DECIDED)
     stripes = np.zeros((SIZE * 8, SIZE * 8), np.uint8)
     stripes[:, 1::4] = 255  # a quarter of the picture is white, in lines of one pixel
     gray = processor.to_gray(Image.fromarray(stripes))
@@ -356,7 +358,7 @@ def test_stochastic_pixels_repeat_with_the_generator_and_differ_without():
 # --- save, load, call -----------------------------------------------------------------------------------------------
 
 
-CODE = {"image_processing_igpt.py", "image_reading.py", "tokens.py"}
+CODE = {f"image_{part}.py" for part in ("decision", "ink", "processing_igpt", "reading", "upload")} | {"tokens.py"}
 
 
 def test_a_saved_processor_is_the_same_when_loaded(tmp_path):
@@ -561,8 +563,8 @@ def test_what_is_no_picture_is_refused_with_its_position(processor, images, word
         ({"image_size": 29}, "multiple of patch_size=2, got 29. Use 28"),
         ({"image_size": 0}, "image_size must be a positive"),
         ({"patch_size": 5}, "patch_size must be 1, 2, 3 or 4 (a vocabulary of 2**(patch_size**2)), got 5"),
-        ({"threshold": 0}, "threshold is a gray level in (0, 1], got 0"),
-        ({"threshold": 128}, "threshold is a gray level in (0, 1], got 128"),
+        ({"threshold": 0}, "threshold is a gray level in (0, 1], 'auto' or 'local', got 0"),
+        ({"threshold": 128}, "threshold is a gray level in (0, 1], 'auto' or 'local', got 128"),
         ({"invert": "maybe"}, "invert must be 'auto', 'never' or 'always', got 'maybe'"),
         ({"binarize": "otsu"}, "binarize must be 'threshold' or 'stochastic', got 'otsu'"),
     ],

@@ -1,0 +1,174 @@
+"""One look at a data set before training: what it holds, how it becomes binary, and what the model will see of it."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import PIL.Image
+from datasets import Dataset, DatasetDict
+from tqdm.auto import tqdm
+
+from ..errors import DataError
+from ..model.image_processing_igpt import IGPTImageProcessor
+from ..model.image_reading import read_image
+from ..plots import data_sheet
+
+
+MAX_SAMPLE, MAX_SAMPLE_PIXELS = 2000, 300_000_000  # images looked at, and held in memory, together
+MAX_EMPTY = 0.1  # a data set of which a larger fraction comes out empty is refused
+DOUBTFUL = 0.05  # a smaller fraction of the images than this may look unlike the others without a warning
+INK_WORDS = {"dark": "dark ink on light", "light": "light ink on dark", "opacity": "ink as opacity"}
+REMEDY = "Look at the images beside what the model sees (igpt data), and set --invert, --ink or --threshold"
+
+
+@dataclass
+class Inspection:
+    """What was found and decided.
+
+    Args:
+        processor: With every decision made.
+        summary: Two lines.
+        warnings: What looks doubtful, each with its remedy.
+        refusal: Why the data should not be trained on; None: it may be.
+        sheet: Originals beside what the model sees.
+    """
+
+    processor: IGPTImageProcessor
+    summary: str
+    sheet: PIL.Image.Image
+    warnings: list[str] = field(default_factory=list)
+    refusal: str | None = None
+
+    def check(self):
+        """Refuse a data set that comes out empty.
+
+        Raises:
+            DataError: More than a tenth of the images has no ink, or nothing else.
+        """
+        if self.refusal is not None:
+            raise DataError(self.refusal)
+
+
+def parse_threshold(text: str) -> float | str:
+    """The value of --threshold: a gray level, or a word, which the processor checks."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def sample_images(split: Dataset) -> list[PIL.Image.Image]:
+    """At most 2,000 images of a split, at random, and no more than fit into memory."""
+    rows = np.random.default_rng(0).permutation(len(split))[:MAX_SAMPLE]
+    images: list[PIL.Image.Image] = []
+    num_pixels = 0
+    for row in rows:
+        images.append(split[int(row)]["image"])
+        num_pixels += images[-1].width * images[-1].height
+        if num_pixels > MAX_SAMPLE_PIXELS:
+            break
+    return images
+
+
+def inspect_images(images: list[PIL.Image.Image], processor: IGPTImageProcessor, num_images: int | None) -> Inspection:
+    """Decide how a data set becomes binary, and judge the result.
+
+    Args:
+        images: A sample of the training images.
+        processor: What it leaves open is decided.
+        num_images: Of the whole data set, for the summary; None: not known.
+    """
+    decided = processor.decide(images)
+    read = [read_image(image, index) for index, image in enumerate(images)]
+    pixels = np.stack([decided.fit_binary(image) for image in read])  # (n, size, size)
+    inked = pixels.mean(axis=(1, 2))
+    empty, full = int((inked == 0).sum()), int((inked == 1).sum())
+    summary = (
+        f"{'' if num_images is None else f'{num_images:,} '}images, {_sizes(images)}: {_decision(decided)}\n"
+        f"{_fraction_kept(decided, read, pixels):.0%} of the ink kept, {empty + full} of {len(images):,} images empty"
+    )
+    inspection = Inspection(decided, summary, data_sheet(images, pixels))
+    inspection.warnings = _doubts(read, pixels)
+    if empty + full > MAX_EMPTY * len(images):
+        what = f"{empty} of {len(images)} images have no ink once they are binary" if empty >= full else (
+            f"{full} of {len(images)} images are nothing but ink once they are binary"
+        )  # fmt: skip
+        inspection.refusal = f"{what} ({_decision(decided)}). {REMEDY}."
+    return inspection
+
+
+def _sizes(images: list[PIL.Image.Image]) -> str:
+    widths, heights = ([image.size[axis] for image in images] for axis in (0, 1))
+    low, high = f"{min(widths)}x{min(heights)}", f"{max(widths)}x{max(heights)}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _decision(processor: IGPTImageProcessor) -> str:
+    ink = {"never": "light", "always": "dark", "auto": processor.ink}[processor.invert]
+    low, high = processor.levels
+    level = low / 255 + (0.5 if isinstance(processor.threshold, str) else processor.threshold) * (high - low) / 255
+    parts = [INK_WORDS[ink], "local threshold" if processor.threshold == "local" else f"level {level:.2f}"]
+    return ", ".join(parts + ["thin strokes widened"] * processor.widen_strokes)
+
+
+def _fraction_kept(processor: IGPTImageProcessor, read, pixels: np.ndarray) -> float:
+    """Area of the ink that the model sees, by that of the images, as far as it became less."""
+    before = after = 0.0
+    for image, binary in zip(read, pixels, strict=True):
+        ink = np.asarray(processor.to_ink(image)) >= 128
+        scale = min(1.0, processor.image_size / max(ink.shape))
+        before += ink.sum() * scale**2
+        after += binary.sum()
+    return min(1.0, after / before) if before else 1.0
+
+
+def _doubts(read, pixels: np.ndarray) -> list[str]:
+    """What looks as if the images were of two kinds."""
+    count, warnings = len(read), []
+    edges = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], axis=1)
+    inverted = int((edges.mean(axis=1) > 0.5).sum())
+    if inverted > DOUBTFUL * count:
+        warnings.append(
+            f"{inverted} of {count} images have a background of ink, as if they were inverted. {REMEDY}; if both "
+            "kinds are there, invert the files of one."
+        )
+    transparent = sum(image.opacity is not None for image in read)
+    if DOUBTFUL * count < transparent < (1 - DOUBTFUL) * count:
+        warnings.append(f"{transparent} of {count} images have transparent pixels, the others none. {REMEDY}.")
+    return warnings
+
+
+@dataclass
+class Census:
+    """What all images of a data set are, counted."""
+
+    sizes: Counter
+    modes: Counter
+    repeated: int = 0  # images that an earlier one of the same split equals
+    across: int = 0  # images of validation and test that are in an earlier split, too
+
+
+def count_images(splits: DatasetDict) -> Census:
+    """Count sizes, modes and duplicates, pixel by pixel, of all images."""
+    census, seen = Census(Counter(), Counter()), set()
+    total = sum(len(split) for split in splits.values())
+    with tqdm(total=total, desc="Counting images", unit=" images", delay=1, disable=None) as progress:
+        for split in splits.values():
+            own = set()
+            for image in _images(split):
+                census.sizes[image.size] += 1
+                census.modes[image.mode] += 1
+                key = hashlib.blake2b(repr((image.size, image.mode)).encode() + image.tobytes(), digest_size=16)
+                census.repeated += key.digest() in own
+                census.across += key.digest() in seen
+                own.add(key.digest())
+                progress.update()
+            seen |= own
+    return census
+
+
+def _images(split: Dataset) -> Iterable[PIL.Image.Image]:
+    for batch in split.select_columns("image").iter(25):  # decoded images in memory at a time
+        yield from batch["image"]

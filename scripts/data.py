@@ -1,0 +1,82 @@
+"""Look at a data set before training: what it holds, how it becomes binary, and what the model would see.
+
+    igpt data path/to/folder                       # sizes, classes, duplicates; data.png
+    igpt data digits.cdb --output hoda.png
+    igpt data path/to/folder --threshold local     # the flags of igpt train that change what the model sees
+
+Writes a figure of originals beside what the model sees. igpt train does the same before its first step.
+"""
+
+import sys
+from collections import Counter
+
+from datasets import disable_progress_bars
+
+from igpt_hf import IGPTImageProcessor, load_splits
+from igpt_hf.cli import check_output, command_parser, run_main
+from igpt_hf.data.inspection import count_images, inspect_images, parse_threshold, sample_images
+
+
+def parse_arguments():
+    parser = command_parser("data", __doc__)
+    parser.add_argument("data", metavar="SOURCE", help="as --data of igpt train")
+    parser.add_argument("--image_column", default="image", help="Parquet and Hub: the column of images")
+    parser.add_argument("--label_column", default="label", help="Parquet and Hub: the column of classes")
+    parser.add_argument("--max_images", type=int, help="look at a random, stratified subset of at most this many")
+    parser.add_argument("--skip_bad_images", action="store_true", help="leave out images that cannot be read")
+    parser.add_argument("--seed", type=int, default=42, help="of the split and the subset")
+    parser.add_argument("--image_size", type=int, default=28, help="pixels of the model's images")
+    parser.add_argument("--threshold", type=parse_threshold, default="auto", help="a gray level in (0, 1], or local")
+    parser.add_argument("--invert", default="auto", choices=["auto", "never", "always"])
+    parser.add_argument(
+        "--ink", default="auto", choices=["auto", "dark", "light", "opacity"], help="what becomes white"
+    )
+    parser.add_argument("--widen_strokes", choices=["true", "false"], help="widen strokes thinner than a pixel")
+    parser.add_argument("--margin", type=int, help="pixels kept free around tight crops; default: image_size / 14")
+    parser.add_argument("--output", default="data.png", help="the figure")
+    args = parser.parse_args()
+    check_output(args.output)
+    return args
+
+
+def most_common(counts: Counter, number: int = 5) -> str:
+    shown = ", ".join(f"{name} ({count:,})" for name, count in counts.most_common(number))
+    return shown + (f" and {len(counts) - number} others" if len(counts) > number else "")
+
+
+def main():
+    args = parse_arguments()
+    disable_progress_bars()
+    names = ("seed", "image_column", "label_column", "max_images", "skip_bad_images")
+    splits = load_splits(args.data, **{name: getattr(args, name) for name in names})
+    processor = IGPTImageProcessor(
+        args.image_size,
+        threshold=args.threshold,
+        invert=args.invert,
+        margin=args.image_size // 14 if args.margin is None else args.margin,
+        ink=args.ink,
+        widen_strokes=None if args.widen_strokes is None else args.widen_strokes == "true",
+    )
+
+    print(args.data)
+    print("splits     " + ", ".join(f"{name} {len(split):,}" for name, split in splits.items()))
+    class_names = splits["train"].features["label"].names
+    labels = Counter(class_names[label] for split in splits.values() for label in split["label"][:])
+    print(f"classes    {len(class_names)}: " + most_common(labels, 20))
+    census = count_images(splits)
+    print("sizes      " + most_common(Counter({"{}x{}".format(*size): n for size, n in census.sizes.items()})))
+    print("modes      " + most_common(census.modes))
+    print(f"duplicates {census.repeated:,} within a split, {census.across:,} in an earlier split too")
+
+    num_images = sum(len(split) for split in splits.values())
+    inspection = inspect_images(sample_images(splits["train"]), processor, num_images)
+    print(inspection.summary)
+    for warning in inspection.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    inspection.sheet.save(args.output)
+    print(f"originals beside what the model sees -> {args.output}")
+    inspection.check()
+
+
+if __name__ == "__main__":
+    run_main(main)
