@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..model.image_processing_igpt import IGPTImageProcessor
 from ..model.tokens import pixels_to_tokens
+from .inspection import sample_images
 from .synthetic import draw_digit
 
 
@@ -25,7 +26,7 @@ class NewImages:
 
     Args:
         split: The training split, as `load_splits` returns it.
-        processor: Turns images into tokens.
+        processor: Turns images into tokens; what it leaves open is decided by the split.
         seed: Of the images.
         draws_digits: Whether the images are synthetic digits, drawn anew; else they are those of `split`.
         strength: Of the random affine transform, `random_affine`; 0: none.
@@ -36,6 +37,10 @@ class NewImages:
     seed: int
     draws_digits: bool = False
     strength: float = 0.0
+
+    def __post_init__(self):
+        if not self.processor.is_decided:
+            object.__setattr__(self, "processor", self.processor.decide(sample_images(self.split)))
 
     def tokens(self, epoch: int, indices: list[int]) -> np.ndarray:
         """Tokens of the epoch's images: (n,) indices -> (n, num_image_tokens), unsigned integers."""
