@@ -75,13 +75,16 @@ def load_splits(
         source = os.path.expanduser(source)
     what = source if isinstance(source, str) else NAME
     if what == "synthetic":
-        digits = synthetic_digits(min(num_synthetic, max_images or num_synthetic), seed)
-        images = SourceImages(from_arrays(*digits, list(CLASS_NAMES)))
+        images = _synthetic(min(num_synthetic, max_images or num_synthetic), seed)
     else:
         images = open_source(source, ReadOptions(image_column, label_column, labels_from))
     if len(images.dataset) == 0:
         raise DataError(f"{what} holds no images.")
     return _Splitter(images, what, splits, seed).split(max_images, skip_bad_images)
+
+
+def _synthetic(count: int, seed: int) -> SourceImages:
+    return SourceImages(from_arrays(*synthetic_digits(count, seed), list(CLASS_NAMES)))
 
 
 def _check_choice(name: str, value: str | None, choices: tuple[str | None, ...]):
