@@ -13,6 +13,7 @@ from ..errors import DataError, IGPTError
 from .decoding import readable_rows
 from .sources.arrays import from_arrays
 from .sources.dispatch import open_source
+from .sources.memory import NAME
 from .sources.parts import SPLITS, ReadOptions, SourceImages
 from .synthetic import CLASS_NAMES, synthetic_digits
 
@@ -45,10 +46,8 @@ def load_splits(
     """Load images of any kind, with the splits that came with them, or else split 85/10/5, class by class.
 
     ```python
-    splits = load_splits("path/to/RemainingSamples.cdb", seed=42)
+    splits = load_splits("path/to/RemainingSamples.cdb", seed=42)  # or load_splits((images, labels))
     splits["train"][0]  # {"image": <PIL image>, "label": 7}
-    splits["train"].features["label"].names  # ["0", ..., "9"]
-    splits = load_splits((images, labels))  # arrays in memory
     ```
 
     Args:
@@ -56,37 +55,41 @@ def load_splits(
             or a file of any kind in docs/data.md; a Hub dataset id, `user/name` or `user/name:configuration`; or a
             Dataset, a DatasetDict, a dict of arrays, or (images, labels). Images without classes have one, `image`.
         seed: of the synthetic digits, of the subset and of what is split at random.
-        image_column: parquet, Hub, and files of several arrays: the column or array of images.
-        label_column: the same for the classes; text and whole numbers become classes too.
+        image_column, label_column: of a table, or the arrays of a file of several; text and numbers become classes.
         labels_from: folders in folders: the class is the `parent` folder of an image, or the `top` folder.
-        splits: `auto` keeps given test and validation splits and cuts what is missing from train; `given` demands
-            some; `random` takes all images together.
+        splits: `auto` keeps given splits and cuts what is missing from train; `given` demands some; `random` none.
         max_images: keep a random subset of at most this many images, with the classes in the same proportions.
-        skip_bad_images: leave out (and count in the log) the images that cannot be decoded, instead of raising.
+        skip_bad_images: leave out (and count in the log) images that cannot be decoded.
         num_synthetic: how many digits `synthetic` has.
 
     Returns:
         `train`, `validation` and `test` with the columns `image` (PIL) and `label` (ClassLabel), each shuffled.
 
     Raises:
-        DataError: There is no such file, an image or a label is bad, a class has too few images for its splits, or a
-            given split has a class that train lacks.
+        DataError: A file or a label is bad, a class has too few images, or a given split has one that train lacks.
         IGPTError: An argument is out of its range, or the Hub has no such dataset.
     """
-    for name, value, allowed in (("splits", splits, SPLIT_RULES), ("labels_from", labels_from, LABEL_FOLDERS)):
-        if value not in allowed:
-            raise IGPTError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}.")
+    _check_choice("splits", splits, SPLIT_RULES)
+    _check_choice("labels_from", labels_from, LABEL_FOLDERS)
     if isinstance(source, (str, os.PathLike)):
         source = os.path.expanduser(source)
-    what = source if isinstance(source, str) else "the data in memory"
+    what = source if isinstance(source, str) else NAME
     if what == "synthetic":
-        digits = synthetic_digits(min(num_synthetic, max_images or num_synthetic), seed)
-        images = SourceImages(from_arrays(*digits, list(CLASS_NAMES)))
+        images = _synthetic(min(num_synthetic, max_images or num_synthetic), seed)
     else:
         images = open_source(source, ReadOptions(image_column, label_column, labels_from))
     if len(images.dataset) == 0:
         raise DataError(f"{what} holds no images.")
     return _Splitter(images, what, splits, seed).split(max_images, skip_bad_images)
+
+
+def _synthetic(count: int, seed: int) -> SourceImages:
+    return SourceImages(from_arrays(*synthetic_digits(count, seed), list(CLASS_NAMES)))
+
+
+def _check_choice(name: str, value: str | None, choices: tuple[str | None, ...]):
+    if value not in choices:
+        raise IGPTError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}.")
 
 
 def describe_splits(given: tuple[str, ...], seed: int, is_streamed: bool = False) -> str:
