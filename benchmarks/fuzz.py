@@ -30,10 +30,11 @@ import PIL.Image
 from igpt_hf import DataError, IGPTImageProcessor
 from igpt_hf.data import decoding, tokenized
 from igpt_hf.data.sources import hoda
-from igpt_hf.model import image_processing_igpt, image_reading
+from igpt_hf.model import image_decision, image_ink, image_processing_igpt, image_reading
 
 
-READERS = {Path(module.__file__).name for module in (decoding, hoda, image_processing_igpt, image_reading)}
+READERS = {Path(module.__file__).name for module in (decoding, hoda, image_decision, image_ink)}
+READERS |= {Path(module.__file__).name for module in (image_processing_igpt, image_reading)}
 SECONDS_PER_INPUT, EXTRA_MEMORY = 10, 3 * 2**30
 ODD_NUMBERS = (0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 2**31 - 1, 2**31, 2**32 - 1)
 PROCESSORS = [IGPTImageProcessor(margin=2), IGPTImageProcessor(invert="always", patch_size=4)]
