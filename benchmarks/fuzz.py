@@ -40,10 +40,11 @@ from igpt_hf.data import decoding, sources, tokenized
 from igpt_hf.data.sources import hoda
 from igpt_hf.data.sources.dispatch import open_source
 from igpt_hf.data.sources.parts import ReadOptions
-from igpt_hf.model import image_processing_igpt, image_reading
+from igpt_hf.model import image_decision, image_ink, image_processing_igpt, image_reading
 
 
-READERS = {Path(module.__file__).name for module in (decoding, image_processing_igpt, image_reading)}
+READERS = {Path(module.__file__).name for module in (decoding, image_decision, image_ink)}
+READERS |= {Path(module.__file__).name for module in (image_processing_igpt, image_reading)}
 READERS |= {path.name for path in Path(sources.__file__).parent.glob("*.py")}
 SECONDS_PER_INPUT, EXTRA_MEMORY = 10, 3 * 2**30
 ODD_NUMBERS = (0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 2**31 - 1, 2**31, 2**32 - 1)
