@@ -8,7 +8,8 @@ from transformers.cache_utils import DynamicCache
 from transformers.generation import GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .input_checks import check_no_padding, check_prompt
+from .completion import NUM_PARTICLES, run_particles
+from .input_checks import check_known, check_no_padding, check_num_particles, check_prompt
 from .kernel_dispatch import is_sampler_usable, sample_images
 from .neighborhood import context_ids
 
@@ -49,6 +50,10 @@ UNSUPPORTED = {
 }
 
 
+# With a mask, answers are samples of the model's own distribution: only these values do not change that.
+NEUTRAL = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "guidance_scale": 1.0}
+
+
 class IGPTGenerationMixin(GenerationMixin):
     """`generate` for images; "GenerationMixin" in a base's name tells transformers that a model can generate."""
 
@@ -65,6 +70,12 @@ class IGPTGenerationMixin(GenerationMixin):
 
         Args:
             inputs, input_ids: Prompts, (n, 1) or (n, 1 + given tokens): a tensor, an array or lists.
+            known_tokens, known_masks: The known pixels of images, (n, N), which `prompt` makes of a mask: they are
+                kept, and the others are filled in by sequential Monte Carlo (completion.py). Arguments that change the
+                distribution (`temperature`, `guidance_scale`, ...) do not go with them.
+            num_particles: With a mask, the particles from which each answer is chosen. Each answer has a run of its
+                own, so that answers are independent; more particles bring their distribution closer to
+                p(image | known pixels, prompt).
             guidance_scale: Classifier-free guidance (Ho & Salimans 2022): each step samples from
                 p(any) * (p(class) / p(any))**scale, normalized. 1 is no guidance, more is more typical of the class.
 
@@ -76,6 +87,8 @@ class IGPTGenerationMixin(GenerationMixin):
         self._check_supported(generation_config, kwargs)
         ids = self._prompt(inputs, kwargs)
         self._check_length(1 if ids is None else ids.shape[1], generation_config, kwargs)
+        if any(kwargs.get(name) is not None for name in ("known_tokens", "known_masks", "num_particles")):
+            return self._complete(ids, generation_config, logits_processor, kwargs)
         if logits_processor is None and (settings := self._kernel_settings(generation_config, kwargs)) is not None:
             start = settings.pop("bos_token_id")
             if ids is None:
@@ -91,6 +104,36 @@ class IGPTGenerationMixin(GenerationMixin):
             logits_processor = LogitsProcessorList(logits_processor or [])
             logits_processor.append(IGPTGuidanceLogitsProcessor(self, scale))
         return super().generate(ids, generation_config, logits_processor, **kwargs)
+
+    def _complete(self, ids, generation_config, logits_processor, kwargs) -> torch.LongTensor:
+        """Fill in the unknown pixels of images: prompts (n, 1) -> (n * num_return_sequences, 1 + N)."""
+        num_particles = kwargs.pop("num_particles", None)
+        num_particles = NUM_PARTICLES if num_particles is None else num_particles
+        check_num_particles(num_particles)
+        known = kwargs.pop("known_tokens", None), kwargs.pop("known_masks", None)
+        if known == (None, None):
+            raise ValueError("num_particles goes with a mask: IGPTImageProcessor.prompt(images=..., mask=...).")
+        tokens, masks = (bits.to(self.device) for bits in check_known(*known, self.config))
+        settings = self._merged_settings(generation_config, kwargs) | {"logits_processor": logits_processor}
+        start, num = settings.pop("bos_token_id", self.config.start_token_id), settings.pop("num_return_sequences", 1)
+        for name, value in settings.items():
+            if name not in ("max_length", "max_new_tokens") and value not in (None, NEUTRAL.get(name)):
+                raise ValueError(
+                    f"{name}={value} does not go with a mask: answers are samples of the model's own distribution "
+                    f"given the known pixels. Leave {name} out, or give upper rows alone (keep_rows)."
+                )
+        ids = torch.full((1, 1), start) if ids is None else ids
+        if ids.shape[1] != 1:
+            raise ValueError(f"with a mask, input_ids are prompts alone, (n, 1); got {tuple(ids.shape)}.")
+        count = max(len(ids), len(tokens))
+        if len(ids) not in (1, count) or len(tokens) not in (1, count):
+            raise ValueError(f"{len(ids)} prompts and {len(tokens)} masked images: give as many, or one of either.")
+        prompts, tokens, masks = (
+            x.expand(count, -1).repeat_interleave(num, dim=0) for x in (ids.to(self.device), tokens, masks)
+        )
+        answers = [answer for answer, _, _ in run_particles(self, prompts, tokens, masks, num_particles)]
+        whole = self.config.max_position_embeddings
+        return torch.cat([ids if ids.shape[1] == whole else self.generate(ids) for ids in answers])
 
     def _check_supported(self, generation_config, kwargs):
         """Refuse arguments with which transformers' loop would spoil an image."""
@@ -129,15 +172,19 @@ class IGPTGenerationMixin(GenerationMixin):
         )
         return next((value for value in sources if value is not None), None)
 
-    def _kernel_settings(self, generation_config, kwargs) -> dict | None:
-        """Settings for `sample_images`, or None where an argument needs transformers' loop."""
-        asked = {name: value for name, value in kwargs.items() if value is not None}
+    def _merged_settings(self, generation_config, kwargs) -> dict:
+        """All that is asked for: arguments before the given configuration before the model's own."""
         settings = self.generation_config.to_diff_dict()
         if generation_config is not None:
             settings.update(generation_config.to_diff_dict())
-        settings.update(asked)
+        settings.update({name: value for name, value in kwargs.items() if value is not None})
         for name in ("transformers_version", "_from_model_config"):
             settings.pop(name, None)
+        return settings
+
+    def _kernel_settings(self, generation_config, kwargs) -> dict | None:
+        """Settings for `sample_images`, or None where an argument needs transformers' loop."""
+        settings = self._merged_settings(generation_config, kwargs)
         if settings.pop("max_length", None) != self.config.max_position_embeddings:
             return None
         defaults = {"do_sample": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}

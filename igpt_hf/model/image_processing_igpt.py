@@ -21,6 +21,7 @@ from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .image_reading import as_list, has_light_border, read_image, to_marked_image
+from .masks import known_bits, read_masks
 from .tokens import pixels_to_tokens, tokens_to_pixels
 
 
@@ -149,9 +150,17 @@ class IGPTImageProcessor(BaseImageProcessor):
 
     def _fit(self, gray: Image.Image, is_white_on_black: bool) -> np.ndarray:
         """One gray image -> (image_size, image_size), uint8, white on black."""
+        gray = self._to_white_on_black(gray, is_white_on_black)
+        return self._place(gray, self._room_for(gray))
+
+    def _to_white_on_black(self, gray: Image.Image, is_white_on_black: bool) -> Image.Image:
         if self.invert == "always" or (self.invert == "auto" and not is_white_on_black and has_light_border(gray)):
             gray = gray.point(lambda level: 255 - level)
-        scale = self._room_for(gray) / max(gray.size)
+        return gray
+
+    def _place(self, gray: Image.Image, room: int) -> np.ndarray:
+        """Shrink an image to a square of `room` pixels, unless it is smaller, and center it on the canvas."""
+        scale = room / max(gray.size)
         if scale < 1:
             width, height = (max(1, round(side * scale)) for side in gray.size)
             gray = gray.resize((width, height), Image.Resampling.BILINEAR)
@@ -159,6 +168,20 @@ class IGPTImageProcessor(BaseImageProcessor):
         top, left = (self.image_size - gray.height) // 2, (self.image_size - gray.width) // 2
         canvas[top : top + gray.height, left : left + gray.width] = np.asarray(gray)
         return canvas
+
+    def _fit_mask(self, image, mask: np.ndarray, index: int) -> np.ndarray:
+        """Place a mask as `_fit` places its image: (h, w) -> (image_size, image_size), booleans.
+
+        A pixel is unknown where any unknown pixel has a part in it. What surrounds the image on the canvas is known.
+        """
+        gray, is_white_on_black = read_image(image, index)
+        if mask.shape != (gray.height, gray.width):
+            raise ValueError(
+                f"mask {index} has {mask.shape[1]}x{mask.shape[0]} pixels and its image {gray.width}x{gray.height}: "
+                "a mask has the size of its image."
+            )
+        room = self._room_for(self._to_white_on_black(gray, is_white_on_black))
+        return self._place(Image.fromarray(mask.astype(np.uint8) * 255), room) > 0
 
     def _room_for(self, gray: Image.Image) -> int:
         """Side of the square that an image may fill: a crop, whose ink reaches all four edges, leaves the margin."""
@@ -206,24 +229,49 @@ class IGPTImageProcessor(BaseImageProcessor):
     # --- prompts ----------------------------------------------------------------------------------------------------
 
     def prompt(
-        self, class_labels=None, images=None, keep_rows: int | None = None, return_tensors: str | None = "pt"
+        self,
+        class_labels=None,
+        images=None,
+        keep_rows: int | None = None,
+        return_tensors: str | None = "pt",
+        mask=None,
     ) -> BatchFeature:
         """Make the prompt of `model.generate`: `input_ids` (n, 1), or (n, 1 + given tokens) to complete images.
 
         Args:
             class_labels: Class index or indices, one per image wanted; None asks for any class.
-            images: Images whose upper part is given. One image is used for all labels, one label for all images.
+            images: Images of which a part is given. One image is used for all labels, one label for all images.
             keep_rows: How many rows of pixels, from the top, are given; a multiple of `patch_size`.
+            mask: Instead of `keep_rows`: true (white) where a pixel is unknown and to be filled in; booleans (h, w)
+                or (n, h, w), a PIL image, or a list of those. It has the size of its image, and is fitted with it.
+                One mask is used for all images, one image for all masks. The prompt then has `known_tokens` and
+                `known_masks`, (n, N), beside `input_ids`.
 
         Raises:
-            ValueError: A label or a number of rows out of range, or lists of different lengths.
+            ValueError: A label or a number of rows out of range, a mask of another size or type or without unknown
+                pixels, or lists of different lengths.
         """
         labels = _label_list(class_labels)
         count = 1 if labels is None else len(labels)
         if images is None:
-            if keep_rows is not None:
-                raise ValueError(f"keep_rows={keep_rows} says how much of `images` is given: pass images too.")
+            if keep_rows is not None or mask is not None:
+                name = "mask" if keep_rows is None else f"keep_rows={keep_rows}"
+                raise ValueError(f"{name} says how much of `images` is given: pass images too.")
             ids = self._prompt_ids(labels, count)
+        elif mask is not None:
+            if keep_rows is not None:
+                raise ValueError(
+                    "mask and keep_rows both say how much of `images` is given: leave out one of the two."
+                )
+            tokens, masks = self._known_tokens(images, mask)
+            count = max(len(tokens), count)
+            if len(tokens) not in (1, count):
+                raise ValueError(
+                    f"{len(tokens)} masked images and {count} class labels: give as many, or one of either."
+                )
+            data = {"input_ids": self._prompt_ids(labels, count), "known_tokens": tokens, "known_masks": masks}
+            data = {name: ids.expand(count, -1).numpy() for name, ids in data.items()}
+            return BatchFeature(data, tensor_type=return_tensors)
         else:
             given = self._given_tokens(images, keep_rows)
             count = max(len(given), count)
@@ -240,6 +288,23 @@ class IGPTImageProcessor(BaseImageProcessor):
             )
         given = self.tokenize(images)[:, : keep_rows // self.patch_size * self.grid_size]
         return torch.from_numpy(given.astype(np.int64))
+
+    def _known_tokens(self, images, mask) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and masks -> tokens without their unknown bits, and their known bits, (n, N) each."""
+        images, masks = as_list(images, self.image_size), read_masks(mask)
+        count = max(len(images), len(masks))
+        if len(images) not in (1, count) or len(masks) not in (1, count):
+            raise ValueError(f"{len(images)} images and {len(masks)} masks: give as many, or one of either.")
+        pairs = zip(images * (count // len(images)), masks * (count // len(masks)), strict=True)
+        fitted = [self._fit_mask(image, mask, index) for index, (image, mask) in enumerate(pairs)]
+        for index, unknown in enumerate(fitted):
+            if not unknown.any():
+                raise ValueError(
+                    f"mask {index} has no unknown pixel: there is nothing to fill in. True (white) marks what is "
+                    "unknown."
+                )
+        bits = torch.from_numpy(known_bits(fitted, self))
+        return torch.from_numpy(self.tokenize(images).astype(np.int64)) & bits, bits
 
     def _prompt_ids(self, labels: list | None, count: int) -> torch.Tensor:
         """Class indices -> prompt ids (count, 1); None -> start tokens."""

@@ -22,7 +22,8 @@ from .kernel_packing import (
     scale_queries,
     stacked_weights,
 )
-from .kernel_sampling import make_kernel
+from .kernel_sampling import QKV_WEIGHT
+from .kernel_sampling import make_kernels as make_decoding_kernels
 from .kernel_simd import LANES, numba
 from .neighborhood import context_ids, neighbor_index, rotary_cos_sin
 
@@ -328,23 +329,55 @@ def sample_images(
 @torch.no_grad()
 def complete(model, input_ids, noise, settings: tuple[float, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """Call `complete_images`: checked ids, noise and settings -> ids (B, 1 + N), log-probabilities (B, N)."""
-    config, batch, given = model.config, len(input_ids), input_ids.shape[1] - 1
-    ids = nn.functional.pad(input_ids.long(), (0, config.num_image_tokens - given)).contiguous()
+    config, (batch, length) = model.config, input_ids.shape
+    branches = 1 if settings[4] == 1 else 2  # with guidance: an image with its prompt, and with the start token
+    ids = nn.functional.pad(input_ids.long(), (0, config.max_position_embeddings - length))
+    ids = ids.repeat_interleave(branches, dim=0)
+    ids[1::branches, 0] = config.start_token_id if branches == 2 else ids[1:, 0]
     log_probs = torch.empty(batch, config.num_image_tokens, dtype=torch.float64)
-    starts = torch.full_like(ids[:, :1], config.start_token_id)
-    rows = torch.stack([gain_rows(ids, config), gain_rows(starts, config)], dim=1)
-    arguments = (
-        *padded_weights(model),
-        sampler_tables(model),
-        (config.num_attention_heads, config.hidden_size, config.vocab_size),
-        (float32(config.rms_norm_eps), float32(BETAS[config.hidden_act])),
-        config.start_token_id,
-        ids.numpy(),
-        rows.numpy(),
-        given,
-        noise.numpy(),
-        settings,
-        log_probs.numpy(),
-    )
-    run_tasks(functools.partial(make_kernel(), *arguments), batch)
-    return ids, log_probs
+    sequences = (ids.numpy(), gain_rows(ids, config).numpy())
+    arguments = (*model_arguments(model), sequences, length - 1, noise.numpy(), settings, log_probs.numpy())
+    run_tasks(functools.partial(make_decoding_kernels()[0], *arguments), batch)
+    return ids[::branches], log_probs
+
+
+def model_arguments(model) -> tuple:
+    """The arguments with which the kernels of kernel_sampling.py begin."""
+    config = model.config
+    shape = (config.num_attention_heads, config.hidden_size, config.vocab_size)
+    constants = (float32(config.rms_norm_eps), float32(BETAS[config.hidden_act]))
+    return (*padded_weights(model), sampler_tables(model), shape, constants)
+
+
+class KernelState:
+    """Keys and values of B sequences on the CPU, for a `Decoder`: the kernel `extend_sequences`."""
+
+    def __init__(self, model, batch: int):
+        self.config, self.arguments = model.config, model_arguments(model)
+        layers, channels, _ = self.arguments[0][QKV_WEIGHT].shape
+        length = self.config.num_image_tokens
+        blocks = padded(length) // LANES
+        self.keys = torch.zeros(batch, layers, blocks, self.config.hidden_size, LANES)
+        self.values = torch.zeros_like(self.keys)
+        self.value_rows = torch.zeros(batch, layers, length, channels)
+
+    def extend(self, ids: torch.LongTensor, begin: int, end: int) -> torch.Tensor:
+        """Run positions `begin` to `end` - 1 of sequences (B, 1 + N): the logits of the last, (B, V)."""
+        logits = torch.empty(len(ids), self.config.vocab_size)
+        caches = (self.keys.flatten(0, 3), self.values.flatten(0, 3), self.value_rows.flatten(0, 2))
+        sequences = (ids.numpy(), gain_rows(ids, self.config).numpy())
+        arrays = (tuple(cache.numpy() for cache in caches), logits.numpy())
+        run_tasks(
+            functools.partial(make_decoding_kernels()[1], *self.arguments, sequences, *arrays, begin, end), len(ids)
+        )
+        return logits
+
+    def select(self, index: torch.LongTensor, length: int):
+        """Sequence i becomes what sequence index[i] was, of which `length` positions are known."""
+        if len(index) != len(self.keys):
+            self.keys, self.values, self.value_rows = self.keys[index], self.values[index], self.value_rows[index]
+            return
+        changed = (index != torch.arange(len(index))).nonzero()[:, 0]  # of particles most stay what they are
+        blocks = padded(length) // LANES
+        for cache in (self.keys[:, :, :blocks], self.values[:, :, :blocks], self.value_rows[:, :, :length]):
+            cache[changed] = cache[index[changed]]
