@@ -16,6 +16,7 @@ number of particles grows. The product of the mean weights is an unbiased estima
 number of particles. Weights are kept as logarithms.
 """
 
+import logging
 import math
 
 import torch
@@ -25,7 +26,8 @@ from .decoder import Decoder
 
 NUM_PARTICLES = 128
 MAX_SEQUENCES = 1024  # that grow side by side: their keys and values take 0.3 MB each in the reference model
-FEW_ANCESTORS = 3.0
+FEW_ANCESTORS = 2.0
+logger = logging.getLogger(__name__)
 
 
 def systematic_resampling(log_weights: torch.Tensor) -> torch.Tensor:
@@ -142,6 +144,21 @@ def run_particles(model, prompts, known_tokens, known_masks, num_particles: int)
             particles.step(differs == 0)
         log_p = log_p + particles.log_evidence + log_mean_exp(particles.log_weights)
         yield particles.choose(), log_p, particles.num_ancestors()
+
+
+def warn_of_few_ancestors(ancestors: torch.Tensor, num_particles: int):
+    """Log a warning where the known pixels hardly fit what the model samples before them.
+
+    Args:
+        ancestors: Of several runs, (R,).
+    """
+    few = int((ancestors < FEW_ANCESTORS).sum())
+    if few:
+        logger.warning(
+            "%d of %d runs: the particles at the end descend from effectively %.1f of %d. The known pixels hardly fit "
+            "the class, or come after much that is unknown: pass a larger num_particles.",
+            few, len(ancestors), ancestors.min(), num_particles,
+        )  # fmt: skip
 
 
 def _log_likelihood_of_beginnings(model, ids: torch.LongTensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.generation import GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .completion import NUM_PARTICLES, run_particles
+from .completion import NUM_PARTICLES, run_particles, warn_of_few_ancestors
 from .input_checks import check_known, check_no_padding, check_num_particles, check_prompt
 from .kernel_dispatch import is_sampler_usable, sample_images
 from .neighborhood import context_ids
@@ -131,7 +131,8 @@ class IGPTGenerationMixin(GenerationMixin):
         prompts, tokens, masks = (
             x.expand(count, -1).repeat_interleave(num, dim=0) for x in (ids.to(self.device), tokens, masks)
         )
-        answers = [answer for answer, _, _ in run_particles(self, prompts, tokens, masks, num_particles)]
+        answers, _, ancestors = zip(*run_particles(self, prompts, tokens, masks, num_particles), strict=True)
+        warn_of_few_ancestors(torch.cat(ancestors), num_particles)
         whole = self.config.max_position_embeddings
         return torch.cat([ids if ids.shape[1] == whole else self.generate(ids) for ids in answers])
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from .completion import NUM_PARTICLES, run_particles
+from .completion import NUM_PARTICLES, run_particles, warn_of_few_ancestors
 from .configuration_igpt import IGPTConfig
 from .input_checks import check_ids, check_num_particles, check_whole_images
 from .masks import known_bits, read_masks
@@ -46,12 +46,15 @@ class IGPTLikelihoodMixin:
             ValueError: Ids that are not prompts and whole images, or masks of another size, type or number.
         """
         if mask is not None:
-            return self._log_likelihood_of_part(input_ids, mask, num_particles)
+            log_p, ancestors = self._log_likelihood_of_part(input_ids, mask, num_particles)
+            warn_of_few_ancestors(ancestors, num_particles)
+            return log_p
         chunks = [chunk.to(self.device, torch.long) for chunk in input_ids.split(batch_size) if len(chunk)]
         sums = [self.token_log_likelihoods(chunk).double().sum(-1) for chunk in chunks]
         return torch.cat(sums) if sums else torch.empty(0, dtype=torch.float64, device=self.device)
 
-    def _log_likelihood_of_part(self, input_ids, mask, num_particles: int) -> torch.Tensor:
+    def _log_likelihood_of_part(self, input_ids, mask, num_particles: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The estimates of ln p(known pixels | prompt) and the numbers of ancestors, (n,) each."""
         check_whole_images(input_ids, self.config)
         check_ids(input_ids, self.config)
         check_num_particles(num_particles)
@@ -59,8 +62,9 @@ class IGPTLikelihoodMixin:
         if len(bits) not in (1, len(input_ids)):
             raise ValueError(f"{len(input_ids)} images and {len(bits)} masks: give as many, or one mask for all.")
         bits, ids = bits.expand(len(input_ids), -1), input_ids.to(self.device, torch.long)
-        parts = run_particles(self, ids[:, :1], ids[:, 1:] & bits, bits, num_particles)
-        return torch.cat([log_p for _, log_p, _ in parts]) if len(ids) else bits.new_empty(0, dtype=torch.float64)
+        parts = [part[1:] for part in run_particles(self, ids[:, :1], ids[:, 1:] & bits, bits, num_particles)]
+        log_p, ancestors = zip(*parts, strict=True)
+        return torch.cat(log_p), torch.cat(ancestors)
 
     @torch.no_grad()
     def class_log_likelihoods(
@@ -75,7 +79,10 @@ class IGPTLikelihoodMixin:
         for label in range(self.config.num_labels):
             prompt = torch.full_like(input_ids[:, :1], self.config.vocab_size + label)
             ids = torch.cat([prompt, input_ids[:, 1:]], dim=1)
-            columns.append(self.log_likelihood(ids, batch_size, mask, num_particles))
+            if mask is None:
+                columns.append(self.log_likelihood(ids, batch_size))
+            else:  # of most classes the known pixels hardly fit, and that is the answer: no warning
+                columns.append(self._log_likelihood_of_part(ids, mask, num_particles)[0])
         return torch.stack(columns, dim=1)
 
     def class_posterior(
