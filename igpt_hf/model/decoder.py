@@ -82,15 +82,16 @@ class Decoder:
         Raises:
             ValueError: Tokens of another shape, or more than an image has. Their values are not checked.
         """
-        tokens = tokens.view(len(tokens), -1)
+        tokens = tokens[:, None] if tokens.ndim == 1 else tokens
         if len(tokens) != len(self._ids) or self.length + tokens.shape[1] > self._ids.shape[1]:
             raise ValueError(
                 f"{tuple(tokens.shape)} tokens for {len(self._ids)} sequences with {self._ids.shape[1] - self.length} "
                 "tokens to come: give each sequence as many, and not more."
             )
         self._ids[:, self.length : self.length + tokens.shape[1]] = tokens
-        self.length += tokens.shape[1]
-        self._logits = None
+        if tokens.shape[1] > 0:
+            self.length += tokens.shape[1]
+            self._logits = None
 
     def reorder(self, index: torch.LongTensor):
         """Sequence i becomes what sequence index[i] was, (any number,): beams, particles, copies of one prompt."""

@@ -1,14 +1,15 @@
 """Sampling of images: transformers' `generate` with an image's checks, the compiled sampler, and guidance."""
 
+import functools
 import math
 
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache
 from transformers.generation import GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .completion import NUM_PARTICLES, run_particles, warn_of_few_ancestors
+from .decoder import Decoder
 from .input_checks import check_known, check_no_padding, check_num_particles, check_prompt
 from .kernel_dispatch import is_sampler_usable, sample_images
 from .neighborhood import context_ids
@@ -50,6 +51,9 @@ UNSUPPORTED = {
 }
 
 
+# Arguments that only process scores or end the loop: `decode` follows them as transformers' own loop does.
+FOLLOWED = {"streamer", "stopping_criteria", "max_time", "suppress_tokens", "bad_words_ids", "sequence_bias"}
+FOLLOWED |= {"typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty", "renormalize_logits"}
 # With a mask, answers are samples of the model's own distribution: only these values do not change that.
 NEUTRAL = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "guidance_scale": 1.0}
 
@@ -64,9 +68,10 @@ class IGPTGenerationMixin(GenerationMixin):
         Without arguments one image is sampled: (1, 1 + N). Prompts come from `IGPTImageProcessor.prompt`. A sequence
         always has the length of one prompt and one image, unless `max_time` or `stopping_criteria` end it before.
 
-        Small models on the CPU sample with a compiled kernel (`sample_images`), hundreds of times faster, unless an
-        argument asks for what only transformers' loop has (beams, scores, streamers, a cache of your own,
-        `use_cache=False`, ...). The distribution is the same, but one seed gives different samples.
+        Small models on the CPU sample with a compiled kernel (`sample_images`), hundreds of times faster. With logits
+        processors, stopping criteria or streamers a compiled `Decoder` is stepped, and what only transformers' loop
+        has (beams, scores, a cache of your own, `use_cache=False`, ...) takes that. The distribution is the same, but
+        where `sample_images` is used one seed gives different samples.
 
         Args:
             inputs, input_ids: Prompts, (n, 1) or (n, 1 + given tokens): a tensor, an array or lists.
@@ -103,6 +108,9 @@ class IGPTGenerationMixin(GenerationMixin):
                 raise ValueError("guidance_scale works with samples, not with num_beams: leave out one of the two.")
             logits_processor = LogitsProcessorList(logits_processor or [])
             logits_processor.append(IGPTGuidanceLogitsProcessor(self, scale))
+        if self._is_followed(generation_config, kwargs):
+            # transformers hands its streamer to no loop but its own.
+            kwargs["custom_generate"] = functools.partial(decode, streamer=kwargs.get("streamer"))
         return super().generate(ids, generation_config, logits_processor, **kwargs)
 
     def _complete(self, ids, generation_config, logits_processor, kwargs) -> torch.LongTensor:
@@ -183,6 +191,11 @@ class IGPTGenerationMixin(GenerationMixin):
             settings.pop(name, None)
         return settings
 
+    def _is_followed(self, generation_config, kwargs) -> bool:
+        """Whether `decode` can take the place of transformers' loop, and is faster."""
+        known = FOLLOWED | NEUTRAL.keys() | {"max_length", "max_new_tokens", "num_return_sequences", "bos_token_id"}
+        return self._merged_settings(generation_config, kwargs).keys() <= known and is_sampler_usable(self)
+
     def _kernel_settings(self, generation_config, kwargs) -> dict | None:
         """Settings for `sample_images`, or None where an argument needs transformers' loop."""
         settings = self._merged_settings(generation_config, kwargs)
@@ -233,24 +246,44 @@ class IGPTGenerationMixin(GenerationMixin):
             self.generation_config = own
 
 
+def decode(
+    model, input_ids, logits_processor, stopping_criteria, generation_config, streamer=None, **kwargs
+) -> torch.LongTensor:
+    """transformers' loop for one sample or greedy search, `GenerationMixin._sample`, over a compiled `Decoder`.
+
+    Args:
+        model, input_ids, ...: As transformers hands them to a `custom_generate`.
+    """
+    decoder, is_done = Decoder(model, input_ids), torch.zeros(len(input_ids), dtype=torch.bool)
+    while not is_done.all():
+        scores = logits_processor(decoder.input_ids, decoder.logits().clone())
+        if generation_config.do_sample:
+            tokens = torch.multinomial(scores.softmax(-1), num_samples=1)[:, 0]
+        else:
+            tokens = scores.argmax(-1)
+        decoder.push(tokens)
+        if streamer is not None:
+            streamer.put(tokens)
+        is_done |= stopping_criteria(decoder.input_ids, None)
+    if streamer is not None:
+        streamer.end()
+    return decoder.input_ids
+
+
 class IGPTGuidanceLogitsProcessor(LogitsProcessor):
     """Classifier-free guidance: scores -> uncond + scale * (cond - uncond), in log-probabilities (B, V).
 
-    The unconditional branch is the same model with the start token as prompt; it keeps its own cache.
+    The unconditional branch is the same model with the start token as prompt, in a `Decoder` of its own.
     """
 
     def __init__(self, model: PreTrainedModel, scale: float):
         self.model, self.scale = model, scale
-        self.cache = DynamicCache(config=model.config)
+        self.decoder: Decoder | None = None
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        past = self.cache.get_seq_length()
-        start = torch.full_like(input_ids[:, :1], self.model.config.start_token_id)
-        ids = torch.cat([start, input_ids[:, 1:]], dim=1)
-        positions = torch.arange(past, ids.shape[1], device=ids.device)
-        context = context_ids(ids, positions, self.model.config)
-        outputs = self.model(
-            input_ids=ids[:, past:], past_key_values=self.cache, context=context, use_cache=True, logits_to_keep=1
-        )
-        unconditional = outputs.logits[:, -1].float().log_softmax(-1)
+        if self.decoder is None:
+            start = torch.full_like(input_ids[:, :1], self.model.config.start_token_id)
+            self.decoder = Decoder(self.model, torch.cat([start, input_ids[:, 1:]], dim=1))
+        self.decoder.push(input_ids[:, self.decoder.length :])
+        unconditional = self.decoder.logits().log_softmax(-1)
         return unconditional + self.scale * (scores.log_softmax(-1) - unconditional)

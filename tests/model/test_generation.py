@@ -5,11 +5,12 @@ import itertools
 
 import pytest
 import torch
-from transformers import GenerationConfig, set_seed
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, set_seed
 from transformers.generation.streamers import BaseStreamer
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
 from igpt_hf.model.generation_igpt import CACHE_NAME
+from igpt_hf.model.kernel_dispatch import is_sampler_usable
 
 
 # The library's own loop, with each kind of cache; `generate` may be faster where nothing is asked for.
@@ -187,6 +188,32 @@ def test_a_streamer_is_given_each_token_as_it_comes(model):
     assert recorder.values[0].tolist() == [[17, 3]]
     assert [value.item() for value in recorder.values[1:-1]] == ids[0, 2:].tolist()
     assert recorder.values[-1] == "end"
+
+
+def test_what_is_asked_for_between_steps_has_the_same_results_as_in_the_librarys_loop(model, monkeypatch):
+    def prefer_dark_blocks(input_ids, scores):
+        return scores - 0.2 * input_ids.shape[1] * (torch.arange(16) > 7)
+
+    def second_token_is_large(input_ids, scores):
+        return input_ids[:, 2] > 7 if input_ids.shape[1] > 2 else torch.zeros(len(input_ids), dtype=torch.bool)
+
+    def run(**cache):
+        recorder = Recorder()
+        for arguments in (
+            {"logits_processor": LogitsProcessorList([prefer_dark_blocks]), "guidance_scale": 2.0},
+            {"stopping_criteria": StoppingCriteriaList([second_token_is_large])},
+            {"streamer": recorder, "num_return_sequences": 1, "inputs": torch.tensor([[17, 3]])},
+            {"suppress_tokens": [0, 15], "typical_p": 0.9, "temperature": 0.7},
+            {"repetition_penalty": 1.2, "do_sample": False, "num_return_sequences": 1},
+        ):
+            prompt = {"inputs": torch.tensor([[16, 1], [18, 2]]), "num_return_sequences": 3}
+            yield sampled(model, **prompt | arguments | cache)
+        yield torch.stack(recorder.values[1:-1])
+
+    expected = list(run(**CACHES["dynamic cache"]))
+    if is_sampler_usable(model):  # then its forward is not called
+        monkeypatch.setattr(type(model), "forward", None)
+    assert all(torch.equal(first, second) for first, second in zip(run(), expected, strict=True))
 
 
 @any_cache
