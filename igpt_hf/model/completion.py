@@ -25,7 +25,7 @@ from .decoder import Decoder
 
 
 NUM_PARTICLES = 128
-MAX_SEQUENCES = 1024  # that grow side by side: their keys and values take 0.3 MB each in the reference model
+MAX_BYTES = 2**28  # of keys and values that are kept at a time, but at least those of one run
 FEW_ANCESTORS = 2.0
 logger = logging.getLogger(__name__)
 
@@ -127,9 +127,11 @@ def run_particles(model, prompts, known_tokens, known_masks, num_particles: int)
         Of several runs at a time: a sequence that one particle has sampled, (r, 1 + tokens); the estimate of
         ln p(known pixels | prompt), (r,); and how many of the run's first particles its last ones descend from, (r,).
     """
-    for rows in torch.arange(len(prompts)).split(max(1, MAX_SEQUENCES // num_particles)):
+    config = model.config
+    size = 3 * 4 * config.num_hidden_layers * config.hidden_size * config.num_image_tokens  # values are kept twice
+    for rows in torch.arange(len(prompts)).split(max(1, MAX_BYTES // (size * num_particles))):
         tokens, masks = known_tokens[rows], known_masks[rows]
-        is_given = (masks == model.config.vocab_size - 1).all(0)  # (N,)
+        is_given = (masks == config.vocab_size - 1).all(0)  # (N,)
         start = int(is_given.long().cumprod(0).sum())
         end = int((masks.any(0) * torch.arange(1, 1 + masks.shape[1], device=masks.device)).max())
         ids = torch.cat([prompts[rows], tokens[:, :start]], dim=1)
@@ -138,7 +140,7 @@ def run_particles(model, prompts, known_tokens, known_masks, num_particles: int)
             yield ids, log_p, torch.full_like(log_p, num_particles)
             continue
         particles = Particles(Decoder(model, ids), num_particles)
-        vocabulary = torch.arange(model.config.vocab_size, device=ids.device)
+        vocabulary = torch.arange(config.vocab_size, device=ids.device)
         for place in range(start, end):
             differs = (vocabulary ^ tokens[:, place, None]) & masks[:, place, None]  # (r, V)
             particles.step(differs == 0)

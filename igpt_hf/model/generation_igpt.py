@@ -1,6 +1,7 @@
 """Sampling of images: transformers' `generate` with an image's checks, the compiled sampler, and guidance."""
 
 import functools
+import logging
 import math
 
 import torch
@@ -51,6 +52,8 @@ UNSUPPORTED = {
 }
 
 
+MAX_TRIES = 10  # of `min_posterior`
+logger = logging.getLogger(__name__)
 # Arguments that only process scores or end the loop: `decode` follows them as transformers' own loop does.
 FOLLOWED = {"streamer", "stopping_criteria", "max_time", "suppress_tokens", "bad_words_ids", "sequence_bias"}
 FOLLOWED |= {"typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty", "renormalize_logits"}
@@ -81,6 +84,10 @@ class IGPTGenerationMixin(GenerationMixin):
             num_particles: With a mask, the particles from which each answer is chosen. Each answer has a run of its
                 own, so that answers are independent; more particles bring their distribution closer to
                 p(image | known pixels, prompt).
+            min_posterior: Sample again where the model's own Bayes rule (`class_posterior`) gives the class that was
+                asked for less than this probability: samples of p(image | class, posterior >= min_posterior). After
+                ten tries the best of them is kept, and a warning says how many are still below. Samples of any class
+                are left as they are.
             guidance_scale: Classifier-free guidance (Ho & Salimans 2022): each step samples from
                 p(any) * (p(class) / p(any))**scale, normalized. 1 is no guidance, more is more typical of the class.
 
@@ -92,8 +99,11 @@ class IGPTGenerationMixin(GenerationMixin):
         self._check_supported(generation_config, kwargs)
         ids = self._prompt(inputs, kwargs)
         self._check_length(1 if ids is None else ids.shape[1], generation_config, kwargs)
-        if any(kwargs.get(name) is not None for name in ("known_tokens", "known_masks", "num_particles")):
-            return self._complete(ids, generation_config, logits_processor, kwargs)
+        if (min_posterior := kwargs.pop("min_posterior", None)) is not None:
+            return self._generate_again(min_posterior, ids, generation_config, logits_processor, kwargs)
+        part = {name: kwargs.pop(name, None) for name in ("known_tokens", "known_masks", "num_particles")}
+        if any(value is not None for value in part.values()):
+            return self._complete(ids, generation_config, kwargs | {"logits_processor": logits_processor}, **part)
         if logits_processor is None and (settings := self._kernel_settings(generation_config, kwargs)) is not None:
             start = settings.pop("bos_token_id")
             if ids is None:
@@ -113,16 +123,14 @@ class IGPTGenerationMixin(GenerationMixin):
             kwargs["custom_generate"] = functools.partial(decode, streamer=kwargs.get("streamer"))
         return super().generate(ids, generation_config, logits_processor, **kwargs)
 
-    def _complete(self, ids, generation_config, logits_processor, kwargs) -> torch.LongTensor:
+    def _complete(self, ids, generation_config, kwargs, known_tokens, known_masks, num_particles) -> torch.LongTensor:
         """Fill in the unknown pixels of images: prompts (n, 1) -> (n * num_return_sequences, 1 + N)."""
-        num_particles = kwargs.pop("num_particles", None)
         num_particles = NUM_PARTICLES if num_particles is None else num_particles
         check_num_particles(num_particles)
-        known = kwargs.pop("known_tokens", None), kwargs.pop("known_masks", None)
-        if known == (None, None):
+        if known_tokens is None and known_masks is None:
             raise ValueError("num_particles goes with a mask: IGPTImageProcessor.prompt(images=..., mask=...).")
-        tokens, masks = (bits.to(self.device) for bits in check_known(*known, self.config))
-        settings = self._merged_settings(generation_config, kwargs) | {"logits_processor": logits_processor}
+        tokens, masks = (bits.to(self.device) for bits in check_known(known_tokens, known_masks, self.config))
+        settings = self._merged_settings(generation_config, kwargs)
         start, num = settings.pop("bos_token_id", self.config.start_token_id), settings.pop("num_return_sequences", 1)
         for name, value in settings.items():
             if name not in ("max_length", "max_new_tokens") and value not in (None, NEUTRAL.get(name)):
@@ -133,16 +141,46 @@ class IGPTGenerationMixin(GenerationMixin):
         ids = torch.full((1, 1), start) if ids is None else ids
         if ids.shape[1] != 1:
             raise ValueError(f"with a mask, input_ids are prompts alone, (n, 1); got {tuple(ids.shape)}.")
-        count = max(len(ids), len(tokens))
-        if len(ids) not in (1, count) or len(tokens) not in (1, count):
-            raise ValueError(f"{len(ids)} prompts and {len(tokens)} masked images: give as many, or one of either.")
-        prompts, tokens, masks = (
-            x.expand(count, -1).repeat_interleave(num, dim=0) for x in (ids.to(self.device), tokens, masks)
-        )
-        answers, _, ancestors = zip(*run_particles(self, prompts, tokens, masks, num_particles), strict=True)
+        rows = repeat_rows(num, ids.to(self.device), tokens, masks)
+        answers, _, ancestors = zip(*run_particles(self, *rows, num_particles), strict=True)
         warn_of_few_ancestors(torch.cat(ancestors), num_particles)
         whole = self.config.max_position_embeddings
         return torch.cat([ids if ids.shape[1] == whole else self.generate(ids) for ids in answers])
+
+    def _generate_again(self, min_posterior, ids, generation_config, logits_processor, kwargs) -> torch.LongTensor:
+        """Sample where p(class | image) is below `min_posterior` up to `MAX_TRIES` times: ids (n * num, 1 + N)."""
+        if not 0 <= min_posterior <= 1:
+            raise ValueError(f"min_posterior is a probability, got {min_posterior}.")
+        if not self._setting("do_sample", generation_config, kwargs):
+            raise ValueError("min_posterior samples again, which changes nothing with do_sample=False.")
+        if ids is None:
+            ids = torch.full((1, 1), self._setting("bos_token_id", generation_config, kwargs))
+        num = self._setting("num_return_sequences", generation_config, kwargs) or 1
+        rows = {"input_ids": ids}
+        rows |= {name: torch.as_tensor(kwargs.pop(name)) for name in ("known_tokens", "known_masks") if name in kwargs}
+        rows = dict(zip(rows, repeat_rows(num, *rows.values()), strict=True))
+        kwargs["num_return_sequences"] = 1
+        labels = (rows["input_ids"][:, 0] - self.config.vocab_size).to(self.device)
+        best = torch.full((len(labels),), -1.0, dtype=torch.float64, device=self.device)
+        samples = torch.zeros(len(labels), self.config.max_position_embeddings, dtype=torch.long, device=self.device)
+        for _ in range(MAX_TRIES):
+            wanted = (best < min_posterior).nonzero()[:, 0]
+            if len(wanted) == 0:
+                return samples
+            some = {name: x[wanted.to(x.device)] for name, x in rows.items()}
+            new = self.generate(None, generation_config, logits_processor, **some, **kwargs)
+            any_class = torch.ones(len(new), 1, dtype=torch.float64, device=self.device)  # the start token's column
+            posterior = torch.cat([self.class_posterior(new), any_class], dim=1).gather(1, labels[wanted, None])[:, 0]
+            is_better = posterior > best[wanted]
+            samples[wanted[is_better]], best[wanted[is_better]] = new[is_better], posterior[is_better]
+        num_below = int((best < min_posterior).sum())
+        if num_below:
+            logger.warning(
+                "%d of %d samples: the model gives their class a probability below min_posterior=%g after %d tries; "
+                "the best of these is kept.",
+                num_below, len(best), min_posterior, MAX_TRIES,
+            )  # fmt: skip
+        return samples
 
     def _check_supported(self, generation_config, kwargs):
         """Refuse arguments with which transformers' loop would spoil an image."""
@@ -244,6 +282,15 @@ class IGPTGenerationMixin(GenerationMixin):
         super().adjust_generation_fn(*args, **kwargs)
         if getattr(self.generation_config, "_from_model_config", False):
             self.generation_config = own
+
+
+def repeat_rows(num: int, prompts: torch.Tensor, *known: torch.Tensor) -> list[torch.Tensor]:
+    """Repeat each row `num` times, one row of prompts or of known pixels for all of the other: (n or 1, ...) each."""
+    rows = [prompts, *known]
+    count = max(map(len, rows))
+    if any(len(x) not in (1, count) for x in rows):
+        raise ValueError(f"{len(prompts)} prompts and {len(known[0])} masked images: give as many, or one of either.")
+    return [x.expand(count, -1).repeat_interleave(num, dim=0) for x in rows]
 
 
 def decode(

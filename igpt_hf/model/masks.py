@@ -6,7 +6,7 @@ inpainting pipelines. Of a token, the bits of its block's known pixels are known
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .tokens import pixels_to_tokens
 
@@ -63,7 +63,7 @@ def transparent_pixels(image: Image.Image) -> np.ndarray:
     """
     if not image.has_transparency_data:
         raise ValueError(f"the image (mode {image.mode}) has no transparent pixels: pass a mask of its size.")
-    return np.asarray(image.convert("RGBA").getchannel("A")) < 128
+    return np.asarray(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")) < 128
 
 
 __all__ = ["known_bits", "read_masks", "transparent_pixels"]
