@@ -141,8 +141,8 @@ class IGPTGenerationMixin(GenerationMixin):
         ids = torch.full((1, 1), start) if ids is None else ids
         if ids.shape[1] != 1:
             raise ValueError(f"with a mask, input_ids are prompts alone, (n, 1); got {tuple(ids.shape)}.")
-        rows = repeat_rows(num, ids.to(self.device), tokens, masks)
-        answers, _, ancestors = zip(*run_particles(self, *rows, num_particles), strict=True)
+        prompts, tokens, masks = repeat_rows(num, ids.to(self.device), tokens, masks)
+        answers, _, ancestors = zip(*run_particles(self, prompts, tokens, masks, num_particles), strict=True)
         warn_of_few_ancestors(torch.cat(ancestors), num_particles)
         whole = self.config.max_position_embeddings
         return torch.cat([ids if ids.shape[1] == whole else self.generate(ids) for ids in answers])

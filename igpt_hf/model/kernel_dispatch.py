@@ -350,34 +350,57 @@ def model_arguments(model) -> tuple:
 
 
 class KernelState:
-    """Keys and values of B sequences on the CPU, for a `Decoder`: the kernel `extend_sequences`."""
+    """Keys and values of B sequences on the CPU, for a `Decoder`: the kernel `extend_sequences`.
+
+    They lie in pages of LANES positions, as in PagedAttention (Kwon et al. 2023): sequences that go on from one share
+    its full pages, and only the page that is being filled is copied.
+    """
 
     def __init__(self, model, batch: int):
         self.config, self.arguments = model.config, model_arguments(model)
-        layers, channels, _ = self.arguments[0][QKV_WEIGHT].shape
-        length = self.config.num_image_tokens
-        blocks = padded(length) // LANES
-        self.keys = torch.zeros(batch, layers, blocks, self.config.hidden_size, LANES)
-        self.values = torch.zeros_like(self.keys)
-        self.value_rows = torch.zeros(batch, layers, length, channels)
+        self.num_blocks = padded(self.config.num_image_tokens) // LANES
+        self.caches: list[torch.Tensor] = []
+        self.pages = torch.zeros(batch, self.num_blocks, dtype=torch.long)
+        self._grow(batch)
+
+    def _grow(self, batch: int):
+        """Make room for the pages of `batch` sequences; those that there are keep their places."""
+        (layers, channels, _), width = self.arguments[0][QKV_WEIGHT].shape, self.config.hidden_size
+        old, shapes = self.caches, ((layers, width, LANES), (layers, width, LANES), (layers, LANES, channels))
+        self.caches = [torch.zeros(batch * self.num_blocks, *shape) for shape in shapes]
+        for new, cache in zip(self.caches, old, strict=False):
+            new[: len(cache)] = cache
+
+    def _assign(self, begin: int, end: int):
+        """Give each sequence free pages for the blocks `begin` to `end` - 1."""
+        is_free = torch.ones(len(self.caches[0]), dtype=torch.bool)
+        is_free[self.pages[:, :begin]] = False
+        free = is_free.nonzero()[: len(self.pages) * (end - begin), 0]
+        self.pages[:, begin:end] = free.view(len(self.pages), -1)
 
     def extend(self, ids: torch.LongTensor, begin: int, end: int) -> torch.Tensor:
         """Run positions `begin` to `end` - 1 of sequences (B, 1 + N): the logits of the last, (B, V)."""
+        if padded(begin) < padded(end):
+            self._assign(padded(begin) // LANES, padded(end) // LANES)
         logits = torch.empty(len(ids), self.config.vocab_size)
-        caches = (self.keys.flatten(0, 3), self.values.flatten(0, 3), self.value_rows.flatten(0, 2))
         sequences = (ids.numpy(), gain_rows(ids, self.config).numpy())
-        arrays = (tuple(cache.numpy() for cache in caches), logits.numpy())
-        run_tasks(
-            functools.partial(make_decoding_kernels()[1], *self.arguments, sequences, *arrays, begin, end), len(ids)
-        )
+        caches = (tuple(cache.flatten(0, 2).numpy() for cache in self.caches), self.pages.numpy())
+        arguments = (*self.arguments, sequences, caches, logits.numpy(), begin, end)
+        run_tasks(functools.partial(make_decoding_kernels()[1], *arguments), len(ids))
         return logits
 
     def select(self, index: torch.LongTensor, length: int):
         """Sequence i becomes what sequence index[i] was, of which `length` positions are known."""
-        if len(index) != len(self.keys):
-            self.keys, self.values, self.value_rows = self.keys[index], self.values[index], self.value_rows[index]
-            return
-        changed = (index != torch.arange(len(index))).nonzero()[:, 0]  # of particles most stay what they are
-        blocks = padded(length) // LANES
-        for cache in (self.keys[:, :, :blocks], self.values[:, :, :blocks], self.value_rows[:, :, :length]):
-            cache[changed] = cache[index[changed]]
+        full, used, old = length // LANES, padded(length) // LANES, self.pages
+        if len(index) * self.num_blocks > len(self.caches[0]):
+            self._grow(len(index))
+        self.pages = old[index]
+        if full < used:  # each has a page of its own that is being filled
+            if len(index) == len(old):
+                self.pages[:, full] = old[:, full]  # of particles most stay what they are
+            else:
+                self._assign(full, used)
+            sources, targets = old[index, full], self.pages[:, full]
+            changed = sources != targets
+            for cache in self.caches:
+                cache[targets[changed]] = cache[sources[changed]]

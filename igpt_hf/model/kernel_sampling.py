@@ -14,7 +14,8 @@ Position t knows the tokens before token t. It goes through the layers and yield
 Why it is fast: SLOTS sequences go through all their steps together before the next ones begin: few enough that their
 keys and values stay in a core's own cache, and enough that the processor need not wait for one sequence's results. A
 vector register holds LANES numbers side by side: channels of the result in `linear_row`, positions in `attend_row`,
-for which keys and values are stored as (channel, position). Sizes are padded with zeros to multiples of LANES.
+for which keys and values are stored in pages of LANES positions, as (channel, position). Sizes are padded with
+zeros to multiples of LANES.
 
 An image's tokens follow from its prompt and its own row of random numbers by a fixed order of operations: they depend
 neither on the number of threads nor on the other images.
@@ -87,19 +88,21 @@ def apply_rotary_row(qkv, row, cosines, sines, heads, size, channels):
 
 
 @kernel
-def attend_row(query, row, keys, values, first, t, heads, size, scores, mixed):
-    """Attention of query[row] to positions up to t -> mixed[row]; keys and values begin in row `first`.
+def attend_row(query, row, keys, values, firsts, t, heads, size, scores, mixed):
+    """Attention of query[row] to positions up to t -> mixed[row].
 
-    They have a row of LANES positions for each channel, then the same for the next LANES positions, and so on.
+    Args:
+        keys, values: A row of LANES positions for each channel.
+        firsts: Where the rows of each block of LANES positions begin.
     """
-    last, channels = t // LANES, heads * size
+    last = t // LANES
     for head in range(heads):
         channel = head * size
         largest = splat(-np.inf)
         for block in range(last + 1):
             s = splat(0)
             for d in range(size):
-                s = fma(query[row, channel + d], load(keys, first + block * channels + channel + d, 0), s)
+                s = fma(query[row, channel + d], load(keys, firsts[block] + channel + d, 0), s)
             if block == last:
                 s = up_to_lane(t % LANES, s, -np.inf)
             largest = maximum(largest, s)
@@ -113,7 +116,7 @@ def attend_row(query, row, keys, values, first, t, heads, size, scores, mixed):
         for d in range(size):
             s = splat(0)
             for block in range(last + 1):
-                s = fma(load(scores, block, 0), load(values, first + block * channels + channel + d, 0), s)
+                s = fma(load(scores, block, 0), load(values, firsts[block] + channel + d, 0), s)
             mixed[row, channel + d] = total(s) * factor
 
 
@@ -175,23 +178,23 @@ def sample_token(scores, uniform, settings, order, weights):
 
 
 @kernel
-def run_position(weight_arrays, head, tables, shape, constants, sequences, caches, work, t, first, cache, count):
+def run_position(weight_arrays, head, tables, shape, constants, sequences, caches, work, t, first, page_row, count):
     """Position t of `count` sequences: their logits -> `work`; keys and values are added to the caches.
 
     Args:
         weight_arrays, head, tables, shape, constants, sequences: As in `complete_images`.
-        caches: Keys and values, a row of LANES positions for each sequence, layer, block of positions and channel; and
-            the values again, a row of channels for each sequence, layer and position.
+        caches: Keys and values in pages of LANES positions: a row of LANES for each page, layer and channel; the
+            values again, a row of channels for each page, layer and position; and each sequence's pages (S, blocks).
         work: From `work_space`.
         first: The first of the sequences; the others follow.
-        cache: The place of its keys and values in the caches.
+        page_row: The row of its pages; those of the others follow.
     """
     weights = BlockWeights(*weight_arrays)
     (places, context, cos_sin), (heads, hidden_size, _), (eps, beta) = tables, shape, constants
-    (ids, rows), (keys, values, value_rows) = sequences, caches
+    (ids, rows), ((keys, values, value_rows), pages) = sequences, caches
     logits, x, normed, qkv, mixed, hidden, scores, no_bias = work
-    (layers, channels, _), size, length = weights.qkv_weight.shape, hidden_size // heads, len(places)
-    blocks = (length + LANES - 1) // LANES
+    (layers, channels, _), size = weights.qkv_weight.shape, hidden_size // heads
+    firsts = np.empty(pages.shape[1], np.int64)
     for slot in range(count):
         for c in range(0, channels, LANES):
             s = load(weights.position_table[0], t, c)
@@ -208,20 +211,23 @@ def run_position(weight_arrays, head, tables, shape, constants, sequences, cache
             linear_row(normed, slot, weights.qkv_weight[layer], weights.qkv_bias[layer], qkv, False)
             apply_rotary_row(qkv, slot, cos_sin[0, t], cos_sin[1, t], heads, size, channels)
         for slot in range(count):
-            part = (cache + slot) * layers + layer
-            first_row = part * blocks * hidden_size
-            row = first_row + t // LANES * hidden_size
+            own = pages[page_row + slot]
+            for block in range(t // LANES + 1):
+                firsts[block] = (own[block] * layers + layer) * hidden_size
+            row = firsts[t // LANES]
             for c in range(hidden_size):
                 keys[row + c, t % LANES] = qkv[slot, channels + c]
                 values[row + c, t % LANES] = qkv[slot, 2 * channels + c]
             for c in range(0, channels, LANES):
-                store(value_rows, part * length + t, c, load(qkv, slot, 2 * channels + c))
-            attend_row(qkv, slot, keys, values, first_row, t, heads, size, scores, mixed)
+                row = (own[t // LANES] * layers + layer) * LANES + t % LANES
+                store(value_rows, row, c, load(qkv, slot, 2 * channels + c))
+            attend_row(qkv, slot, keys, values, firsts, t, heads, size, scores, mixed)
             for c in range(0, channels, LANES):
                 s = load(mixed, slot, c)
                 for k in range(weights.mixing_weight.shape[1]):
-                    if places[t, k] > 0:
-                        row = part * length + places[t, k]
+                    near = places[t, k]
+                    if near > 0:
+                        row = (own[near // LANES] * layers + layer) * LANES + near % LANES
                         s = fma(load(weights.mixing_weight[layer], k, c), load(value_rows, row, c), s)
                 store(mixed, slot, c, s)
         for slot in range(count):
@@ -270,9 +276,11 @@ def complete_images(
     branches = 1 if guidance == 1 else 2
     slots = min(SLOTS, branches * (last - first))
     (layers, channels, _), length = weight_arrays[QKV_WEIGHT].shape, len(tables[0])
-    rows = slots * layers * ((length + LANES - 1) // LANES) * shape[1]
+    blocks = (length + LANES - 1) // LANES
+    rows = slots * blocks * layers * shape[1]
     keys, values = np.zeros((rows, LANES), float32), np.zeros((rows, LANES), float32)
-    caches = (keys, values, np.zeros((slots * layers * length, channels), float32))
+    value_rows = np.zeros((slots * blocks * layers * LANES, channels), float32)
+    caches = ((keys, values, value_rows), np.arange(slots * blocks).reshape(slots, blocks))
     work = work_space(slots, channels, weight_arrays[UP_WEIGHT].shape[2], head.shape[2], length)
     logits, chances = work[0], np.zeros((slots, vocab))
     guided, weights, order = np.zeros(vocab), np.zeros(vocab), np.zeros(vocab, np.int64)
@@ -333,7 +341,7 @@ def make_kernels():
     model = (weights, array, tables, types.UniTuple(number, 3), types.UniTuple(real, 2))
     sequences = types.Tuple((matrix, number[::1]))
     sampling = (number, numbers, types.UniTuple(numba.float64, 5), numbers)
-    decoding = (types.UniTuple(reals, 3), reals, number, number)
+    decoding = (types.Tuple((types.UniTuple(reals, 3), matrix)), reals, number, number)
     return (
         compile_kernel(complete_images, (*model, sequences, *sampling, number, number)),
         compile_kernel(extend_sequences, (*model, sequences, *decoding, number, number)),

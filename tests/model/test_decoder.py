@@ -75,6 +75,24 @@ def test_after_a_reordering_sequences_go_on_as_those_that_they_became(kind, mode
     torch.testing.assert_close(decoder.logits(), expected, rtol=0, atol=1e-5)
 
 
+def test_sequences_that_are_copied_and_ended_at_random_go_on_as_themselves(kind, tiny_model):
+    model = tiny_model(image_size=14)  # 49 tokens: keys and values fill several pages
+    generator = torch.Generator().manual_seed(0)
+    decoder = Decoder(model, torch.tensor([[16], [17]]))
+    ids = decoder.input_ids
+    for place in range(49):
+        if place % 3 == 0:
+            index = torch.randint(len(ids), (2 + place // 4 if place % 2 else len(ids),), generator=generator)
+            decoder.reorder(index)
+            ids = ids[index]
+        expected = expected_logits(model, ids)[:, -1]
+        torch.testing.assert_close(decoder.logits(), expected, rtol=0, atol=1e-5)
+        tokens = torch.randint(16, (len(ids),), generator=generator)
+        decoder.push(tokens)
+        ids = torch.cat([ids, tokens[:, None]], dim=1)
+    assert torch.equal(decoder.input_ids, ids)
+
+
 @pytest.mark.skipif(kernel_simd.numba is None, reason="no numba")
 def test_the_logits_of_a_sequence_have_the_same_bits_alone_and_in_a_batch_for_any_number_of_threads(
     tiny_model, random_ids
