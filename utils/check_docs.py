@@ -65,7 +65,7 @@ IGPT = re.compile(r"(?<![\w-])igpt ((?:export )?[a-z]+)(?:[^\n`#]* -- )?")  # th
 # What a reader must find: scripts with their flags, and the keys of the files that they write.
 PROMISED = {
     "scripts/train.py": "config data preset output_dir resume_from_checkpoint overwrite_output_dir",
-    "scripts/sample.py": "labels num temperature top_p guidance_scale seed complete keep_rows output npz",
+    "scripts/sample.py": "labels num temperature top_p guidance_scale seed complete keep_rows mask output npz",
     "scripts/evaluate.py": "data split max_images samples output",
     "scripts/probe.py": "data output",
     "scripts/push_to_hub.py": "private",
