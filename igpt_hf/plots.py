@@ -94,6 +94,32 @@ def completion_sheet(model, processor, images, class_labels, per_image: int = 8,
     return image_grid(rows, [model.config.id2label[label] for label in class_labels])
 
 
+def parts_sheet(model, processor, images, class_labels, per_image: int = 8, num_particles: int = 64) -> Image.Image:
+    """Complete four parts of images, one image after the other: a row each, as in `completion_sheet`.
+
+    What is unknown is gray: the lower half, the right half, a hole, and half of the pixels at random.
+    """
+    side = processor.image_size
+    rows, columns = np.indices((side, side))
+    center = (np.minimum(rows, columns) >= side // 4) & (np.maximum(rows, columns) < side - side // 4)
+    scattered = np.random.default_rng(0).permutation(side**2).reshape(side, side) < (side**2 + 1) // 2
+    masks = {
+        "lower half": rows >= processor.half_rows,
+        "right half": columns >= side // 2,
+        "hole": center,
+        "half of the pixels": scattered,
+    }
+    shown = [index % len(images) for index in range(len(masks))]
+    pixels = processor.decode_pixels(processor.tokenize(images))[shown]
+    labels, unknown = [class_labels[index] for index in shown], np.stack(list(masks.values()))
+    prompt = processor.prompt(class_labels=labels, images=pixels, mask=unknown).to(model.device)
+    answers = model.generate(**prompt, num_return_sequences=per_image, num_particles=num_particles)
+    columns = [pixels * 255, np.where(unknown, 128, pixels * 255)]
+    columns += list(processor.decode_pixels(answers).reshape(len(masks), per_image, side, side).swapaxes(0, 1) * 255)
+    grid = [[Image.fromarray(image.astype(np.uint8)) for image in row] for row in zip(*columns, strict=True)]
+    return image_grid(grid, list(masks))
+
+
 SHOWN = 14  # images in a strip
 BLUE, RED, GRAY = "#3b6ea5", "#c44e52", "#8c8c8c"
 

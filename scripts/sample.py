@@ -4,6 +4,7 @@
     igpt sample runs/synthetic                                         # ten images of any class
     igpt sample runs/synthetic --labels 0 0 7 --guidance_scale 1.5     # of these classes
     igpt sample runs/synthetic --complete drawing.png --keep_rows 14   # the lower half anew, ten times
+    igpt sample runs/synthetic --complete drawing.png --mask mask.png  # what is white in the mask anew
     igpt sample runs/synthetic --num 1000 --npz samples.npz            # arrays for further work
 
 Writes a figure of all samples and, with --npz, the arrays `images` (n, height, width; 0 and 1), `labels` (n; -1 for
@@ -27,6 +28,7 @@ from igpt_hf.cli import (
 )
 from igpt_hf.hub.bundled import DEFAULT_MODEL, bundled
 from igpt_hf.hub.loading import load_pretrained
+from igpt_hf.model.masks import transparent_pixels
 from igpt_hf.plots import image_grid
 
 
@@ -42,18 +44,32 @@ def parse_arguments():
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="above 1: more typical of their class")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--complete", metavar="IMAGE", help="keep the upper part of this image; photographs are cropped"
+        "--min_posterior",
+        type=float,
+        help="sample again, up to ten times, where the model's own Bayes rule gives the class less than this",
     )
+    parser.add_argument("--complete", metavar="IMAGE", help="keep the upper part of this image, or what --mask says")
     parser.add_argument("--keep_rows", type=int, help="rows of pixels to keep (default: half the image)")
+    parser.add_argument(
+        "--mask",
+        help="an image of the same size, white where pixels are unknown; alpha: the transparent pixels are",
+    )
+    parser.add_argument("--num_particles", type=int, help="with --mask: more are slower and nearer to exact")
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--output", default="samples.png", help="the figure of all samples")
     parser.add_argument("--npz", help="the samples as arrays")
     args = parser.parse_args()
-    check_positive(args, "num", "batch_size")
+    check_positive(args, "num", "num_particles", "batch_size")
     check_output(args.output)
     check_output(args.npz, "--npz")
     if args.keep_rows is not None and args.complete is None:
         raise IGPTError("--keep_rows says how much of an image is kept: pass --complete IMAGE too.")
+    if args.mask is not None and args.complete is None:
+        raise IGPTError(f"--mask {args.mask} says what of an image is unknown: pass --complete IMAGE too.")
+    if args.mask is not None and args.keep_rows is not None:
+        raise IGPTError("--mask and --keep_rows both say how much of the image is kept: leave out one of the two.")
+    if args.num_particles is not None and args.mask is None:
+        raise IGPTError("--num_particles goes with --mask.")
     return args
 
 
@@ -75,16 +91,26 @@ def read_upload(processor, path: str) -> Image.Image:
         raise IGPTError(f"--complete {path}: {error}") from error
 
 
+def given_part(args, processor) -> dict:
+    """What the processor's `prompt` is told about the image that is to be completed."""
+    if args.complete is None:
+        return {}
+    if args.mask is None:
+        keep_rows = processor.half_rows if args.keep_rows is None else args.keep_rows
+        return {"images": read_upload(processor, args.complete), "keep_rows": keep_rows}
+    image = Image.open(args.complete)  # not cropped: its pixels stay under those of the mask
+    return {"images": image, "mask": transparent_pixels(image) if args.mask == "alpha" else Image.open(args.mask)}
+
+
 def main():
     args = parse_arguments()
     hide_library_bars()
     model, processor = load_pretrained(args.model or bundled(DEFAULT_MODEL))
     labels = None if args.labels is None else [class_index(name, model.config) for name in args.labels]
     num = args.num if args.num is not None else len(labels or [0] * 10)
-    given = {}
-    if args.complete is not None:
-        keep_rows = processor.half_rows if args.keep_rows is None else args.keep_rows
-        given = {"images": read_upload(processor, args.complete), "keep_rows": keep_rows}
+    given = given_part(args, processor)
+    settings = {name: getattr(args, name) for name in ("temperature", "top_p", "guidance_scale")}
+    settings |= {"num_particles": args.num_particles, "min_posterior": args.min_posterior}
     labels = None if labels is None else np.resize(labels, num).tolist()  # in turn
 
     set_seed(args.seed)
@@ -92,12 +118,8 @@ def main():
     for start in tqdm(range(0, num, args.batch_size), desc="Sampling", delay=2, disable=None):
         count = min(args.batch_size, num - start)
         prompt = processor.prompt(class_labels=None if labels is None else labels[start : start + count], **given)
-        prompt["input_ids"] = prompt["input_ids"].expand(count, -1)  # one start token serves all
-        batches.append(
-            model.generate(
-                **prompt, temperature=args.temperature, top_p=args.top_p, guidance_scale=args.guidance_scale
-            )
-        )
+        prompt = {name: ids.expand(count, -1) for name, ids in prompt.items()}  # one start token serves all
+        batches.append(model.generate(**prompt, **settings))
     ids = torch.cat(batches)
 
     images = processor.decode(ids)

@@ -6,7 +6,7 @@ from PIL import Image
 from transformers import set_seed
 
 from igpt_hf import IGPTImageProcessor, plots
-from igpt_hf.plots import completion_sheet, image_grid, loss_curve, sample_sheet
+from igpt_hf.plots import completion_sheet, image_grid, loss_curve, parts_sheet, sample_sheet
 
 
 def tile(level: int, side: int = 8) -> Image.Image:
@@ -110,3 +110,19 @@ def test_completions_show_the_picture_what_is_given_of_it_and_answers_that_keep_
         assert np.array_equal(shown[1][:4], image[:4])
         assert shown[1][4:].max() == 0
         assert all(np.array_equal(answer[:4], image[:4]) for answer in shown[2:])
+
+
+def test_four_parts_are_completed_and_what_is_not_gray_is_kept(tiny_model, tiny_processor):
+    images = np.random.default_rng(0).integers(0, 2, (3, 8, 8), dtype=np.uint8)
+    sheet = np.asarray(parts_sheet(tiny_model(), tiny_processor, images, [0, 1, 2], per_image=3, num_particles=4))
+    left = sheet.shape[1] - 5 * 20
+    assert sheet.shape[0] == 4 * 20 + 4
+    shares = []
+    for i in range(4):
+        row = sheet[4 + i * 20 :][:16:2]
+        whole, given, *answers = (row[:, left + j * 20 :][:, :16:2] for j in range(5))
+        assert np.array_equal(whole // 255, images[i % 3])
+        is_known = given != 128
+        shares.append(is_known.mean())
+        assert all(np.array_equal(answer[is_known], whole[is_known]) for answer in (given, *answers))
+    assert shares == [0.5, 0.5, 0.75, 0.5]

@@ -18,13 +18,14 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .image_decision import FULL_RANGE, INKS, Survey, decide_shrinking, spread, usual_margin
 from .image_ink import even_out_light, widen_thin_strokes
 from .image_reading import GrayImage, as_list, has_light_border, read_image, to_marked_image
 from .image_upload import fit_upload
+from .masks import known_bits, read_masks
 from .tokens import TokenGrid, pixels_to_tokens, tokens_to_pixels
 
 
@@ -213,19 +214,38 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
 
         A crop leaves the margin free.
         """
-        scale = (self.image_size - 2 * self.margin * is_crop) / max(ink.size)
+        fitted = self._shrink(ink, is_crop)
+        if self.widen_strokes and fitted.size != ink.size:
+            mask = ink.point([255 * (level >= self.level * 255) for level in range(256)])
+            fitted = ImageChops.lighter(fitted, widen_thin_strokes(mask, fitted.size))
+        return self._center(fitted)
+
+    def _shrink(self, image: Image.Image, is_crop: bool) -> Image.Image:
+        scale = (self.image_size - 2 * self.margin * is_crop) / max(image.size)
+        if scale >= 1:
+            return image
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        return image.resize((width, height), Image.Resampling.BILINEAR)
+
+    def _center(self, image: Image.Image) -> np.ndarray:
         canvas = np.zeros((self.image_size, self.image_size), np.uint8)
-        if scale < 1:
-            width, height = (max(1, round(side * scale)) for side in ink.size)
-            fitted = np.asarray(ink.resize((width, height), Image.Resampling.BILINEAR))
-            if self.widen_strokes:
-                mask = ink.point([255 * (level >= self.level * 255) for level in range(256)])
-                fitted = np.maximum(fitted, np.asarray(widen_thin_strokes(mask, (width, height))))
-        else:
-            fitted = np.asarray(ink)
-        top, left = ((self.image_size - side) // 2 for side in fitted.shape)
-        canvas[top : top + fitted.shape[0], left : left + fitted.shape[1]] = fitted
+        top, left = (self.image_size - image.height) // 2, (self.image_size - image.width) // 2
+        canvas[top : top + image.height, left : left + image.width] = np.asarray(image)
         return canvas
+
+    def _fit_mask(self, image, mask: np.ndarray, index: int) -> np.ndarray:
+        """Place a mask as `fit` places its image: (h, w) -> (image_size, image_size), booleans.
+
+        A pixel is unknown where any unknown pixel has a part in it. What surrounds the image on the canvas is known.
+        """
+        ink = self.read(image, index)
+        if mask.shape != (ink.height, ink.width):
+            raise ValueError(
+                f"mask {index} has {mask.shape[1]}x{mask.shape[0]} pixels and its image {ink.width}x{ink.height}: "
+                "a mask has the size of its image."
+            )
+        unknown = Image.fromarray(mask.astype(np.uint8) * 255)
+        return self._center(self._shrink(unknown, self.is_crop(ink))) > 0
 
     def to_ink(self, image: GrayImage) -> Image.Image:
         """The ink of an image, light on dark, in its own size."""
@@ -294,24 +314,49 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
     # --- prompts ----------------------------------------------------------------------------------------------------
 
     def prompt(
-        self, class_labels=None, images=None, keep_rows: int | None = None, return_tensors: str | None = "pt"
+        self,
+        class_labels=None,
+        images=None,
+        keep_rows: int | None = None,
+        return_tensors: str | None = "pt",
+        mask=None,
     ) -> BatchFeature:
         """Make the prompt of `model.generate`: `input_ids` (n, 1), or (n, 1 + given tokens) to complete images.
 
         Args:
             class_labels: Class index or indices, one per image wanted; None asks for any class.
-            images: Images whose upper part is given. One image is used for all labels, one label for all images.
+            images: Images of which a part is given. One image is used for all labels, one label for all images.
             keep_rows: How many rows of pixels, from the top, are given; a multiple of `patch_size`.
+            mask: Instead of `keep_rows`: true (white) where a pixel is unknown and to be filled in; booleans (h, w)
+                or (n, h, w), a PIL image, or a list of those. It has the size of its image, and is fitted with it.
+                One mask is used for all images, one image for all masks. The prompt then has `known_tokens` and
+                `known_masks`, (n, N), beside `input_ids`.
 
         Raises:
-            ValueError: A label or a number of rows out of range, or lists of different lengths.
+            ValueError: A label or a number of rows out of range, a mask of another size or type or without unknown
+                pixels, or lists of different lengths.
         """
         labels = _label_list(class_labels)
         count = 1 if labels is None else len(labels)
         if images is None:
-            if keep_rows is not None:
-                raise ValueError(f"keep_rows={keep_rows} says how much of `images` is given: pass images too.")
+            if keep_rows is not None or mask is not None:
+                name = "mask" if keep_rows is None else f"keep_rows={keep_rows}"
+                raise ValueError(f"{name} says how much of `images` is given: pass images too.")
             ids = self._prompt_ids(labels, count)
+        elif mask is not None:
+            if keep_rows is not None:
+                raise ValueError(
+                    "mask and keep_rows both say how much of `images` is given: leave out one of the two."
+                )
+            tokens, masks = self._known_tokens(images, mask)
+            count = max(len(tokens), count)
+            if len(tokens) not in (1, count):
+                raise ValueError(
+                    f"{len(tokens)} masked images and {count} class labels: give as many, or one of either."
+                )
+            data = {"input_ids": self._prompt_ids(labels, count), "known_tokens": tokens, "known_masks": masks}
+            data = {name: ids.expand(count, -1).numpy() for name, ids in data.items()}
+            return BatchFeature(data, tensor_type=return_tensors)
         else:
             given = self._given_tokens(images, keep_rows)
             count = max(len(given), count)
@@ -328,6 +373,24 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
             )
         given = self.tokenize(images)[:, : keep_rows // self.patch_size * self.grid_size]
         return torch.from_numpy(given.astype(np.int64))
+
+    def _known_tokens(self, images, mask) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and masks -> tokens without their unknown bits, and their known bits, (n, N) each."""
+        images, masks = as_list(images, self.image_size), read_masks(mask)
+        count = max(len(images), len(masks))
+        if len(images) not in (1, count) or len(masks) not in (1, count):
+            raise ValueError(f"{len(images)} images and {len(masks)} masks: give as many, or one of either.")
+        pairs = zip(images * (count // len(images)), masks * (count // len(masks)), strict=True)
+        decided = self.decide(images)
+        fitted = [decided._fit_mask(image, mask, index) for index, (image, mask) in enumerate(pairs)]
+        for index, unknown in enumerate(fitted):
+            if not unknown.any():
+                raise ValueError(
+                    f"mask {index} has no unknown pixel: there is nothing to fill in. True (white) marks what is "
+                    "unknown."
+                )
+        bits = torch.from_numpy(known_bits(fitted, self))
+        return torch.from_numpy(decided.tokenize(images).astype(np.int64)) & bits, bits
 
     def _prompt_ids(self, labels: list | None, count: int) -> torch.Tensor:
         """Class indices -> prompt ids (count, 1); None -> start tokens."""

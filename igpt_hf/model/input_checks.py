@@ -74,3 +74,29 @@ def check_whole_images(input_ids: torch.Tensor, config: IGPTConfig):
             f"input_ids must have shape (n, {length}): a prompt and the {length - 1} tokens of a whole image; "
             f"got {tuple(input_ids.shape)}."
         )
+
+
+def check_known(known_tokens, known_masks, config: IGPTConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return known tokens and bits, (n, N) each; raise ValueError unless they are what `prompt` makes of a mask."""
+    if known_tokens is None or known_masks is None:
+        raise ValueError("known_tokens and known_masks go together: IGPTImageProcessor.prompt makes both of a mask.")
+    pair = torch.as_tensor(known_tokens), torch.as_tensor(known_masks)
+    for name, bits in zip(("known_tokens", "known_masks"), pair, strict=True):
+        if bits.ndim != 2 or bits.shape[1] != config.num_image_tokens or len(bits) != len(pair[0]):
+            raise ValueError(
+                f"{name} has shape {tuple(bits.shape)}: both are (n, {config.num_image_tokens}), a number of bits for "
+                "each token."
+            )
+        if (
+            bits.is_floating_point()
+            or bits.dtype == torch.bool
+            or not ((bits >= 0) & (bits < config.vocab_size)).all()
+        ):
+            raise ValueError(f"{name} must hold whole numbers from 0 to {config.vocab_size - 1}, got {bits.dtype}.")
+    return pair[0].long(), pair[1].long()
+
+
+def check_num_particles(num_particles):
+    """Raise ValueError unless this is a number of particles."""
+    if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
+        raise ValueError(f"num_particles must be a whole number from 1 on, got {num_particles!r}.")

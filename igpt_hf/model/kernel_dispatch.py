@@ -22,7 +22,8 @@ from .kernel_packing import (
     scale_queries,
     stacked_weights,
 )
-from .kernel_sampling import make_kernel
+from .kernel_sampling import QKV_WEIGHT
+from .kernel_sampling import make_kernels as make_decoding_kernels
 from .kernel_simd import LANES, numba
 from .neighborhood import context_ids, neighbor_index, rotary_cos_sin
 
@@ -328,23 +329,78 @@ def sample_images(
 @torch.no_grad()
 def complete(model, input_ids, noise, settings: tuple[float, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """Call `complete_images`: checked ids, noise and settings -> ids (B, 1 + N), log-probabilities (B, N)."""
-    config, batch, given = model.config, len(input_ids), input_ids.shape[1] - 1
-    ids = nn.functional.pad(input_ids.long(), (0, config.num_image_tokens - given)).contiguous()
+    config, (batch, length) = model.config, input_ids.shape
+    branches = 1 if settings[4] == 1 else 2  # with guidance: an image with its prompt, and with the start token
+    ids = nn.functional.pad(input_ids.long(), (0, config.max_position_embeddings - length))
+    ids = ids.repeat_interleave(branches, dim=0)
+    ids[1::branches, 0] = config.start_token_id if branches == 2 else ids[1:, 0]
     log_probs = torch.empty(batch, config.num_image_tokens, dtype=torch.float64)
-    starts = torch.full_like(ids[:, :1], config.start_token_id)
-    rows = torch.stack([gain_rows(ids, config), gain_rows(starts, config)], dim=1)
-    arguments = (
-        *padded_weights(model),
-        sampler_tables(model),
-        (config.num_attention_heads, config.hidden_size, config.vocab_size),
-        (float32(config.rms_norm_eps), float32(BETAS[config.hidden_act])),
-        config.start_token_id,
-        ids.numpy(),
-        rows.numpy(),
-        given,
-        noise.numpy(),
-        settings,
-        log_probs.numpy(),
-    )
-    run_tasks(functools.partial(make_kernel(), *arguments), batch)
-    return ids, log_probs
+    sequences = (ids.numpy(), gain_rows(ids, config).numpy())
+    arguments = (*model_arguments(model), sequences, length - 1, noise.numpy(), settings, log_probs.numpy())
+    run_tasks(functools.partial(make_decoding_kernels()[0], *arguments), batch)
+    return ids[::branches], log_probs
+
+
+def model_arguments(model) -> tuple:
+    """The arguments with which the kernels of kernel_sampling.py begin."""
+    config = model.config
+    shape = (config.num_attention_heads, config.hidden_size, config.vocab_size)
+    constants = (float32(config.rms_norm_eps), float32(BETAS[config.hidden_act]))
+    return (*padded_weights(model), sampler_tables(model), shape, constants)
+
+
+class KernelState:
+    """Keys and values of B sequences on the CPU, for a `Decoder`: the kernel `extend_sequences`.
+
+    They lie in pages of LANES positions, as in PagedAttention (Kwon et al. 2023): sequences that go on from one share
+    its full pages, and only the page that is being filled is copied.
+    """
+
+    def __init__(self, model, batch: int):
+        self.config, self.arguments = model.config, model_arguments(model)
+        self.num_blocks = padded(self.config.num_image_tokens) // LANES
+        self.caches: list[torch.Tensor] = []
+        self.pages = torch.zeros(batch, self.num_blocks, dtype=torch.long)
+        self._grow(batch)
+
+    def _grow(self, batch: int):
+        """Make room for the pages of `batch` sequences; those that there are keep their places."""
+        (layers, channels, _), width = self.arguments[0][QKV_WEIGHT].shape, self.config.hidden_size
+        old, shapes = self.caches, ((layers, width, LANES), (layers, width, LANES), (layers, LANES, channels))
+        self.caches = [torch.zeros(batch * self.num_blocks, *shape) for shape in shapes]
+        for new, cache in zip(self.caches, old, strict=False):
+            new[: len(cache)] = cache
+
+    def _assign(self, begin: int, end: int):
+        """Give each sequence free pages for the blocks `begin` to `end` - 1."""
+        is_free = torch.ones(len(self.caches[0]), dtype=torch.bool)
+        is_free[self.pages[:, :begin]] = False
+        free = is_free.nonzero()[: len(self.pages) * (end - begin), 0]
+        self.pages[:, begin:end] = free.view(len(self.pages), -1)
+
+    def extend(self, ids: torch.LongTensor, begin: int, end: int) -> torch.Tensor:
+        """Run positions `begin` to `end` - 1 of sequences (B, 1 + N): the logits of the last, (B, V)."""
+        if padded(begin) < padded(end):
+            self._assign(padded(begin) // LANES, padded(end) // LANES)
+        logits = torch.empty(len(ids), self.config.vocab_size)
+        sequences = (ids.numpy(), gain_rows(ids, self.config).numpy())
+        caches = (tuple(cache.flatten(0, 2).numpy() for cache in self.caches), self.pages.numpy())
+        arguments = (*self.arguments, sequences, caches, logits.numpy(), begin, end)
+        run_tasks(functools.partial(make_decoding_kernels()[1], *arguments), len(ids))
+        return logits
+
+    def select(self, index: torch.LongTensor, length: int):
+        """Sequence i becomes what sequence index[i] was, of which `length` positions are known."""
+        full, used, old = length // LANES, padded(length) // LANES, self.pages
+        if len(index) * self.num_blocks > len(self.caches[0]):
+            self._grow(len(index))
+        self.pages = old[index]
+        if full < used:  # each has a page of its own that is being filled
+            if len(index) == len(old):
+                self.pages[:, full] = old[:, full]  # of particles most stay what they are
+            else:
+                self._assign(full, used)
+            sources, targets = old[index, full], self.pages[:, full]
+            changed = sources != targets
+            for cache in self.caches:
+                cache[targets[changed]] = cache[sources[changed]]

@@ -10,8 +10,8 @@ order. Position t (counted from 0, the prompt) predicts image token t. What diff
 * attention adds a weighted sum of the values at the same neighbors (`IGPTLocalMixing`), and its scores depend on how
   far apart two positions are in rows and in columns (`apply_rotary`).
 
-From bottom to top: the layers (layers_igpt.py), the block, the base model, the heads, the likelihood. Sampling is in
-generation_igpt.py, the compiled kernels for small models in kernel_*.py.
+From bottom to top: the layers (layers_igpt.py), the block, the base model, the heads. Likelihoods are in
+likelihood_igpt.py, sampling in generation_igpt.py, the compiled kernels for small models in kernel_*.py.
 
 Shapes: B images, T positions, C hidden size, K neighbors, N tokens of an image, V vocabulary.
 """
@@ -39,6 +39,7 @@ from .generation_igpt import CACHE_NAME, IGPTGenerationMixin
 from .input_checks import check_ids, check_no_embeddings, check_no_padding, check_sequence, check_whole_images
 from .kernel_dispatch import are_blocks_usable, is_transformed, run_blocks
 from .layers_igpt import IGPTMLP, IGPTAttention, IGPTEmbeddings, IGPTHead, IGPTLocalMixing, IGPTRMSNorm
+from .likelihood_igpt import IGPTLikelihoodMixin
 from .neighborhood import context_ids, rotary_cos_sin
 
 
@@ -226,7 +227,7 @@ class IGPTModel(IGPTPreTrainedModel):
         return self.norm(hidden_states, classes)
 
 
-class IGPTForCausalImageModeling(IGPTPreTrainedModel, IGPTGenerationMixin):
+class IGPTForCausalImageModeling(IGPTPreTrainedModel, IGPTLikelihoodMixin, IGPTGenerationMixin):
     """Image GPT with a head that predicts the next image token: exact likelihoods and samples.
 
     Example:
@@ -291,64 +292,6 @@ class IGPTForCausalImageModeling(IGPTPreTrainedModel, IGPTGenerationMixin):
             attentions=outputs.attentions,
             **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )
-
-    # --- likelihood -------------------------------------------------------------------------------------------------
-
-    def token_log_likelihoods(self, input_ids: torch.LongTensor) -> torch.Tensor:
-        """Log-probability of each image token given those before it and the prompt: (B, 1 + N) -> (B, N), in nats.
-
-        Raises:
-            ValueError: Ids that are not one prompt and the tokens of one image.
-        """
-        check_whole_images(input_ids, self.config)
-        check_ids(input_ids, self.config)
-        logits = self(input_ids=input_ids[:, :-1], use_cache=False).logits
-        log_probs = logits.float().log_softmax(-1)  # (B, N, V)
-        return log_probs.gather(-1, input_ids[:, 1:, None]).squeeze(-1)
-
-    @torch.no_grad()
-    def log_likelihood(self, input_ids: torch.LongTensor, batch_size: int = 128) -> torch.Tensor:
-        """Exact log-likelihood of whole images given their prompt: (n, 1 + N) -> (n,), natural log, float64.
-
-        The chain rule: ln p(x | prompt) = sum over tokens of ln p(token | tokens before, prompt) (equation 1). Nats
-        per image are the negative of this; bits per pixel divide them by `num_pixels * ln 2`.
-        """
-        chunks = [chunk.to(self.device, torch.long) for chunk in input_ids.split(batch_size) if len(chunk)]
-        sums = [self.token_log_likelihoods(chunk).double().sum(-1) for chunk in chunks]
-        return torch.cat(sums) if sums else torch.empty(0, dtype=torch.float64, device=self.device)
-
-    @torch.no_grad()
-    def class_log_likelihoods(self, input_ids: torch.LongTensor, batch_size: int = 128) -> torch.Tensor:
-        """Exact log-likelihood of each image under each class prompt: (n, 1 + N) -> (n, num_labels), float64.
-
-        The prompt that `input_ids` comes with does not matter.
-        """
-        columns = []
-        input_ids = input_ids.long()
-        for label in range(self.config.num_labels):
-            prompt = torch.full_like(input_ids[:, :1], self.config.vocab_size + label)
-            columns.append(self.log_likelihood(torch.cat([prompt, input_ids[:, 1:]], dim=1), batch_size))
-        return torch.stack(columns, dim=1)
-
-    def class_posterior(self, input_ids: torch.LongTensor, prior=None, batch_size: int = 128) -> torch.Tensor:
-        """Probability of each class given the image, by Bayes' rule: (n, 1 + N) -> (n, num_labels), float64.
-
-        p(y | x) = p(x | y) p(y) / sum over classes of the same.
-
-        Args:
-            prior: p(y), (num_labels,); uniform by default.
-
-        Raises:
-            ValueError: A prior of another length, or one that is not a distribution.
-        """
-        log_joint = self.class_log_likelihoods(input_ids, batch_size)
-        if prior is not None:
-            prior = torch.as_tensor(prior, dtype=torch.float64, device=log_joint.device)
-            is_distribution = prior.shape == (self.config.num_labels,) and bool((prior >= 0).all())
-            if not (is_distribution and abs(prior.sum() - 1) <= 1e-6):
-                raise ValueError(f"prior must be {self.config.num_labels} probabilities that sum to 1, got {prior}.")
-            log_joint = log_joint + prior.log()
-        return log_joint.softmax(dim=1)
 
 
 # --- classification -------------------------------------------------------------------------------------------------

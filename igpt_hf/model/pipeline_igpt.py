@@ -19,6 +19,7 @@ class BinaryImageGenerationPipeline(Pipeline):
     draw(4)                                     # of class 4; or draw("cat"), by the class's name
     draw([0, 1, 2], batch_size=3, seed=7)       # three images, repeatable
     draw(image, keep_rows=14, class_label=4)    # the upper 14 rows kept, the rest sampled
+    draw(image, mask_image=mask)                # what is white in the mask sampled, the rest kept
     draw(4, num_return_sequences=5)             # five images
     ```
 
@@ -33,11 +34,11 @@ class BinaryImageGenerationPipeline(Pipeline):
     _load_processor = False
     _load_video_processor = False
 
-    def _sanitize_parameters(self, keep_rows=None, class_label=None, **generate_kwargs):
+    def _sanitize_parameters(self, keep_rows=None, class_label=None, mask_image=None, **generate_kwargs):
         count = generate_kwargs.get("num_return_sequences")
         if count is not None and count < 1:
             raise ValueError(f"num_return_sequences must be at least 1, got {count}.")
-        known = {"keep_rows": keep_rows, "class_label": class_label}
+        known = {"keep_rows": keep_rows, "class_label": class_label, "mask_image": mask_image}
         return {name: value for name, value in known.items() if value is not None}, generate_kwargs, {}
 
     def __call__(self, inputs=None, seed: int | None = None, batch_size: int | None = None, **kwargs):
@@ -50,6 +51,8 @@ class BinaryImageGenerationPipeline(Pipeline):
             batch_size: How many are sampled at a time; by default up to 256 of a list, and one of a generator.
             keep_rows: With an image: how many rows of pixels are kept from the top; half of them by default.
             class_label: With an image: the class of the completed image, by index or name.
+            mask_image: With an image, instead of `keep_rows`: white where a pixel is unknown and to be filled in; a
+                PIL image or booleans (height, width) of the image's size. In a list, it holds for all images.
 
         Raises:
             ValueError: An unknown class, a number of rows that does not fit, or an invalid input.
@@ -69,16 +72,20 @@ class BinaryImageGenerationPipeline(Pipeline):
             batch_size = min(256, len(inputs)) if batch_size is None else batch_size
         return super().__call__(inputs, batch_size=batch_size, **kwargs)
 
-    def preprocess(self, inputs, keep_rows: int | None = None, class_label=None):
-        """One input -> its prompt, `input_ids` (1, 1 + given tokens)."""
+    def preprocess(self, inputs, keep_rows: int | None = None, class_label=None, mask_image=None):
+        """One input -> its prompt, `input_ids` (1, 1 + given tokens) or, with a mask, all that `prompt` returns."""
         processor = self.image_processor
         is_class = self._is_class(inputs)
         label = self._class_index(inputs if is_class else class_label)
         labels = None if label is None else [label]
         if is_class:
-            if keep_rows is not None or class_label is not None:
-                raise ValueError("keep_rows and class_label go with an image to complete, not with a class.")
+            if keep_rows is not None or class_label is not None or mask_image is not None:
+                raise ValueError(
+                    "keep_rows, mask_image and class_label go with an image to complete, not with a class."
+                )
             return processor.prompt(class_labels=labels)
+        if mask_image is not None:
+            return processor.prompt(class_labels=labels, images=inputs, keep_rows=keep_rows, mask=mask_image)
         rows = processor.half_rows if keep_rows is None else keep_rows
         return processor.prompt(class_labels=labels, images=processor.fit_upload(inputs), keep_rows=rows)
 

@@ -15,7 +15,7 @@ from ..errors import IGPTError
 from ..evaluation.typicality import NUM_IMAGES, nats_quantiles
 from ..hub.model_card import hardware, make_classifier_card, make_model_card, versions
 from ..model.modeling_igpt import IGPTForCausalImageModeling
-from ..plots import accuracy_curve, completion_sheet, loss_curve, sample_sheet
+from ..plots import accuracy_curve, completion_sheet, loss_curve, parts_sheet, sample_sheet
 from .arguments import ScriptArguments
 from .callbacks import Stopwatch
 from .checkpoints import RESULTS
@@ -192,7 +192,8 @@ def _write_generation_run(trainer, processor, splits, results: dict, script_args
     sample_sheet(model, processor).save(folder / "samples.png")
     labels = splits["test"]["label"][:]
     shown = splits["test"].select([labels.index(label) for label in sorted(set(labels))][:10])
-    completion_sheet(model, processor, shown["image"][:], shown["label"][:]).save(folder / "completions.png")
+    complete = completion_sheet if model.config.model_type == "imagegpt" else parts_sheet  # which can only go on
+    complete(model, processor, shown["image"][:], shown["label"][:]).save(folder / "completions.png")
 
     make_model_card(_card_facts(trainer, processor, splits, results, script_args, history)).save(folder / "README.md")
     _write_results(results, folder)

@@ -5,11 +5,12 @@ import itertools
 
 import pytest
 import torch
-from transformers import GenerationConfig, set_seed
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, set_seed
 from transformers.generation.streamers import BaseStreamer
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
 from igpt_hf.model.generation_igpt import CACHE_NAME
+from igpt_hf.model.kernel_dispatch import is_sampler_usable
 
 
 # The library's own loop, with each kind of cache; `generate` may be faster where nothing is asked for.
@@ -189,6 +190,32 @@ def test_a_streamer_is_given_each_token_as_it_comes(model):
     assert recorder.values[-1] == "end"
 
 
+def test_what_is_asked_for_between_steps_has_the_same_results_as_in_the_librarys_loop(model, monkeypatch):
+    def prefer_dark_blocks(input_ids, scores):
+        return scores - 0.2 * input_ids.shape[1] * (torch.arange(16) > 7)
+
+    def second_token_is_large(input_ids, scores):
+        return input_ids[:, 2] > 7 if input_ids.shape[1] > 2 else torch.zeros(len(input_ids), dtype=torch.bool)
+
+    def run(**cache):
+        recorder = Recorder()
+        for arguments in (
+            {"logits_processor": LogitsProcessorList([prefer_dark_blocks]), "guidance_scale": 2.0},
+            {"stopping_criteria": StoppingCriteriaList([second_token_is_large])},
+            {"streamer": recorder, "num_return_sequences": 1, "inputs": torch.tensor([[17, 3]])},
+            {"suppress_tokens": [0, 15], "typical_p": 0.9, "temperature": 0.7},
+            {"repetition_penalty": 1.2, "do_sample": False, "num_return_sequences": 1},
+        ):
+            prompt = {"inputs": torch.tensor([[16, 1], [18, 2]]), "num_return_sequences": 3}
+            yield sampled(model, **prompt | arguments | cache)
+        yield torch.stack(recorder.values[1:-1])
+
+    expected = list(run(**CACHES["dynamic cache"]))
+    if is_sampler_usable(model):  # then no forward is called
+        monkeypatch.setattr(type(model.model), "forward", None)
+    assert all(torch.equal(first, second) for first, second in zip(run(), expected, strict=True))
+
+
 @any_cache
 def test_the_scores_of_beams_are_the_likelihood_per_token(model, cache):
     arguments = {"num_beams": 4, "do_sample": False, "return_dict_in_generate": True, "output_scores": True}
@@ -294,6 +321,44 @@ def test_without_its_generation_config_a_checkpoint_draws_all_the_same(model, tm
 def test_guidance_from_the_start_token_changes_nothing(model):
     plain = sampled(model, num_return_sequences=3, **CACHES["dynamic cache"])
     assert torch.equal(sampled(model, num_return_sequences=3, guidance_scale=3.0, **CACHES["dynamic cache"]), plain)
+
+
+# --- min_posterior --------------------------------------------------------------------------------------------------
+
+
+def own_posterior(model, ids) -> torch.Tensor:
+    """What the model gives the classes that samples were asked for, (n,)."""
+    return model.class_posterior(ids).gather(1, ids[:, :1] - 16)[:, 0]
+
+
+def test_samples_whose_class_the_model_does_not_see_are_drawn_again(model):
+    prompt = torch.tensor([[16], [17], [18]])
+    plain = sampled(model, inputs=prompt, num_return_sequences=20)
+    assert own_posterior(model, plain).min() < 0.3
+    ids = sampled(model, inputs=prompt, num_return_sequences=20, min_posterior=0.3)
+    assert torch.equal(ids[:, 0], plain[:, 0])
+    assert own_posterior(model, ids).min() >= 0.3
+    is_fine = own_posterior(model, plain) >= 0.3
+    assert torch.equal(ids[is_fine], plain[is_fine])  # these stay
+
+
+def test_what_is_below_min_posterior_in_the_end_is_the_best_and_is_reported(model, caplog):
+    prompt = torch.tensor([[16], [19]])
+    plain, best = (sampled(model, inputs=prompt, num_return_sequences=8, min_posterior=p) for p in (None, 1.0))
+    better, first = own_posterior(model, best[:8]), own_posterior(model, plain[:8])
+    assert (better >= first - 1e-6).all() and better.mean() > first.mean()
+    assert torch.equal(best[8:], plain[8:])  # of any class
+    assert (
+        "8 of 16 samples: the model gives their class a probability below min_posterior=1 after 10 tries"
+        in (caplog.messages[-1])
+    )
+
+
+def test_min_posterior_that_cannot_be_followed_is_refused(model):
+    with pytest.raises(ValueError, match="min_posterior is a probability, got 2"):
+        model.generate(min_posterior=2)
+    with pytest.raises(ValueError, match="min_posterior samples again, which changes nothing with do_sample=False"):
+        model.generate(min_posterior=0.5, do_sample=False)
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------

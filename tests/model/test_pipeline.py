@@ -63,6 +63,19 @@ def test_a_completion_keeps_the_upper_rows(draw, tmp_path):
     assert len(draw([picture, picture], seed=2)) == 2
 
 
+def test_a_completion_keeps_what_is_black_in_the_mask(draw):
+    pixels, unknown = np.random.default_rng(0).random((2, 8, 8)) < 0.5
+    for mask in (unknown, Image.fromarray(unknown)):
+        completed = draw(pixels, mask_image=mask, class_label="eel", num_return_sequences=3, num_particles=4, seed=1)
+        assert ((np.stack(completed) > 127) == pixels)[:, ~unknown].all()
+    both = draw([pixels, pixels], mask_image=unknown, num_particles=4, batch_size=2)
+    assert ((np.stack(both) > 127) == pixels)[:, ~unknown].all()
+    with pytest.raises(ValueError, match="keep_rows, mask_image and class_label go with an image"):
+        draw(1, mask_image=unknown)
+    with pytest.raises(ValueError, match="mask and keep_rows both say"):
+        draw(pixels, mask_image=unknown, keep_rows=2)
+
+
 def test_settings_of_generate_are_passed_on(draw):
     greedy = [draw(0, do_sample=False, seed=seed) for seed in (1, 2)]
     assert same(*greedy)

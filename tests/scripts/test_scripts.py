@@ -21,6 +21,7 @@ from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoModelForI
 import igpt_hf  # noqa: F401  registers the model
 from helpers.paths import EXAMPLES, SCRIPTS
 from helpers.scripts import FILES, LAUNCH, contents, results_of, run, run_python
+from igpt_hf import IGPTImageProcessor
 from igpt_hf.data.splits import load_splits
 from igpt_hf.evaluation.compatibility import seen_images_warning
 from igpt_hf.training.trainer import IGPTTrainer
@@ -217,7 +218,7 @@ def test_the_test_loss_is_the_likelihood_of_the_saved_model_on_the_test_split(an
         assert results_of(animals_run)[f"{name}_nats_per_image"] == pytest.approx(nats, rel=1e-5)
 
 
-def test_the_pictures_open_and_have_a_row_per_class(synthetic_run, animals_run):
+def test_the_pictures_open_and_have_a_row_per_class_or_part(synthetic_run, animals_run):
     for folder, rows, side in ((synthetic_run, 10, 56), (animals_run, 3, 24)):
         sizes = {}
         for name in ("loss_curve", "samples", "completions"):
@@ -226,7 +227,7 @@ def test_the_pictures_open_and_have_a_row_per_class(synthetic_run, animals_run):
                 assert len(picture.convert("L").getcolors()) > 1
                 sizes[name] = picture.size
         assert sizes["samples"][1] == rows * (side + 4) + 4
-        assert sizes["completions"][1] == rows * (side + 4) + 4
+        assert sizes["completions"][1] == 4 * (side + 4) + 4
         assert sizes["loss_curve"] > (300, 200)
 
 
@@ -521,6 +522,21 @@ def test_a_completion_keeps_the_upper_rows_of_the_picture(sample, animals, anima
     assert not (arrays["images"][:, kept:] == picture[:, kept:]).all()
 
 
+@pytest.mark.parametrize("is_alpha", [False, True], ids=["a mask", "alpha"])
+def test_a_completion_keeps_the_pixels_that_the_mask_does_not_mark(sample, animals_run, tmp_path, is_alpha):
+    rng = np.random.default_rng(0)
+    pixels, unknown = (rng.random((12, 12)) < 0.5 for _ in range(2))
+    picture = np.stack([pixels * 255] * 3 + [~unknown * 255], axis=2).astype(np.uint8)
+    Image.fromarray(picture if is_alpha else picture[..., :3]).save(tmp_path / "picture.png")
+    Image.fromarray(unknown).save(tmp_path / "mask.png")
+    mask = "alpha" if is_alpha else tmp_path / "mask.png"
+    flags = ("--complete", tmp_path / "picture.png", "--mask", mask, "--labels", "cat", "--num_particles", "5")
+    arrays = sample(*flags, "--num", "3", "--batch_size", "2", "--min_posterior", "0.1")
+    shown = IGPTImageProcessor.from_pretrained(animals_run).to_gray(tmp_path / "picture.png") > 127
+    assert (arrays["images"] == shown)[:, ~unknown].all()
+    assert len({image.tobytes() for image in arrays["images"]}) > 1
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -529,6 +545,10 @@ def test_a_completion_keeps_the_upper_rows_of_the_picture(sample, animals, anima
         (["--labels", "-1"], ["-1"]),
         (["--num", "0"], ["--num must be at least 1, got 0"]),
         (["--batch_size", "0"], ["--batch_size must be at least 1, got 0"]),
+        (["--num_particles", "0"], ["--num_particles must be at least 1, got 0"]),
+        (["--num_particles", "9"], ["--num_particles goes with --mask"]),
+        (["--mask", "mask.png"], ["--mask mask.png", "--complete IMAGE"]),
+        (["--mask", "alpha", "--complete", "a.png", "--keep_rows", "2"], ["--mask and --keep_rows both say"]),
         (["--output", "nowhere/samples.png"], ["nowhere"]),
         (["--npz", "nowhere/samples.npz"], ["nowhere"]),
         (["--complete", "nowhere.png"], ["nowhere.png"]),

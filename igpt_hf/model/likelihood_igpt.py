@@ -1,0 +1,114 @@
+"""Likelihoods: of whole images exact, of a part of an image estimated without bias."""
+
+import torch
+
+from .completion import NUM_PARTICLES, run_particles, warn_of_few_ancestors
+from .configuration_igpt import IGPTConfig
+from .input_checks import check_ids, check_num_particles, check_whole_images
+from .masks import known_bits, read_masks
+
+
+class IGPTLikelihoodMixin:
+    """What the model says of images: log-likelihoods, and the class by Bayes' rule."""
+
+    config: IGPTConfig
+    device: torch.device
+
+    def token_log_likelihoods(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        """Log-probability of each image token given those before it and the prompt: (B, 1 + N) -> (B, N), in nats.
+
+        Raises:
+            ValueError: Ids that are not one prompt and the tokens of one image.
+        """
+        check_whole_images(input_ids, self.config)
+        check_ids(input_ids, self.config)
+        logits = self(input_ids=input_ids[:, :-1], use_cache=False).logits
+        log_probs = logits.float().log_softmax(-1)  # (B, N, V)
+        return log_probs.gather(-1, input_ids[:, 1:, None]).squeeze(-1)
+
+    @torch.no_grad()
+    def log_likelihood(
+        self, input_ids: torch.LongTensor, batch_size: int = 128, mask=None, num_particles: int = NUM_PARTICLES
+    ) -> torch.Tensor:
+        """Exact log-likelihood of whole images given their prompt: (n, 1 + N) -> (n,), natural log, float64.
+
+        The chain rule: ln p(x | prompt) = sum over tokens of ln p(token | tokens before, prompt) (equation 1). Nats
+        per image are the negative of this; bits per pixel divide them by `num_pixels * ln 2`.
+
+        Args:
+            mask: True (white) where a pixel is unknown: the result is an estimate of ln p(known pixels | prompt) by
+                sequential Monte Carlo (completion.py), whose exponential is unbiased; exact where the known pixels are
+                whole tokens at the beginning. Booleans (h, w) or (n, h, w) of the size of the model's images, a PIL
+                image, or a list of those.
+            num_particles: For each image. More: less noise.
+
+        Raises:
+            ValueError: Ids that are not prompts and whole images, or masks of another size, type or number.
+        """
+        if mask is not None:
+            log_p, ancestors = self._log_likelihood_of_part(input_ids, mask, num_particles)
+            warn_of_few_ancestors(ancestors, num_particles)
+            return log_p
+        chunks = [chunk.to(self.device, torch.long) for chunk in input_ids.split(batch_size) if len(chunk)]
+        sums = [self.token_log_likelihoods(chunk).double().sum(-1) for chunk in chunks]
+        return torch.cat(sums) if sums else torch.empty(0, dtype=torch.float64, device=self.device)
+
+    def _log_likelihood_of_part(self, input_ids, mask, num_particles: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The estimates of ln p(known pixels | prompt) and the numbers of ancestors, (n,) each."""
+        check_whole_images(input_ids, self.config)
+        check_ids(input_ids, self.config)
+        check_num_particles(num_particles)
+        bits = torch.from_numpy(known_bits(read_masks(mask), self.config)).to(self.device)
+        if len(bits) not in (1, len(input_ids)):
+            raise ValueError(f"{len(input_ids)} images and {len(bits)} masks: give as many, or one mask for all.")
+        bits, ids = bits.expand(len(input_ids), -1), input_ids.to(self.device, torch.long)
+        parts = [part[1:] for part in run_particles(self, ids[:, :1], ids[:, 1:] & bits, bits, num_particles)]
+        log_p, ancestors = zip(*parts, strict=True)
+        return torch.cat(log_p), torch.cat(ancestors)
+
+    @torch.no_grad()
+    def class_log_likelihoods(
+        self, input_ids: torch.LongTensor, batch_size: int = 128, mask=None, num_particles: int = NUM_PARTICLES
+    ) -> torch.Tensor:
+        """Exact log-likelihood of each image under each class prompt: (n, 1 + N) -> (n, num_labels), float64.
+
+        The prompt that `input_ids` comes with does not matter; `mask` and `num_particles` as in `log_likelihood`.
+        """
+        columns = []
+        input_ids = input_ids.long()
+        for label in range(self.config.num_labels):
+            prompt = torch.full_like(input_ids[:, :1], self.config.vocab_size + label)
+            ids = torch.cat([prompt, input_ids[:, 1:]], dim=1)
+            if mask is None:
+                columns.append(self.log_likelihood(ids, batch_size))
+            else:  # of most classes the known pixels hardly fit, and that is the answer: no warning
+                columns.append(self._log_likelihood_of_part(ids, mask, num_particles)[0])
+        return torch.stack(columns, dim=1)
+
+    def class_posterior(
+        self,
+        input_ids: torch.LongTensor,
+        prior=None,
+        batch_size: int = 128,
+        mask=None,
+        num_particles: int = NUM_PARTICLES,
+    ) -> torch.Tensor:
+        """Probability of each class given the image, by Bayes' rule: (n, 1 + N) -> (n, num_labels), float64.
+
+        p(y | x) = p(x | y) p(y) / sum over classes of the same.
+
+        Args:
+            prior: p(y), (num_labels,); uniform by default.
+            mask, num_particles: As in `log_likelihood`: what an image of which only a part is seen could be.
+
+        Raises:
+            ValueError: A prior of another length, or one that is not a distribution.
+        """
+        log_joint = self.class_log_likelihoods(input_ids, batch_size, mask, num_particles)
+        if prior is not None:
+            prior = torch.as_tensor(prior, dtype=torch.float64, device=log_joint.device)
+            is_distribution = prior.shape == (self.config.num_labels,) and bool((prior >= 0).all())
+            if not (is_distribution and abs(prior.sum() - 1) <= 1e-6):
+                raise ValueError(f"prior must be {self.config.num_labels} probabilities that sum to 1, got {prior}.")
+            log_joint = log_joint + prior.log()
+        return log_joint.softmax(dim=1)

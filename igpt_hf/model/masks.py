@@ -1,0 +1,69 @@
+"""Masks of images: which pixels are unknown, and what that says about each token.
+
+A mask is boolean, or an image: true (white) is a pixel that is unknown and to be filled in, as in diffusers'
+inpainting pipelines. Of a token, the bits of its block's known pixels are known.
+"""
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from .tokens import pixels_to_tokens
+
+
+def read_masks(masks) -> list[np.ndarray]:
+    """One mask or many -> boolean arrays (h, w), true where a pixel is unknown.
+
+    Args:
+        masks: (h, w) or (n, h, w), booleans; a PIL image, white from gray level 128 on; or a list of those.
+
+    Raises:
+        ValueError: Something else.
+    """
+    if isinstance(masks, torch.Tensor | np.ndarray):
+        masks = [masks] if masks.ndim == 2 else list(masks)
+    masks = [masks] if isinstance(masks, Image.Image) else masks
+    if not isinstance(masks, list | tuple) or not masks:
+        raise ValueError(f"a mask is a PIL image or a boolean array (h, w) or (n, h, w), got {type(masks).__name__}.")
+    arrays = []
+    for index, mask in enumerate(masks):
+        array = np.asarray(mask.convert("L")) >= 128 if isinstance(mask, Image.Image) else np.asarray(mask)
+        if array.dtype != bool or array.ndim != 2:
+            raise ValueError(
+                f"mask {index} is {array.dtype} of shape {array.shape}: pass booleans (h, w), true where a pixel is "
+                "unknown, or a PIL image."
+            )
+        arrays.append(array)
+    return arrays
+
+
+def known_bits(masks: list[np.ndarray], config) -> np.ndarray:
+    """Masks of the size of the model's images -> the known bits of each token, (n, N), int64.
+
+    Args:
+        masks: From `read_masks`.
+        config: Anything with `image_size` and `patch_size`.
+
+    Raises:
+        ValueError: A mask of another size.
+    """
+    side = config.image_size
+    for index, mask in enumerate(masks):
+        if mask.shape != (side, side):
+            height, width = mask.shape
+            raise ValueError(f"mask {index} has {width}x{height} pixels: the images have {side}x{side}.")
+    return pixels_to_tokens(~np.stack(masks), config.patch_size).astype(np.int64)
+
+
+def transparent_pixels(image: Image.Image) -> np.ndarray:
+    """The mask of an image whose transparent pixels are unknown: those of less than half of full opacity, (h, w).
+
+    Raises:
+        ValueError: An image without transparency.
+    """
+    if not image.has_transparency_data:
+        raise ValueError(f"the image (mode {image.mode}) has no transparent pixels: pass a mask of its size.")
+    return np.asarray(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")) < 128
+
+
+__all__ = ["known_bits", "read_masks", "transparent_pixels"]
