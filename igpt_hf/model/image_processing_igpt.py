@@ -25,7 +25,7 @@ from .image_decision import FULL_RANGE, INKS, Survey, decide_shrinking, spread, 
 from .image_ink import even_out_light, widen_thin_strokes
 from .image_reading import GrayImage, as_list, has_light_border, read_image, to_marked_image
 from .image_upload import fit_upload
-from .masks import known_bits, read_masks
+from .masks import known_tokens
 from .tokens import TokenGrid, pixels_to_tokens, tokens_to_pixels
 
 
@@ -233,7 +233,7 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
         canvas[top : top + image.height, left : left + image.width] = np.asarray(image)
         return canvas
 
-    def _fit_mask(self, image, mask: np.ndarray, index: int) -> np.ndarray:
+    def fit_mask(self, image, mask: np.ndarray, index: int) -> np.ndarray:
         """Place a mask as `fit` places its image: (h, w) -> (image_size, image_size), booleans.
 
         A pixel is unknown where any unknown pixel has a part in it. What surrounds the image on the canvas is known.
@@ -348,7 +348,7 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
                 raise ValueError(
                     "mask and keep_rows both say how much of `images` is given: leave out one of the two."
                 )
-            tokens, masks = self._known_tokens(images, mask)
+            tokens, masks = known_tokens(self, images, mask)
             count = max(len(tokens), count)
             if len(tokens) not in (1, count):
                 raise ValueError(
@@ -373,24 +373,6 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
             )
         given = self.tokenize(images)[:, : keep_rows // self.patch_size * self.grid_size]
         return torch.from_numpy(given.astype(np.int64))
-
-    def _known_tokens(self, images, mask) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images and masks -> tokens without their unknown bits, and their known bits, (n, N) each."""
-        images, masks = as_list(images, self.image_size), read_masks(mask)
-        count = max(len(images), len(masks))
-        if len(images) not in (1, count) or len(masks) not in (1, count):
-            raise ValueError(f"{len(images)} images and {len(masks)} masks: give as many, or one of either.")
-        pairs = zip(images * (count // len(images)), masks * (count // len(masks)), strict=True)
-        decided = self.decide(images)
-        fitted = [decided._fit_mask(image, mask, index) for index, (image, mask) in enumerate(pairs)]
-        for index, unknown in enumerate(fitted):
-            if not unknown.any():
-                raise ValueError(
-                    f"mask {index} has no unknown pixel: there is nothing to fill in. True (white) marks what is "
-                    "unknown."
-                )
-        bits = torch.from_numpy(known_bits(fitted, self))
-        return torch.from_numpy(decided.tokenize(images).astype(np.int64)) & bits, bits
 
     def _prompt_ids(self, labels: list | None, count: int) -> torch.Tensor:
         """Class indices -> prompt ids (count, 1); None -> start tokens."""

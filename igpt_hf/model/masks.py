@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from .image_reading import as_list
 from .tokens import pixels_to_tokens
 
 
@@ -53,6 +54,33 @@ def known_bits(masks: list[np.ndarray], config) -> np.ndarray:
             height, width = mask.shape
             raise ValueError(f"mask {index} has {width}x{height} pixels: the images have {side}x{side}.")
     return pixels_to_tokens(~np.stack(masks), config.patch_size).astype(np.int64)
+
+
+def known_tokens(processor, images, masks) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and masks -> tokens without their unknown bits, and their known bits, (n, N) each, int64.
+
+    Args:
+        processor: An `IGPTImageProcessor`.
+        images: Anything that its `to_gray` takes; one image is used for all masks.
+        masks: As `read_masks` takes them; one mask is used for all images.
+
+    Raises:
+        ValueError: Lists of different lengths, a mask of another size than its image, or one without unknown pixels.
+    """
+    images, masks = as_list(images, processor.image_size), read_masks(masks)
+    count = max(len(images), len(masks))
+    if len(images) not in (1, count) or len(masks) not in (1, count):
+        raise ValueError(f"{len(images)} images and {len(masks)} masks: give as many, or one of either.")
+    decided = processor.decide(images)
+    pairs = zip(images * (count // len(images)), masks * (count // len(masks)), strict=True)
+    fitted = [decided.fit_mask(image, mask, index) for index, (image, mask) in enumerate(pairs)]
+    for index, unknown in enumerate(fitted):
+        if not unknown.any():
+            raise ValueError(
+                f"mask {index} has no unknown pixel: there is nothing to fill in. True (white) marks what is unknown."
+            )
+    bits = torch.from_numpy(known_bits(fitted, processor))
+    return torch.from_numpy(decided.tokenize(images).astype(np.int64)) & bits, bits
 
 
 def transparent_pixels(image: Image.Image) -> np.ndarray:
