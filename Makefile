@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
 
 TORCH = $(shell grep '^torch==' constraints.txt)
 # What a new transformers breaks first.
-CORE := tests/model/test_generation.py tests/model/test_pipeline.py tests/model/test_remote_code.py \
+CORE := tests/model/test_generation.py tests/model/test_decoder.py tests/model/test_pipeline.py tests/model/test_remote_code.py \
 	tests/training/test_training.py
 ENVIRONMENTS := .venv .venv-oldest .venv-newest .venv-transformers
 
@@ -72,7 +72,7 @@ test-transformers: $(VENV)/installed-dev  ## the core with the newest transforme
 	.venv-transformers/bin/python -m pip install --quiet --upgrade $(TORCH) transformers huggingface_hub accelerate datasets
 	.venv-transformers/bin/python -c "import transformers; print('transformers', transformers.__version__)"
 	.venv-transformers/bin/python -m pytest -n auto $(CORE)
-	IGPT_TEST_WITHOUT_NUMBA=1 .venv-transformers/bin/python -m pytest -n auto $(CORE)
+	IGPT_TEST_WITHOUT_NUMBA=1 .venv-transformers/bin/python -m pytest -n auto -m "not slow" $(CORE)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

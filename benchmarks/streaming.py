@@ -29,7 +29,8 @@ from transformers import set_seed
 
 from harness import benchmark_parser, write_results
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
-from igpt_hf.data.streaming import open_shards, stream_splits
+from igpt_hf.data.shards import open_shards
+from igpt_hf.data.streaming import stream_splits
 from igpt_hf.data.synthetic import CLASS_NAMES, synthetic_digits
 from igpt_hf.model.image_reading import to_marked_image
 from igpt_hf.training.arguments import IGPTTrainingArguments

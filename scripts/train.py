@@ -98,7 +98,7 @@ def train(script_args, model_args, args):
     on_first_process(lambda: delete_overwritten(args, checkpoint))
     trainer = wire_trainer(start, tokens, splits["train"], script_args, args)
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
-    logger.info("%s images, %s", sizes, describe_splits(images.given, split_seed, script_args.streaming))
+    logger.info("%s images; splits: %s", sizes, describe_splits(images.given, split_seed, script_args.streaming))
     logger.info("%d classes; %d parameters", len(class_names), start.model.num_parameters())
     if (hint := few_steps_hint(args, len(splits["train"]))) is not None:
         logger.warning("hint: %s", hint)

@@ -378,7 +378,7 @@ def test_a_person_uploads_a_picture(address, open_page, tmp_path):
     pad, upload = page.locator(".pad:visible"), page.locator(".pad input[type=file]")
 
     upload.set_input_files(tmp_path / "notes.png")
-    pad.get_by_text("notes.png is no picture that this browser can read").wait_for()
+    pad.get_by_text("notes.png is not an image that this browser can read").wait_for()
     upload.set_input_files(tmp_path / "huge.png")
     pad.get_by_text("huge.png has 5.0 MB; at most 4 MB, please.").wait_for()
     upload.set_input_files(tmp_path / "seven.png")

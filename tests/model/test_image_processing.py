@@ -358,7 +358,10 @@ def test_stochastic_pixels_repeat_with_the_generator_and_differ_without():
 # --- save, load, call -----------------------------------------------------------------------------------------------
 
 
-CODE = {f"image_{part}.py" for part in ("decision", "ink", "processing_igpt", "reading", "upload")} | {"tokens.py"}
+CODE = {f"image_{part}.py" for part in ("decision", "ink", "processing_igpt", "reading", "upload")} | {
+    "masks.py",
+    "tokens.py",
+}
 
 
 def test_a_saved_processor_is_the_same_when_loaded(tmp_path):
