@@ -310,7 +310,7 @@ def test_the_script_streams_with_two_processes_that_tokenize(shards, tmp_path, m
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     flags = ["--image_size", 8, "--num_hidden_layers", 1, "--num_train_epochs", 1, "--disable_tqdm", "true"]
     command = [*LAUNCH, "--streaming", "true", "--data", shards, "--output_dir", tmp_path / "run", "--num_threads", 2]
-    log = run(*command, *flags, "--max_eval_images", 30, "--margin", 0).stderr
+    log = run(*command, *flags, "--max_eval_images", 30, "--margin", 0, "--invert", "never").stderr
     tokens = tokens_of(shards, seed=42)
     assert f"{len(tokens)} train, {min(30, tokens.num_images['validation'])} validation" in log
     results = results_of(tmp_path / "run")
