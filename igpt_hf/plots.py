@@ -1,5 +1,6 @@
 """Figures of runs and evaluations: grids of images, completions, curves. matplotlib is imported where it is needed."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def completion_sheet(model, processor, images, class_labels, per_image: int = 8,
     return image_grid(rows, [model.config.id2label[label] for label in class_labels])
 
 
-def parts_sheet(model, processor, images, class_labels, per_image: int = 8, num_particles: int = 64) -> Image.Image:
+def parts_sheet(model, processor, images, class_labels, per_image: int = 6, num_particles: int = 32) -> Image.Image:
     """Complete four parts of images, one image after the other: a row each, as in `completion_sheet`.
 
     What is unknown is gray: the lower half, the right half, a hole, and half of the pixels at random.
@@ -113,7 +114,11 @@ def parts_sheet(model, processor, images, class_labels, per_image: int = 8, num_
     pixels = processor.decode_pixels(processor.tokenize(images))[shown]
     labels, unknown = [class_labels[index] for index in shown], np.stack(list(masks.values()))
     prompt = processor.prompt(class_labels=labels, images=pixels, mask=unknown).to(model.device)
-    answers = model.generate(**prompt, num_return_sequences=per_image, num_particles=num_particles)
+    logging.disable(logging.WARNING)  # that a figure's particles are few is no news
+    try:
+        answers = model.generate(**prompt, num_return_sequences=per_image, num_particles=num_particles)
+    finally:
+        logging.disable(logging.NOTSET)
     columns = [pixels * 255, np.where(unknown, 128, pixels * 255)]
     columns += list(processor.decode_pixels(answers).reshape(len(masks), per_image, side, side).swapaxes(0, 1) * 255)
     grid = [[Image.fromarray(image.astype(np.uint8)) for image in row] for row in zip(*columns, strict=True)]

@@ -159,8 +159,11 @@ def warn_of_few_ancestors(ancestors: torch.Tensor, num_particles: int):
         logger.warning(
             "%d of %d runs: the particles at the end descend from effectively %.1f of %d. The known pixels hardly fit "
             "the class, or come after much that is unknown: pass a larger num_particles.",
-            few, len(ancestors), ancestors.min(), num_particles,
-        )  # fmt: skip
+            few,
+            len(ancestors),
+            ancestors.min(),
+            num_particles,
+        )
 
 
 def _log_likelihood_of_beginnings(model, ids: torch.LongTensor) -> torch.Tensor:

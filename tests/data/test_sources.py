@@ -15,7 +15,7 @@ import PIL.Image
 import pytest
 import scipy.io
 
-from helpers.paths import HODA_FILE, MNIST
+from helpers.paths import MNIST
 from igpt_hf import IGPTImageProcessor
 from igpt_hf.data.decoding import FORMATS
 from igpt_hf.data.sources import archives
@@ -490,14 +490,3 @@ def digest(source, **options) -> str:
 
 def test_synthetic_digits_have_the_tokens_of_before():
     assert digest("synthetic", num_synthetic=500) == "80b73c0feaf22a35"
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not HODA_FILE.exists(), reason=f"HODA is not here: {HODA_FILE}")
-def test_hoda_has_the_tokens_of_before():
-    assert digest(HODA_FILE, max_images=1000) == "fd3ef04b9691e65d"
-
-
-@pytest.mark.skipif(not MNIST_FILE.exists(), reason=f"MNIST is not here: {MNIST_FILE}")
-def test_mnist_has_the_tokens_of_before():
-    assert digest(MNIST_FILE, max_images=1000) == "1c5bb0e59555ab10"
