@@ -57,8 +57,7 @@ def evaluate_model(
     """Measure likelihood, classification, codecs and calibration and, with `num_samples`, the quality of samples.
 
     Args:
-        model, processor: An `IGPTForCausalImageModeling` and its `IGPTImageProcessor`.
-        splits: From `load_splits`; classes are matched to the model's by name.
+        model, processor, splits: The model, its processor, and what `load_splits` returns; classes match by name.
         split: "train", "validation", "test" or "all".
         max_images: Only the first of the split.
         num_draws: Of the pixels, where `binarize="stochastic"`; likelihoods are means over them.
@@ -84,8 +83,8 @@ def evaluate_model(
     report, maps = _measure_images(model, processor, images, class_prior, batch_size)
     quality, nearest = {}, {}
     if num_samples is not None:
-        settings = {"temperature": temperature, "guidance_scale": guidance_scale}
         ids = _class_prompted_ids(data, class_index, draw=0)
+        settings = {"temperature": temperature, "guidance_scale": guidance_scale}
         quality, nearest = _measure_samples((model, processor), ids, class_prior, num_samples, seed, settings)
     about = {"split": split, "seed": seed, "prior": prior, "num_draws": num_draws}
     return Evaluation(about | report | quality, _examples(processor.decode_pixels(images[0]), maps), nearest)

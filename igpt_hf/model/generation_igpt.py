@@ -110,7 +110,10 @@ class IGPTGenerationMixin(GenerationMixin):
                 ids = torch.full((1, 1), start)
             ids = ids.repeat_interleave(settings.pop("num_return_sequences"), dim=0)
             return sample_images(self, ids, **settings)
+        return self._follow_steps(ids, generation_config, logits_processor, kwargs)
 
+    def _follow_steps(self, ids, generation_config, logits_processor, kwargs):
+        """Sample by transformers' loop, with guidance, or by steps of a decoder where that serves."""
         scale = self._setting("guidance_scale", generation_config, kwargs)
         kwargs["guidance_scale"] = 1.0  # transformers' own guidance would not use the start token
         if scale is not None and scale != 1:
@@ -178,8 +181,11 @@ class IGPTGenerationMixin(GenerationMixin):
             logger.warning(
                 "%d of %d samples: the model gives their class a probability below min_posterior=%g after %d tries; "
                 "the best of these is kept.",
-                num_below, len(best), min_posterior, MAX_TRIES,
-            )  # fmt: skip
+                num_below,
+                len(best),
+                min_posterior,
+                MAX_TRIES,
+            )
         return samples
 
     def _check_supported(self, generation_config, kwargs):

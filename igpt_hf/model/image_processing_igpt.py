@@ -337,33 +337,25 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
                 pixels, or lists of different lengths.
         """
         labels = _label_list(class_labels)
-        count = 1 if labels is None else len(labels)
+        data: dict[str, torch.Tensor] = {}
         if images is None:
             if keep_rows is not None or mask is not None:
                 name = "mask" if keep_rows is None else f"keep_rows={keep_rows}"
                 raise ValueError(f"{name} says how much of `images` is given: pass images too.")
-            ids = self._prompt_ids(labels, count)
-        elif mask is not None:
-            if keep_rows is not None:
-                raise ValueError(
-                    "mask and keep_rows both say how much of `images` is given: leave out one of the two."
-                )
-            tokens, masks = known_tokens(self, images, mask)
-            count = max(len(tokens), count)
-            if len(tokens) not in (1, count):
-                raise ValueError(
-                    f"{len(tokens)} masked images and {count} class labels: give as many, or one of either."
-                )
-            data = {"input_ids": self._prompt_ids(labels, count), "known_tokens": tokens, "known_masks": masks}
-            data = {name: ids.expand(count, -1).numpy() for name, ids in data.items()}
-            return BatchFeature(data, tensor_type=return_tensors)
+        elif mask is None:
+            data["given"] = self._given_tokens(images, keep_rows)
+        elif keep_rows is None:
+            data["known_tokens"], data["known_masks"] = known_tokens(self, images, mask)
         else:
-            given = self._given_tokens(images, keep_rows)
-            count = max(len(given), count)
-            if len(given) not in (1, count):
-                raise ValueError(f"{len(given)} images and {count} class labels: give as many, or one of either.")
-            ids = torch.cat([self._prompt_ids(labels, count), given.expand(count, -1)], dim=1)
-        return BatchFeature({"input_ids": ids.numpy()}, tensor_type=return_tensors)
+            raise ValueError("mask and keep_rows both say how much of `images` is given: leave out one of the two.")
+        num_labels, num_images = len(labels or [None]), len(next(iter(data.values()), [None]))
+        count = max(num_labels, num_images)
+        if num_images not in (1, count):
+            raise ValueError(f"{num_images} images and {num_labels} class labels: give as many, or one of either.")
+        data = {name: ids.expand(count, -1) for name, ids in data.items()}
+        prompts = self._prompt_ids(labels, count)
+        data["input_ids"] = torch.cat([prompts, data.pop("given")], dim=1) if "given" in data else prompts
+        return BatchFeature({name: ids.numpy() for name, ids in data.items()}, tensor_type=return_tensors)
 
     def _given_tokens(self, images, keep_rows: int | None) -> torch.Tensor:
         if keep_rows is None or keep_rows % self.patch_size or not 0 < keep_rows < self.image_size:

@@ -222,8 +222,7 @@ def make_trainer(
 ) -> Trainer:
     """Wire a Trainer: tokenized splits in, exact nats per image of train and validation at each evaluation.
 
-    The training loss is measured like the validation loss, in eval mode on a fixed part of the training split of the
-    same size, so that the two compare. A classifier's accuracy is added.
+    The training loss is measured like the validation loss, in eval mode on a fixed part of the training split.
 
     Args:
         model: For images, for their classes, or the one of `igpt_hf.training.imagegpt_baseline`.
@@ -254,9 +253,8 @@ def make_trainer(
         compute_metrics=classification_metrics if is_classifier else likelihood_metrics(config.num_pixels),
         callbacks=[EpochCallback(train), Stopwatch(), PatientEarlyStopping(args.early_stopping_patience), *callbacks],
     )
-    for callback in callbacks:
-        if isinstance(callback, SampleSheetCallback):
-            callback.trainer = trainer
+    for callback in filter(lambda callback: isinstance(callback, SampleSheetCallback), callbacks):
+        callback.trainer = trainer
     has_bars = trainer.pop_callback(ProgressCallback) is not None  # not with --disable_tqdm
     trainer.pop_callback(PrinterCallback)
     trainer.add_callback(OneLineProgress if has_bars else EvaluationLines)

@@ -187,7 +187,7 @@ REFUSED = {
     "everything known": ({"mask": np.zeros((8, 8), bool)}, "mask 0 has no unknown pixel"),
     "rows too": ({"mask": np.ones((8, 8), bool), "keep_rows": 4}, "leave out one of the two"),
     "no image": ({"mask": np.ones((8, 8), bool), "images": None}, "pass images too"),
-    "labels": ({"mask": np.ones((2, 8, 8), bool), "class_labels": [0, 1, 2]}, "2 masked images and 3 class labels"),
+    "labels": ({"mask": np.ones((2, 8, 8), bool), "class_labels": [0, 1, 2]}, "2 images and 3 class labels"),
     "images": ({"mask": np.ones((2, 8, 8), bool), "images": np.ones((3, 8, 8), bool)}, "3 images and 2 masks"),
 }
 
