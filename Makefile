@@ -7,8 +7,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
 
 TORCH = $(shell grep '^torch==' constraints.txt)
 # What a new transformers breaks first.
-CORE := tests/model/test_generation.py tests/model/test_decoder.py tests/model/test_pipeline.py tests/model/test_remote_code.py \
-	tests/training/test_training.py
+CORE := tests/model/test_generation.py tests/model/test_decoder.py tests/model/test_pipeline.py \
+	tests/model/test_remote_code.py tests/training/test_training.py
 ENVIRONMENTS := .venv .venv-oldest .venv-newest .venv-transformers
 
 .PHONY: install train app explain docs test test-fast test-oldest test-newest test-transformers lint format build clean
@@ -71,7 +71,8 @@ test-transformers: $(VENV)/installed-dev  ## the core with the newest transforme
 		echo "import site; site.addsitedir('$(abspath $(VENV))/$${site#*/}')" > $$site/under.pth
 	.venv-transformers/bin/python -m pip install --quiet --upgrade $(TORCH) transformers huggingface_hub accelerate datasets
 	.venv-transformers/bin/python -c "import transformers; print('transformers', transformers.__version__)"
-	.venv-transformers/bin/python -m pytest -n auto $(CORE)
+	.venv-transformers/bin/python -m pytest -n auto -m "not slow" $(CORE)
+	.venv-transformers/bin/python -m pytest -n auto -m slow tests/model/test_remote_code.py
 	IGPT_TEST_WITHOUT_NUMBA=1 .venv-transformers/bin/python -m pytest -n auto -m "not slow" $(CORE)
 
 lint: $(VENV)/installed-dev
