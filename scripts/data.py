@@ -10,18 +10,19 @@ Writes a figure of originals beside what the model sees. igpt train does the sam
 import sys
 from collections import Counter
 
-from datasets import disable_progress_bars
-
 from igpt_hf import IGPTImageProcessor, load_splits
-from igpt_hf.cli import check_output, command_parser, run_main
+from igpt_hf.cli import check_output, command_parser, hide_library_bars, run_main
 from igpt_hf.data.inspection import count_images, inspect_images, parse_threshold, sample_images
+from igpt_hf.data.splits import describe_splits
 
 
 def parse_arguments():
     parser = command_parser("data", __doc__)
     parser.add_argument("data", metavar="SOURCE", help="as --data of igpt train")
-    parser.add_argument("--image_column", default="image", help="Parquet and Hub: the column of images")
-    parser.add_argument("--label_column", default="label", help="Parquet and Hub: the column of classes")
+    parser.add_argument("--image_column", default="image", help="the column, or the array of a file, of images")
+    parser.add_argument("--label_column", default="label", help="the column, or the array of a file, of classes")
+    parser.add_argument("--labels_from", choices=["parent", "top"], help="the class folder, of folders in folders")
+    parser.add_argument("--splits", default="auto", choices=["auto", "given", "random"], help="as in igpt train")
     parser.add_argument("--max_images", type=int, help="look at a random, stratified subset of at most this many")
     parser.add_argument("--skip_bad_images", action="store_true", help="leave out images that cannot be read")
     parser.add_argument("--seed", type=int, default=42, help="of the split and the subset")
@@ -46,8 +47,8 @@ def most_common(counts: Counter, number: int = 5) -> str:
 
 def main():
     args = parse_arguments()
-    disable_progress_bars()
-    names = ("seed", "image_column", "label_column", "max_images", "skip_bad_images")
+    hide_library_bars()
+    names = ("seed", "image_column", "label_column", "labels_from", "splits", "max_images", "skip_bad_images")
     splits = load_splits(args.data, **{name: getattr(args, name) for name in names})
     processor = IGPTImageProcessor(
         args.image_size,
@@ -59,7 +60,8 @@ def main():
     )
 
     print(args.data)
-    print("splits     " + ", ".join(f"{name} {len(split):,}" for name, split in splits.items()))
+    sizes = ", ".join(f"{name} {len(split):,}" for name, split in splits.items())
+    print(f"splits     {sizes}; {describe_splits(splits.given, args.seed)}")
     class_names = splits["train"].features["label"].names
     labels = Counter(class_names[label] for split in splits.values() for label in split["label"][:])
     print(f"classes    {len(class_names)}: " + most_common(labels, 20))
