@@ -73,7 +73,8 @@ test-transformers: $(VENV)/installed-dev  ## the core with the newest transforme
 	.venv-transformers/bin/python -c "import transformers; print('transformers', transformers.__version__)"
 	.venv-transformers/bin/python -m pytest -n auto -m "not slow" $(CORE)
 	.venv-transformers/bin/python -m pytest -n auto -m slow tests/model/test_remote_code.py
-	IGPT_TEST_WITHOUT_NUMBA=1 .venv-transformers/bin/python -m pytest -n auto -m "not slow" $(CORE)
+	IGPT_TEST_WITHOUT_NUMBA=1 .venv-transformers/bin/python -m pytest -n auto -m "not slow" $(CORE) \
+		-k "not test_training or two_steps"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
