@@ -27,6 +27,6 @@ def test_every_line_of_a_config_is_a_flag_with_its_value(path):
 def test_the_configs_for_mnist_train(preset, tmp_path):
     command = [ROOT / "scripts" / "train.py", "--config", ROOT / "configs" / f"mnist-{preset}.yaml", "--data", MNIST]
     command += ["--output_dir", tmp_path / "run", "--bf16", "false", "--max_steps", 1, "--max_images", 60]
-    command += ["--per_device_train_batch_size", 8, "--num_hidden_layers", 1, "--disable_tqdm", "true"]
+    command += ["--per_device_train_batch_size", 8, "--num_hidden_layers", 1, "--image_size", 14]
     run_python(*command)
     assert results_of(tmp_path / "run")["validation_nats_per_image"] < 600
