@@ -358,14 +358,15 @@ class TestPerson:
 
 def test_people_who_press_at_once_get_what_they_asked_for(model, processor, address, open_page):
     """Requests wait for each other: no one's seed is disturbed by another's draws."""
+    # Before anybody presses: the app samples in this process, by the same generator of random numbers.
+    expected = [images_in(generate(model, processor, label, 9, 1.0, 1.0, 0)) for label in range(4)]
     pages = [open_page(address) for _ in range(4)]
     for label, page in enumerate(pages):
         page.get_by_role("radio", name=str(label)).check()
     for page in pages:
         press(page, "Draw")
-    for label, page in enumerate(pages):
-        expected = images_in(generate(model, processor, label, 9, 1.0, 1.0, 0))
-        assert np.array_equal(shown(page), expected)
+    for page, images in zip(pages, expected, strict=True):
+        assert np.array_equal(shown(page), images)
 
 
 def test_a_person_uploads_a_picture(address, open_page, tmp_path):
