@@ -14,7 +14,6 @@ import json
 import logging
 import math
 import shutil
-import tempfile
 import time
 import zlib
 from collections.abc import Iterator
@@ -40,6 +39,7 @@ from ..distributed import end_with_parent
 from ..errors import DataError, IGPTError
 from ..model import image_decision, image_ink, image_processing_igpt, image_reading, tokens
 from . import decoding, splits, tokenized
+from .cache_folders import new_folder
 from .decoding import decode_image
 from .inspection import MAX_SAMPLE, MAX_SAMPLE_PIXELS
 from .shards import Shard, ShardedSource
@@ -155,9 +155,8 @@ def _tokenize_shard(source: ShardedSource, processor, seed, folder: Path, skip_b
     final = folder / f"shard-{index:05d}"
     if final.exists():
         return
-    unfinished = Path(tempfile.mkdtemp(prefix=f"unfinished-{index:05d}-", dir=folder))
     schema = pa.schema({"tokens": pa.list_(_token_type(processor), processor.num_image_tokens), "label": pa.int64()})
-    try:
+    with new_folder(final, f"unfinished-{index:05d}-") as unfinished:
         writers = [pq.ParquetWriter(unfinished / f"{name}.parquet", schema, compression="zstd") for name in SPLITS]
         for split, tokens, labels in _tokenized_rows(source, processor, seed, skip_bad_images, index):
             for number, writer in enumerate(writers):
@@ -166,12 +165,6 @@ def _tokenize_shard(source: ShardedSource, processor, seed, folder: Path, skip_b
                 writer.write_table(pa.table([column, pa.array(labels[rows])], schema=schema))
         for writer in writers:
             writer.close()
-        unfinished.rename(final)
-    except OSError:
-        if not final.exists():  # else another process was faster
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _sweep(folder: Path):

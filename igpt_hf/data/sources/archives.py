@@ -3,9 +3,7 @@
 import hashlib
 import logging
 import lzma
-import shutil
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ from datasets import config as datasets_config
 from tqdm.auto import tqdm
 
 from ...errors import DataError
+from ..cache_folders import new_folder
 
 
 logger = logging.getLogger(__name__)
@@ -40,15 +39,8 @@ def unpack(archive: Path) -> Path:
     final = Path(datasets_config.HF_DATASETS_CACHE) / "igpt_hf-archives" / key
     if not final.exists():
         final.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=final.parent))
-        try:
+        with new_folder(final) as unfinished:
             _unpack_into(archive, unfinished / archive.name)
-            unfinished.rename(final)
-        except OSError:
-            if not final.exists():  # else another process was faster
-                raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
     return final / archive.name  # so that messages about its files name the archive
 
 
