@@ -2,6 +2,7 @@
 
 import functools
 import os
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -341,12 +342,25 @@ def complete(model, input_ids, noise, settings: tuple[float, ...]) -> tuple[torc
     return ids[::branches], log_probs
 
 
+PACKED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # for each model, what `model_arguments` kept
+
+
 def model_arguments(model) -> tuple:
-    """The arguments with which the kernels of kernel_sampling.py begin."""
+    """The arguments with which the kernels of kernel_sampling.py begin; kept until a weight or a size changes.
+
+    Packing takes longer than sampling one image. Weights are compared by value, since not all that changes one
+    leaves a trace: optimizers write to `data`, kernels to memory.
+    """
     config = model.config
     shape = (config.num_attention_heads, config.hidden_size, config.vocab_size)
+    sizes = (*shape, config.num_labels, config.grid_size, config.neighborhood_radius, config.class_conditional_norm)
     constants = (float32(config.rms_norm_eps), float32(BETAS[config.hidden_act]))
-    return (*padded_weights(model), sampler_tables(model), shape, constants)
+    weights = torch.cat([weight.detach().reshape(-1) for weight in model.parameters()])
+    old_sizes, old_weights, packed = PACKED.get(model, (None, None, None))
+    if sizes != old_sizes or not torch.equal(weights, old_weights):
+        packed = (*padded_weights(model), sampler_tables(model))
+        PACKED[model] = (sizes, weights, packed)
+    return (*packed, shape, constants)
 
 
 class KernelState:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling
-from igpt_hf.model import kernel_simd
+from igpt_hf.model import kernel_dispatch, kernel_simd
 from igpt_hf.model.generation_igpt import IGPTGuidanceLogitsProcessor
 from igpt_hf.model.kernel_dispatch import is_sampler_usable, sample_images
 
@@ -276,6 +276,19 @@ def test_changed_weights_are_used_at_once():
     model.lm_head.weight.data.mul_(-1)
     after = sample_images(model, prompts, noise=noise)
     assert not torch.equal(before, after) and torch.equal(after, reference(model, prompts, noise))
+
+
+def test_unchanged_weights_are_packed_once(monkeypatch):
+    model, calls = make_model(**DEFAULT), []
+    pack = kernel_dispatch.padded_weights
+    monkeypatch.setattr(kernel_dispatch, "padded_weights", lambda model: calls.append(model) or pack(model))
+    prompts, noise = make_prompts(model, 2), make_noise(model, 2)
+    first = sample_images(model, prompts, noise=noise)
+    assert torch.equal(first, sample_images(model, prompts, noise=noise)) and len(calls) == 1
+    for number, weight in enumerate(model.parameters(), start=2):
+        weight.data.view(-1)[-1] += 0.01  # leaves no trace in autograd's version counter
+        sample_images(model, prompts, noise=noise)
+        assert len(calls) == number
 
 
 def test_wrong_input_is_rejected_with_a_clear_error():
