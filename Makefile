@@ -64,15 +64,20 @@ test-newest: .venv-newest/installed  ## every test with the newest of everything
 	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager $(TORCH) --editable '.[dev]'
 	touch $@
 
-# In minutes: what is in $(VENV), and over it the newest Hugging Face packages alone. Always asks what is newest.
+VERSIONS := -c "from importlib.metadata import version as v; \
+	print([(n, v(n)) for n in ('transformers', 'huggingface_hub', 'accelerate', 'datasets')])"
+
+# In minutes: what is in $(VENV), and over it the newest Hugging Face packages alone. Always asks what is newest; where
+# that is what constraints.txt names, `make test` has run all but the core without numba.
 test-transformers: $(VENV)/installed-dev  ## the core with the newest transformers, with numba and without
 	$(BIN)/python -m venv .venv-transformers
 	site=$$(echo .venv-transformers/lib/python3.*/site-packages); \
 		echo "import site; site.addsitedir('$(abspath $(VENV))/$${site#*/}')" > $$site/under.pth
 	.venv-transformers/bin/python -m pip install --quiet --upgrade $(TORCH) transformers huggingface_hub accelerate datasets
-	.venv-transformers/bin/python -c "import transformers; print('transformers', transformers.__version__)"
-	.venv-transformers/bin/python -m pytest -n auto -m "not slow" $(CORE)
-	.venv-transformers/bin/python -m pytest -n auto -m slow tests/model/test_remote_code.py -k checkpoint_works
+	.venv-transformers/bin/python $(VERSIONS)
+	[ "$$(.venv-transformers/bin/python $(VERSIONS))" = "$$($(BIN)/python $(VERSIONS))" ] || { \
+		.venv-transformers/bin/python -m pytest -n auto -m "not slow" $(CORE) && \
+		.venv-transformers/bin/python -m pytest -n auto -m slow tests/model/test_remote_code.py -k checkpoint_works; }
 	IGPT_TEST_WITHOUT_NUMBA=1 .venv-transformers/bin/python -m pytest -n auto -m "not slow" $(CORE) \
 		-k "not test_training or two_steps"
 

@@ -85,6 +85,7 @@ def test_a_damaged_image_is_read_or_refused(content, damage):
     assert PROCESSOR.tokenize(image).shape == (1, 196)
 
 
+@pytest.mark.slow
 def test_a_mat_file_with_any_damaged_byte_is_read_or_refused(tmp_path):
     cells = np.empty((2, 1), dtype=object)
     cells[:, 0] = [np.eye(2, dtype=np.uint8)] * 2

@@ -130,6 +130,7 @@ def test_random_damage_is_read_or_refused_but_never_crashes(read):
     assert 0 < refused < 500
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HODA_FILE.exists(), reason=f"HODA is not here: {HODA_FILE}")
 def test_all_of_hoda_is_read():
     images, labels = read_cdb(HODA_FILE)

@@ -248,6 +248,7 @@ def streamed_run(shards, tmp_path_factory):
         return train(folder / "run", shards)
 
 
+@pytest.mark.slow
 def test_an_epoch_of_a_stream_is_an_epoch_of_the_trainer(streamed_run):
     steps = -(-len(streamed_run.train_dataset) // 8)
     assert streamed_run.state.global_step == 2 * steps

@@ -44,6 +44,7 @@ def workplace(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in TEXTS if BLOCK.search(page.read_text("utf-8"))], ids=names)
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, monkeypatch, workplace):
     import torch

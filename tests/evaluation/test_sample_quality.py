@@ -109,6 +109,7 @@ def test_a_mode_that_is_left_out_lowers_recall_but_not_precision():
     assert result["recall"] == pytest.approx(0.5, abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_two_sample_test_tells_noise_from_bars_and_not_bars_from_bars():
     noise = np.random.default_rng(0).integers(0, 2, (200, 8, 8)).astype(np.uint8)
     accuracy, _ = two_sample_accuracy(bars(200).pixels, noise, seed=0)
@@ -166,6 +167,7 @@ def test_another_draw_of_the_data_is_a_perfect_sample(monkeypatch, tmp_path):
     assert report["train_on_samples_accuracy"] < 0.1
 
 
+@pytest.mark.slow
 def test_one_class_has_no_accuracy_of_classes_and_all_else():
     splits = {"train": bars(300), "validation": bars(180, seed=1), "test": bars(150, seed=2), "": bars(200, seed=3)}
     one = {name: Images(images.pixels, 0 * images.labels) for name, images in splits.items()}

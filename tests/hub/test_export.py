@@ -40,6 +40,7 @@ def test_the_step_yields_the_logits_of_the_whole_sequence(tiny_model, random_ids
     torch.testing.assert_close(steps, model(input_ids=ids[:, :-1]).logits, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_onnxruntime_yields_the_logits_of_torch(script, tiny_model, tiny_processor, random_ids, tmp_path, capsys):
     onnxruntime = pytest.importorskip("onnxruntime", reason="there is no onnxruntime: pip install -e '.[test]'")

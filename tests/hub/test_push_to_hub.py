@@ -257,6 +257,7 @@ def trained(tmp_path_factory):
         yield folder, hub
 
 
+@pytest.mark.slow
 def test_a_run_that_pushes_uploads_its_results_with_its_own_card(trained):
     folder, hub = trained
     files, results = hub.files["user/digits"], json.loads((folder / "all_results.json").read_text())
@@ -294,6 +295,7 @@ def test_a_pushed_model_loads_by_the_code_in_its_card_without_package_and_numba(
     assert hub.problems == []
 
 
+@pytest.mark.slow
 def test_a_run_that_may_not_push_says_so_and_is_complete_on_this_machine(connected, script, trained, tmp_path):
     before = contents(trained[0])
     with HubStandIn(refuse=True) as hub:

@@ -370,6 +370,7 @@ def test_without_numba_the_model_gives_the_same_likelihoods(tmp_path):
     torch.testing.assert_close(torch.tensor([*map(float, nats)]), model.log_likelihood(ids).float(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_kernel_is_compiled_again_after_an_edit_in_another_file_that_it_calls(tmp_path):
     folder = tmp_path / "kernels"
     folder.mkdir()

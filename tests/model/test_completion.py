@@ -41,6 +41,7 @@ def agreeing(pictures, mask):
     return torch.from_numpy((pictures == PICTURE)[:, ~mask].all(axis=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MASKS)
 def test_answers_are_distributed_as_the_exact_conditional(all_pictures, processor, name):
     model, pictures, p = all_pictures

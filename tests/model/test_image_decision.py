@@ -213,6 +213,7 @@ def test_strokes_that_are_wide_enough_are_not_touched():
     assert np.array_equal(*[pixels_of(image, IGPTImageProcessor(widen_strokes=widen)) for widen in (True, False)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [9, 33])
 def test_a_photograph_in_a_shadow_is_binarized_like_its_drawing(seed):
     row = photographs.compare(AUTO, seed)

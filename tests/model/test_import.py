@@ -14,6 +14,7 @@ def test_importing_loads_nothing_that_is_not_needed_yet():
     assert run(f"import igpt_hf, sys; print([name for name in {slow} if name in sys.modules])") == "[]"
 
 
+@pytest.mark.slow
 def test_every_public_name_can_be_fetched_and_others_cannot():
     run("from igpt_hf import *; import igpt_hf; assert set(igpt_hf.__all__) <= set(dir(igpt_hf))")
     assert run("import igpt_hf; print(hasattr(igpt_hf, 'nothing'))") == "False"

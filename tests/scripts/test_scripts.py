@@ -137,6 +137,7 @@ def assert_same_results(first: Path, second: Path):
 # --- train.py: what it writes ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_in_one_line_how_far_the_run_came_and_how_to_go_on(
     script, animals_flags, tmp_path, monkeypatch, capsys
 ):

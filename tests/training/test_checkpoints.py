@@ -375,6 +375,7 @@ def test_sigterm_in_the_last_step_of_an_epoch_waits_for_the_epochs_evaluation(sp
     assert_equal_weights(whole.model.state_dict(), resumed.model.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [10_000, 40_000], ids=["in the weights", "in the optimizer's state"])
 def test_a_full_disk_is_told_and_the_last_checkpoint_is_intact(splits, tiny_processor, whole_run, tmp_path, limit):
     weights, state = (whole_run / "checkpoint-4" / name for name in ("model.safetensors", "optimizer.pt"))
@@ -391,6 +392,7 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_is_intact(splits, tiny_proc
     assert (tmp_path / "incomplete-checkpoint-8").is_dir()
 
 
+@pytest.mark.slow
 def test_the_last_checkpoint_is_deleted_only_when_the_next_is_whole(splits, tiny_processor, tmp_path, monkeypatch):
     def break_off(checkpoint):
         if checkpoint.name == "checkpoint-8":
@@ -406,6 +408,7 @@ def test_the_last_checkpoint_is_deleted_only_when_the_next_is_whole(splits, tiny
     assert len(checkpoints.list_checkpoints(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_a_resumed_run_remembers_how_much_patience_is_left(splits, tiny_processor, tmp_path):
     settings = {"learning_rate": 0.0, "muon_learning_rate": 0.0, "num_train_epochs": 9}  # no evaluation is better
     settings |= {"early_stopping_patience": 3, "save_total_limit": None}
@@ -415,6 +418,7 @@ def test_a_resumed_run_remembers_how_much_patience_is_left(splits, tiny_processo
     assert resumed.state.epoch == 4
 
 
+@pytest.mark.slow
 def test_a_run_whose_patience_is_over_is_over_when_it_is_resumed_unless_it_gets_more(splits, tiny_processor, tmp_path):
     settings = {"learning_rate": 0.0, "muon_learning_rate": 0.0, "num_train_epochs": 9}  # no evaluation is better
     settings |= {"early_stopping_patience": 2, "save_total_limit": None}

@@ -102,6 +102,7 @@ def test_a_stock_run_leaves_the_files_of_any_run(stock_run):
     assert config["architectures"] == ["ImageGPTForCausalImageModeling"]
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_those_of_the_big_batch(splits, tmp_path):
     layout = baseline_layout(10, image_size=8)
     tokens = tokenize(splits, IGPTImageProcessor(image_size=8, patch_size=1, num_labels=layout.num_labels))

@@ -459,6 +459,7 @@ def test_a_run_that_has_taken_its_last_step_takes_no_other_when_it_is_resumed(
     assert logged(resumed) == logged(whole)
 
 
+@pytest.mark.slow
 def test_a_second_training_of_one_trainer_is_that_of_a_new_one_with_the_same_weights(splits, tiny_processor, tmp_path):
     trainer = new_trainer(tmp_path / "one", splits, tiny_processor)
     trainer.train()
@@ -773,6 +774,7 @@ def test_gray_pictures_are_drawn_anew_in_each_epoch_and_the_same_for_the_same_ep
 # --- images that are new in each epoch ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_on_new_images_that_is_resumed_within_an_epoch_with_a_worker_ends_like_one_that_is_not(tmp_path):
     digits = load_splits("synthetic", num_synthetic=60)
     processor = IGPTImageProcessor(image_size=8)
