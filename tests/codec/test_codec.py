@@ -68,6 +68,16 @@ def test_rounding_takes_only_what_every_processor_rounds_alike():
     np.testing.assert_allclose(exp2(x), np.exp2(x), rtol=2**-26)
 
 
+def test_constriction_writes_the_words_that_old_files_have():
+    """The classes 0 to 9 and the tokens 0 to 15, with the probabilities of the test above."""
+    stream = coder.import_range_coder()
+    probabilities = integer_probabilities((np.arange(16, dtype=np.float32)[None] - 5) / 3).repeat(16, axis=0)
+    encoder = stream.queue.RangeEncoder()
+    encoder.encode(np.arange(10, dtype=np.int32), stream.model.Uniform(10))
+    encoder.encode(np.arange(16, dtype=np.int32), stream.model.Categorical(perfect=False), probabilities - 1.0)
+    assert encoder.get_compressed().tolist() == [0x032915F4, 0xF8AF1E4B, 0xC6693020, 0x73BCD503]
+
+
 # --- there and back -------------------------------------------------------------------------------------------------
 
 
