@@ -28,6 +28,8 @@ COMMANDS = {
     "data": ("data.py", "look at a data set: what it holds, and what the model would see"),
     "probe": ("probe.py", "linear probes: class accuracy from each layer's features"),
     "score": ("score.py", "nats, class and percentile of image files, as a table"),
+    "compress": ("compress.py", "compress images losslessly with a model"),
+    "decompress": ("decompress.py", "decompress them, with the same model"),
     "push": ("push_to_hub.py", "upload a trained model to the Hugging Face Hub"),
     "app": ("app.py", "try a trained model in the browser"),
     "export onnx": ("export_onnx.py", "export one decoding step as an ONNX file"),

@@ -15,7 +15,7 @@ LAYERS = (
     ("model",),
     ("distributed", "plots"),
     ("data",),
-    ("evaluation", "hub"),
+    ("evaluation", "hub", "codec"),
     ("training", "app"),
     ("registration",),
     ("",),  # igpt_hf/__init__.py

@@ -71,20 +71,33 @@ def load_splits(
     """
     _check_choice("splits", splits, SPLIT_RULES)
     _check_choice("labels_from", labels_from, LABEL_FOLDERS)
-    if isinstance(source, (str, os.PathLike)):
-        source = os.path.expanduser(source)
-    what = source if isinstance(source, str) else NAME
-    if what == "synthetic":
-        images = _synthetic(min(num_synthetic, max_images or num_synthetic), seed)
-    else:
-        images = open_source(source, ReadOptions(image_column, label_column, labels_from))
-    if len(images.dataset) == 0:
-        raise DataError(f"{what} holds no images.")
+    options = ReadOptions(image_column, label_column, labels_from)
+    images = open_images(source, options, min(num_synthetic, max_images or num_synthetic), seed)
+    what = source_name(source)
     return _Splitter(images, what, splits, seed).split(max_images, skip_bad_images)
 
 
-def _synthetic(count: int, seed: int) -> SourceImages:
-    return SourceImages(from_arrays(*synthetic_digits(count, seed), list(CLASS_NAMES)))
+def source_name(source: Any) -> str:
+    """What errors call a source."""
+    return os.path.expanduser(source) if isinstance(source, (str, os.PathLike)) else NAME
+
+
+def open_images(source: Any, options: ReadOptions, num_synthetic: int = 20_000, seed: int = 42) -> SourceImages:
+    """Open anything that `load_splits` takes, all images in the source's own order, not yet decoded.
+
+    Raises:
+        DataError: A file or a label is bad, or there are no images.
+        IGPTError: The Hub has no such dataset.
+    """
+    if isinstance(source, str) and source == "synthetic":
+        arrays, labels = synthetic_digits(num_synthetic, seed)
+        images = SourceImages(from_arrays(arrays, labels, list(CLASS_NAMES)))
+    else:
+        is_path = isinstance(source, (str, os.PathLike))
+        images = open_source(os.path.expanduser(source) if is_path else source, options)
+    if len(images.dataset) == 0:
+        raise DataError(f"{source_name(source)} holds no images.")
+    return images
 
 
 def _check_choice(name: str, value: str | None, choices: tuple[str | None, ...]):

@@ -877,6 +877,34 @@ def test_score_names_the_file_that_is_not_an_image(script, animals, animals_run,
         assert str(path) in message and words in message
 
 
+# --- compress.py, decompress.py -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_what_is_compressed_comes_back_from_the_same_model_alone(script, animals, animals_run, tmp_path, capsys):
+    pytest.importorskip("constriction")
+    zoo, packed, out = tmp_path / "zoo", tmp_path / "a.igc", tmp_path / "out"
+    shutil.copytree(animals, zoo, ignore=shutil.ignore_patterns("broken.png", "notes.txt"))
+    script("compress.py", animals_run, zoo, zoo / "eel" / "3.png", "--output", packed)
+    size, output = packed.stat().st_size, capsys.readouterr().out
+    assert f"61 images, 12x12 black and white -> {packed}\n{size:,} bytes, {8 * size / 61:.1f} bits/image" in output
+    script("decompress.py", animals_run, packed, "--output", out)
+    assert f"61 images -> {out}" in capsys.readouterr().out
+    assert [len(list((out / kind).iterdir())) for kind in ("cat", "dog", "eel")] == [20, 20, 20]
+    processor = AutoImageProcessor.from_pretrained(animals_run)
+    seen = np.asarray(processor.decode(processor(zoo / "eel" / "3.png")["input_ids"])[0])
+    assert (np.asarray(Image.open(out / "00060.png")) == seen).all()  # a single file: its class is not known
+
+    assert f"{out} exists and is not empty" in refusal(script, "decompress.py", animals_run, packed, "--output", out)
+    packed.write_bytes(packed.read_bytes()[:-1])
+    message = refusal(script, "decompress.py", animals_run, packed, "--output", tmp_path / "other")
+    assert f"{packed}: the file ends early" in message and not (tmp_path / "other").exists()
+    message = refusal(script, "compress.py", animals_run, animals, "--output", packed)
+    assert "broken.png" in message
+    message = refusal(script, "decompress.py", animals_run, tmp_path / "no.igc", "--output", tmp_path / "other")
+    assert "no.igc" in message
+
+
 # --- probe.py -------------------------------------------------------------------------------------------------------
 
 

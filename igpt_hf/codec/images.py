@@ -1,0 +1,105 @@
+"""Images of any source as the ids that are compressed, and decompressed ids as PNG files."""
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import DatasetDict
+from tqdm.auto import tqdm
+
+from ..data.decoding import readable_rows
+from ..data.sources.columns import ONE_CLASS
+from ..data.sources.folder import IMAGE_SUFFIXES
+from ..data.sources.parts import ReadOptions
+from ..data.splits import open_images, source_name
+from ..data.tokenized import TokenDataset, tokenize
+from ..errors import DataError, IGPTError
+
+
+logger = logging.getLogger(__name__)
+
+
+def read_images(model, processor, sources: list, options: ReadOptions | None = None) -> torch.Tensor:
+    """Read image files and whole sources, in their order, as the model sees them: ids (n, 1 + N).
+
+    Args:
+        model, processor: A model and its processor.
+        sources: Image files, whose class is not known, and anything that `load_splits` takes.
+        options: Columns and class folders of the sources.
+
+    Returns:
+        The prompt of an image is its class or, where it has none that the model knows, the start token.
+
+    Raises:
+        DataError: A source, a file or an image cannot be read; the message names it.
+    """
+    parts = []
+    for source in sources:
+        is_image = isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() in IMAGE_SUFFIXES
+        is_image = is_image and Path(source).is_file()
+        read = _read_file if is_image else _read_source
+        parts.append(read(model.config, processor, source, options or ReadOptions()))
+    return torch.cat(parts)
+
+
+def _read_file(config, processor, path, options: ReadOptions) -> torch.Tensor:
+    """One image file, with the start token: (1, 1 + N)."""
+    try:
+        return processor(Path(path))["input_ids"]
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _read_source(config, processor, source, options: ReadOptions) -> torch.Tensor:
+    """All images of a source, (n, 1 + N)."""
+    dataset, name = open_images(source, options).dataset, source_name(source)
+    readable_rows(dataset, np.arange(len(dataset)), name, skip_bad_images=False)
+    tokens = TokenDataset(tokenize(DatasetDict({name: dataset}), processor)[name], config)
+    ids = tokens.__getitems__(list(range(len(tokens))))["input_ids"]
+    class_names = dataset.features["label"].names
+    prompts = [config.start_token_id] * len(class_names)
+    for label, class_name in enumerate(class_names):
+        if class_name in config.class_names:
+            prompts[label] = config.vocab_size + config.label_index(class_name)
+        elif class_name != ONE_CLASS:
+            logger.warning("%s: the model has no class %r; its images are stored without a class", name, class_name)
+    ids[:, 0] = torch.tensor(prompts)[torch.as_tensor(dataset["label"][:])]
+    return ids
+
+
+def write_images(config, processor, ids: torch.Tensor, folder: str | os.PathLike):
+    """Write images as PNG files, in a folder per class: `FOLDER/CLASS/00000.png`; those without a class, `FOLDER/`.
+
+    The number is the image's place in the file. White is the foreground, and the files say so: the model's processor
+    reads them back as the same ids.
+
+    Args:
+        config, processor: Of the model.
+        ids: (n, 1 + N).
+        folder: New, or empty.
+
+    Raises:
+        IGPTError: The folder holds something.
+    """
+    check_folder(folder)
+    names = [*map(folder_name, config.class_names, range(config.num_labels)), ""]
+    digits = max(5, len(str(len(ids) - 1)))
+    for prompt in ids[:, 0].unique().tolist():
+        (Path(folder) / names[prompt - config.vocab_size]).mkdir(parents=True, exist_ok=True)
+    for index, row in enumerate(tqdm(ids, desc="Writing", unit=" images", delay=2, disable=None)):
+        name = names[row[0].item() - config.vocab_size]
+        processor.decode(row)[0].save(Path(folder) / name / f"{index:0{digits}}.png")
+
+
+def check_folder(folder: str | os.PathLike):
+    """Raise IGPTError if a folder to write into holds something already, or is a file."""
+    if Path(folder).is_file() or (Path(folder).is_dir() and any(Path(folder).iterdir())):
+        raise IGPTError(f"{folder} exists and is not empty: name a new folder.")
+
+
+def folder_name(class_name: str, label: int) -> str:
+    """The name of a class's folder: its own, or its index if it could not be the name of a folder."""
+    is_safe = class_name == Path(class_name).name and "\\" not in class_name and "\0" not in class_name
+    return class_name if is_safe and class_name not in (".", "..", "") else str(label)
