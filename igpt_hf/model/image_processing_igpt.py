@@ -141,15 +141,12 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
         if self.levels is None:
             is_local, is_given = self.threshold == "local", not isinstance(self.threshold, str)
             decided.levels = FULL_RANGE if is_local else survey.find_levels(decided.ink, only_pairs=is_given)
-        large = spread([row for row in rows if self._shrinks(read_image(images[row], row))], MAX_SHRUNK)
-        decided = decide_shrinking(decided, [read_image(images[row], row) for row in large])
+        large = [row for row, side in zip(rows, survey.sides, strict=True) if side > self.image_size]
+        decided = decide_shrinking(decided, [read_image(images[row], row) for row in spread(large, MAX_SHRUNK)])
         if self.ink_margin is None:
             some = [read_image(images[row], row) for row in spread(rows, MAX_SHRUNK)]
             decided.ink_margin = usual_margin(decided, some)
         return decided
-
-    def _shrinks(self, image: GrayImage) -> bool:
-        return max(image.gray.size) > self.image_size
 
     def replace(self, **settings) -> "IGPTImageProcessor":
         """A copy with other settings, which are not checked."""
@@ -263,7 +260,7 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
             gray = gray.point([round(255 * min(max((level - low) / (high - low), 0), 1)) for level in range(256)])
         if ink == "dark":
             gray = gray.point([255 - level for level in range(256)])
-        return even_out_light(gray) if self.threshold == "local" and self._shrinks(image) else gray
+        return even_out_light(gray) if self.threshold == "local" and max(gray.size) > self.image_size else gray
 
     def fit_upload(self, image) -> Image.Image:
         """Fit one image that somebody gives a trained model: a binary image of `image_size`, white on black.

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import math
 import struct
 import tarfile
 import zipfile
@@ -306,6 +307,11 @@ def test_an_idx_file_whose_count_does_not_fit_its_size_is_refused(tmp_path):
     (tmp_path / "d.idx").write_bytes(content[:10])
     with pytest.raises(DataError, match="d.idx ends inside its header of 16 bytes"):
         load_splits(tmp_path / "d.idx")
+    for shape in ((1,) * 70, (0, *(2**31,) * 4)):  # numpy has 64 axes, and multiplies sizes beside a 0, too
+        header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
+        (tmp_path / "e.idx").write_bytes(header + bytes(math.prod(shape)))
+        with pytest.raises(DataError, match=f"e.idx is damaged: its header says {len(shape)} axes"):
+            load_splits(tmp_path / "e.idx")
 
 
 def test_pickled_objects_are_refused_and_not_loaded(tmp_path):
