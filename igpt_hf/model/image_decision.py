@@ -129,7 +129,7 @@ def decide_shrinking(processor, images: list[GrayImage]):
         decided = processor.replace(threshold=0.5)
         local = processor.replace(threshold="local", levels=FULL_RANGE)  # which the paper's brightness replaces
         photographs = [one for one in images if not one.is_white and one.opacity is None and is_photograph(one.gray)]
-        differ = [_iou(decided.fit_binary(image), local.fit_binary(image)) < SAME for image in photographs]
+        differ = [_differ(decided.fit_binary(image), local.fit_binary(image)) for image in photographs]
         decided = local if sum(differ) > MANY * len(images) else decided
     if processor.widen_strokes is None:
         plain, wide = (
@@ -152,6 +152,11 @@ def usual_margin(processor, images: list[GrayImage]) -> int:
 def spread(rows: Sequence[int], count: int) -> list[int]:
     """At most `count` of `rows`, evenly spaced."""
     return [rows[i] for i in np.linspace(0, len(rows) - 1, min(len(rows), count)).astype(int)]
+
+
+def _differ(pixels: np.ndarray, local: np.ndarray) -> bool:
+    """Whether one level makes other ink of a photograph than a local threshold, or more pieces."""
+    return _iou(pixels, local) < SAME or 0 < count_pieces(local) < count_pieces(pixels)
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> float:

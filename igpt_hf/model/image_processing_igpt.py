@@ -18,11 +18,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from PIL import Image, ImageChops
+from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .image_decision import FULL_RANGE, INKS, Survey, decide_shrinking, spread, usual_margin
-from .image_ink import even_out_light, widen_thin_strokes
+from .image_ink import draw_whole, even_out_light
 from .image_reading import GrayImage, as_list, has_light_border, read_image, to_marked_image
 from .image_upload import fit_upload
 from .masks import known_tokens
@@ -213,8 +213,7 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
         """
         fitted = self._shrink(ink, is_crop)
         if self.widen_strokes and fitted.size != ink.size:
-            mask = ink.point([255 * (level >= self.level * 255) for level in range(256)])
-            fitted = ImageChops.lighter(fitted, widen_thin_strokes(mask, fitted.size))
+            fitted = draw_whole(ink, fitted, self.level * 255)
         return self._center(fitted)
 
     def _shrink(self, image: Image.Image, is_crop: bool) -> Image.Image:

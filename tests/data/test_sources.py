@@ -1,20 +1,26 @@
 """Sources as people have them: what is kept, what is passed over with a warning, and what is refused in words."""
 
+import base64
 import gzip
 import hashlib
 import io
+import json
 import math
 import struct
 import tarfile
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import datasets
 import numpy as np
 import pandas as pd
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.io
+from datasets import Dataset
 
 from helpers.paths import MNIST
 from igpt_hf import IGPTImageProcessor
@@ -290,6 +296,28 @@ def test_an_encrypted_zip_is_refused(tmp_path):
 
 IMAGES = np.arange(9, dtype=np.uint8)[:, None, None] * np.ones((1, 4, 4), np.uint8) * 20
 LABELS = np.arange(9) % 3
+
+
+def test_damage_that_a_library_reports_in_a_way_of_its_own_is_a_data_error(tmp_path, monkeypatch):
+    saved = tmp_path / "saved"
+    Dataset.from_dict({"image": [[[0]]], "label": [0]}).save_to_disk(saved)
+    info = json.loads((saved / "dataset_info.json").read_text())
+    (saved / "dataset_info.json").write_text(json.dumps({**info, "features": "image"}))
+    with pytest.raises(DataError, match="saved cannot be loaded"):  # AttributeError of datasets
+        load_splits(saved)
+
+    table, path = pa.table({"label": [1]}), tmp_path / "a.parquet"
+    pq.write_table(table, path)
+    schema = table.schema.serialize().to_pybytes()
+    wider = schema.replace(struct.pack("<I", 64), struct.pack("<I", 128))  # bits of a number
+    path.write_bytes(path.read_bytes().replace(base64.b64encode(schema), base64.b64encode(wider)))
+    with pytest.raises(DataError, match="Integers with more than 64 bits"):  # NotImplementedError of pyarrow
+        load_splits(path)
+
+    (tmp_path / "a.tar.xz").touch()
+    monkeypatch.setattr(archives.tarfile, "open", Mock(side_effect=MemoryError("Cannot allocate memory")))
+    with pytest.raises(DataError, match="a.tar.xz cannot be unpacked: Cannot allocate memory"):  # of lzma
+        load_splits(tmp_path / "a.tar.xz")
 
 
 def test_an_idx_file_whose_count_does_not_fit_its_size_is_refused(tmp_path):
