@@ -306,6 +306,16 @@ def test_damage_that_a_library_reports_in_a_way_of_its_own_is_a_data_error(tmp_p
     with pytest.raises(DataError, match="saved cannot be loaded"):  # AttributeError of datasets
         load_splits(saved)
 
+    saved = tmp_path / "arrow"
+    Dataset.from_dict({"image": ["a"], "label": [0]}).save_to_disk(saved)
+    offsets = pa.py_buffer(np.array([0, 2**20, 1], np.int32).tobytes())
+    text = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"a")])
+    table = pa.table({"image": text, "label": [0, 0]})
+    with pa.ipc.new_stream(saved / "data-00000-of-00001.arrow", table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(DataError, match="arrow cannot be loaded"):  # Arrow may end the process, where it trusts them
+        load_splits(saved)
+
     table, path = pa.table({"label": [1]}), tmp_path / "a.parquet"
     pq.write_table(table, path)
     schema = table.schema.serialize().to_pybytes()
