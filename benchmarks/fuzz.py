@@ -13,6 +13,7 @@ import faulthandler
 import gzip
 import io
 import json
+import logging
 import random
 import resource
 import struct
@@ -25,6 +26,7 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -46,7 +48,7 @@ from igpt_hf.model import image_decision, image_ink, image_processing_igpt, imag
 READERS = {Path(module.__file__).name for module in (decoding, image_decision, image_ink)}
 READERS |= {Path(module.__file__).name for module in (image_processing_igpt, image_reading)}
 READERS |= {path.name for path in Path(sources.__file__).parent.glob("*.py")}
-SECONDS_PER_INPUT, EXTRA_MEMORY = 10, 3 * 2**30
+SECONDS_PER_INPUT, EXTRA_MEMORY = 10, 2 * 2**30
 ODD_NUMBERS = (0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 2**31 - 1, 2**31, 2**32 - 1)
 PROCESSORS = [IGPTImageProcessor(margin=2), IGPTImageProcessor(invert="always", patch_size=4)]
 
@@ -187,6 +189,23 @@ def tar_seeds() -> list[bytes]:
     return [written(write, mode) for mode in ("w", "w:gz", "w:xz")]
 
 
+def metadata_seeds() -> list[bytes]:
+    return [b"file_name,label\na/0.png,a\nb/1.png,b\n", b'file_name,"label"\n"a\\0.png",\xc3\xa4\n']
+
+
+def jsonl_seeds() -> list[bytes]:
+    return [b'{"file_name": "a/0.png", "label": "a"}\n{"file_name": "b/1.png", "label": 1}\n']
+
+
+def saved_files() -> dict[str, bytes]:
+    """What `save_to_disk` writes."""
+    images = [{"bytes": seed, "path": None} for seed in image_seeds()[:3]]
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"]))
+    with tempfile.TemporaryDirectory() as folder:
+        datasets.Dataset.from_dict({"image": images, "label": [0, 1, 0]}, features).save_to_disk(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
 # --- what is done with an input -----------------------------------------------------------------------------------
 
 
@@ -213,11 +232,33 @@ def reader_of(suffix: str):
     def read(content: bytes, work: Path):
         path = work / f"input.{suffix}"
         path.write_bytes(content)
-        dataset = open_source(path, ReadOptions()).dataset
-        assert set(dataset.column_names) == {"image", "label"}
-        assert set(dataset["label"][:]) <= set(range(dataset.features["label"].num_classes))
+        open_and_check(path)
 
     return read
+
+
+def folder_reader(name: str, make_files: Callable[[], dict[str, bytes]]):
+    """Open a folder of files, of which the input is one."""
+
+    def read(content: bytes, work: Path):
+        folder = work / f"input-{name}"
+        if not folder.exists():
+            for other, other_content in make_files().items():
+                (folder / other).parent.mkdir(parents=True, exist_ok=True)
+                (folder / other).write_bytes(other_content)
+        (folder / name).unlink(missing_ok=True)  # an earlier input may still be mapped into memory
+        (folder / name).write_bytes(content)
+        open_and_check(folder)
+
+    return read
+
+
+def open_and_check(path: Path):
+    dataset = open_source(path, ReadOptions()).dataset
+    assert set(dataset.column_names) == {"image", "label"}
+    assert set(dataset["label"][:]) <= set(range(dataset.features["label"].num_classes))
+    for row in dataset.cast_column("image", datasets.Image(decode=False)):
+        assert row["image"] is None or set(row["image"]) == {"bytes", "path"}
 
 
 SUFFIXES = {
@@ -234,6 +275,13 @@ SUFFIXES = {
 }
 TARGETS = {"cdb": (cdb_seeds, read_cdb), "image": (image_seeds, read_image)}
 TARGETS |= {suffix: (seeds, reader_of(suffix)) for suffix, seeds in SUFFIXES.items()}
+IMAGE_FILES = {name: content for name, content in archive_files().items() if name.endswith(".png")}
+TARGETS["metadata.csv"] = metadata_seeds, folder_reader("metadata.csv", lambda: IMAGE_FILES)
+TARGETS["metadata.jsonl"] = jsonl_seeds, folder_reader("metadata.jsonl", lambda: IMAGE_FILES)
+TARGETS |= {
+    name: (lambda name=name: [saved_files()[name]], folder_reader(name, saved_files))
+    for name in ("state.json", "dataset_info.json", "data-00000-of-00001.arrow")
+}
 
 
 # --- mutations ----------------------------------------------------------------------------------------------------
@@ -362,6 +410,7 @@ def main():
     parser.add_argument("--work", type=Path, help="where inputs are written; default: a temporary folder")
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # Pillow warns of damage that it can live with
+    logging.disable()
     virtual = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (virtual + EXTRA_MEMORY,) * 2)
     work = args.work or Path(tempfile.mkdtemp())

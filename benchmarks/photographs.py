@@ -96,15 +96,17 @@ def compare(processor: IGPTImageProcessor, seed: int) -> dict:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num", type=int, default=400)
+    parser.add_argument("--first_seed", type=int, default=0, help="photographs of other seeds are others")
     parser.add_argument("--output", type=Path, default=Path("photographs.json"))
     args = parser.parse_args()
     began = time.monotonic()
-    rows = [compare(IGPTImageProcessor(), seed) for seed in range(args.num)]
+    rows = [compare(IGPTImageProcessor(), seed) for seed in range(args.first_seed, args.first_seed + args.num)]
     results = {
         "num": args.num,
         "good": float(np.mean([row["iou"] >= GOOD for row in rows])),
         "median_iou": float(np.median([row["iou"] for row in rows])),
         "broken": float(np.mean([row["pieces"] > row["pieces_drawn"] for row in rows])),
+        "broken_drawings": float(np.mean([row["pieces_expected"] > row["pieces_drawn"] for row in rows])),
         "good_by_light": {x: float(np.mean([r["iou"] >= GOOD for r in rows if r["light"] == x])) for x in LIGHTS},
         "good_by_paper": {x: float(np.mean([r["iou"] >= GOOD for r in rows if r["paper"] == x])) for x in PAPERS},
         "seconds": time.monotonic() - began,

@@ -9,10 +9,11 @@ Writes a figure of originals beside what the model sees. igpt train does the sam
 
 import sys
 from collections import Counter
+from functools import partial
 
 from igpt_hf import IGPTImageProcessor, load_splits
 from igpt_hf.cli import check_output, command_parser, hide_library_bars, run_main
-from igpt_hf.data.inspection import count_images, inspect_images, parse_threshold, sample_images
+from igpt_hf.data.inspection import count_images, image_facts, inspect_images, parse_threshold, sample_images
 from igpt_hf.data.splits import describe_splits
 
 
@@ -49,7 +50,7 @@ def main():
     args = parse_arguments()
     hide_library_bars()
     names = ("seed", "image_column", "label_column", "labels_from", "splits", "max_images", "skip_bad_images")
-    splits = load_splits(args.data, **{name: getattr(args, name) for name in names})
+    splits = load_splits(args.data, **{name: getattr(args, name) for name in names}, describe=image_facts)
     processor = IGPTImageProcessor(
         args.image_size,
         threshold=args.threshold,
@@ -65,16 +66,14 @@ def main():
     class_names = splits["train"].features["label"].names
     labels = Counter(class_names[label] for split in splits.values() for label in split["label"][:])
     print(f"classes    {len(class_names)}: " + most_common(labels, 20))
-    census = count_images(splits)
+    census = count_images(splits.descriptions)
     print("sizes      " + most_common(Counter({"{}x{}".format(*size): n for size, n in census.sizes.items()})))
     print("modes      " + most_common(census.modes))
     print(f"duplicates {census.repeated:,} within a split, {census.across:,} in an earlier split too")
 
     num_images = sum(len(split) for split in splits.values())
     inspection = inspect_images(sample_images(splits["train"]), processor, num_images)
-    print(inspection.summary)
-    for warning in inspection.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    inspection.report(print, partial(print, file=sys.stderr))
     inspection.sheet.save(args.output)
     print(f"originals beside what the model sees -> {args.output}")
     inspection.check()

@@ -144,9 +144,7 @@ def look_at(images, start: InitialModel, is_streamed: bool) -> Inspection:
     else:
         sample, num_images = sample_images(images["train"]), sum(map(len, images.values()))
     inspection = start.look_at(sample, num_images)
-    logger.info("%s", inspection.summary)
-    for warning in inspection.warnings:
-        logger.warning("warning: %s", warning)
+    inspection.report(logger.info, logger.warning)
     inspection.check()
     return inspection
 

@@ -4,11 +4,13 @@ import io
 import logging
 import struct
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 from datasets import Dataset, Image
 from tqdm.auto import tqdm
 
@@ -27,12 +29,22 @@ DECODE_ERRORS: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, 
 DECODE_ERRORS += (TypeError, ArithmeticError, struct.error, zlib.error, PIL.Image.DecompressionBombError)
 
 
-def readable_rows(dataset: Dataset, rows: np.ndarray, source: str, skip_bad_images: bool) -> np.ndarray:
-    """Decode every image of `rows` once; returns the rows that are good, or raises DataError at the first bad one."""
+def check_images(
+    dataset: Dataset,
+    rows: np.ndarray,
+    source: str,
+    skip_bad_images: bool,
+    describe: Callable[[PIL.Image.Image], Any] | None = None,
+) -> tuple[np.ndarray, list]:
+    """Decode every image of `rows` once; returns the rows that are good, and what `describe` says of their images.
+
+    Raises:
+        DataError: An image is bad, the first one is named; not with `skip_bad_images`.
+    """
     encoded = dataset.select(rows).cast_column("image", Image(decode=False))
-    problems = _find_problems(encoded, stop_at_first=not skip_bad_images)
+    problems, descriptions = _decode_all(encoded, not skip_bad_images, describe or (lambda image: None))
     if not problems:
-        return rows
+        return rows, descriptions
 
     position, problem = next(iter(problems.items()))
     image = encoded[position]["image"]
@@ -41,42 +53,43 @@ def readable_rows(dataset: Dataset, rows: np.ndarray, source: str, skip_bad_imag
     if not skip_bad_images:
         raise DataError(f"{message}. Fix or remove it, or set skip_bad_images to leave out such images.")
     logger.warning("Skipped %d of %d images; the first: %s", len(problems), len(rows), message)
-    return np.delete(rows, list(problems))
+    return np.delete(rows, list(problems)), descriptions
 
 
-def _find_problems(encoded: Dataset, stop_at_first: bool) -> dict[int, str]:
-    """Decode all images, in threads; returns what is wrong with the bad ones, by row."""
+def _decode_all(encoded: Dataset, stop_at_first: bool, describe: Callable) -> tuple[dict[int, str], list]:
+    """Decode all images, in threads; returns what is wrong with the bad ones, by row, and what the others are."""
 
-    def check(start: int) -> list[str | None]:
-        return [_problem(image) for image in encoded[start : start + CHECK_BATCH]["image"]]
+    def check(start: int) -> list[tuple[str | None, Any]]:
+        return [_check(image, describe) for image in encoded[start : start + CHECK_BATCH]["image"]]
 
     starts = range(0, len(encoded), CHECK_BATCH)
     problems: dict[int, str] = {}
+    descriptions: list = []
     with (
         ThreadPoolExecutor() as pool,
         tqdm(total=len(encoded), desc="Checking images", unit=" images", delay=1, disable=None) as progress,
     ):
         batches = pool.map(check, starts)
         for start, batch in zip(starts, batches, strict=True):
-            problems |= {start + index: problem for index, problem in enumerate(batch) if problem is not None}
+            problems |= {start + index: problem for index, (problem, _) in enumerate(batch) if problem is not None}
+            descriptions += [description for problem, description in batch if problem is None]
             progress.update(len(batch))
             if problems and stop_at_first:
                 batches.close()  # type: ignore[attr-defined]  # a generator: cancels the batches that have not begun
                 break
-    return problems
+    return problems, descriptions
 
 
-def _problem(encoded: dict[str, Any] | None) -> str | None:
-    """Why an image, {"bytes", "path"} as the data set stores it, cannot be decoded; None if it can."""
+def _check(encoded: dict[str, Any] | None, describe: Callable) -> tuple[str | None, Any]:
+    """Why an image, {"bytes", "path"} as the data set stores it, cannot be decoded; else None and what it is."""
     try:
-        decode_image(encoded)
+        return None, describe(decode_image(encoded))
     except DataError as problem:
-        return str(problem)
-    return None
+        return str(problem), None
 
 
 def decode_image(encoded: dict[str, Any] | None) -> PIL.Image.Image:
-    """Decode an image, {"bytes", "path"} as a data set stores it.
+    """Decode an image, {"bytes", "path"} as a data set stores it, to what `datasets.Image` makes of it.
 
     Raises:
         DataError: It is null, damaged, too large or of another format than `FORMATS`; the message says which, and
@@ -88,8 +101,10 @@ def decode_image(encoded: dict[str, Any] | None) -> PIL.Image.Image:
         file = encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"])
         with PIL.Image.open(file, formats=FORMATS) as image:  # only the header is read here
             width, height = image.size
-        if width * height <= MAX_PIXELS:
-            return Image().decode_example(encoded)
+            if width * height <= MAX_PIXELS:
+                image.load()
+                is_turned = PIL.ExifTags.Base.Orientation in image.getexif()
+                return PIL.ImageOps.exif_transpose(image) if is_turned else image
     except DECODE_ERRORS as error:
         raise DataError(f"cannot be decoded ({type(error).__name__}: {error})") from error
     raise DataError(f"has {width}x{height} pixels, more than {MAX_PIXELS:,}")

@@ -2,13 +2,13 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
-from datasets import Dataset, DatasetDict
-from tqdm.auto import tqdm
+from datasets import Dataset
 
 from ..errors import DataError
 from ..model.image_processing_igpt import IGPTImageProcessor
@@ -41,6 +41,12 @@ class Inspection:
     warnings: list[str] = field(default_factory=list)
     refusal: str | None = None
 
+    def report(self, say: Callable[[str], None], warn: Callable[[str], None]):
+        """Say what was found and decided, and what looks doubtful."""
+        say(self.summary)
+        for warning in self.warnings:
+            warn(f"warning: {warning}")
+
     def check(self):
         """Refuse a data set that comes out empty.
 
@@ -64,11 +70,12 @@ def sample_images(split: Dataset) -> list[PIL.Image.Image]:
     rows = np.random.default_rng(0).permutation(len(split))[:MAX_SAMPLE]
     images: list[PIL.Image.Image] = []
     num_pixels = 0
-    for row in rows:
-        images.append(split[int(row)]["image"])
-        num_pixels += images[-1].width * images[-1].height
-        if num_pixels > MAX_SAMPLE_PIXELS:
-            break
+    for batch in split.select_columns("image").select(rows).iter(25):  # decoded images in memory at a time
+        for image in batch["image"]:
+            images.append(image)
+            num_pixels += image.width * image.height
+            if num_pixels > MAX_SAMPLE_PIXELS:
+                return images
     return images
 
 
@@ -140,6 +147,20 @@ def _doubts(read, pixels: np.ndarray) -> list[str]:
     return warnings
 
 
+class Facts(NamedTuple):
+    """What is counted of an image."""
+
+    size: tuple[int, int]
+    mode: str
+    digest: bytes  # of its size, mode and pixels
+
+
+def image_facts(image: PIL.Image.Image) -> Facts:
+    """The `describe` of `load_splits` that `count_images` needs."""
+    content = repr((image.size, image.mode)).encode() + image.tobytes()
+    return Facts(image.size, image.mode, hashlib.blake2b(content, digest_size=16).digest())
+
+
 @dataclass
 class Census:
     """What all images of a data set are, counted."""
@@ -150,25 +171,15 @@ class Census:
     across: int = 0  # images of validation and test that are in an earlier split, too
 
 
-def count_images(splits: DatasetDict) -> Census:
-    """Count sizes, modes and duplicates, pixel by pixel, of all images."""
+def count_images(facts_of_splits: dict[str, list[Facts]]) -> Census:
+    """Count sizes, modes and duplicates, pixel by pixel, of all images, by the facts of each."""
     census, seen = Census(Counter(), Counter()), set()
-    total = sum(len(split) for split in splits.values())
-    with tqdm(total=total, desc="Counting images", unit=" images", delay=1, disable=None) as progress:
-        for split in splits.values():
-            own = set()
-            for image in _images(split):
-                census.sizes[image.size] += 1
-                census.modes[image.mode] += 1
-                key = hashlib.blake2b(repr((image.size, image.mode)).encode() + image.tobytes(), digest_size=16)
-                census.repeated += key.digest() in own
-                census.across += key.digest() in seen
-                own.add(key.digest())
-                progress.update()
-            seen |= own
+    for facts in facts_of_splits.values():
+        digests = [one.digest for one in facts]
+        own = set(digests)
+        census.sizes.update(one.size for one in facts)
+        census.modes.update(one.mode for one in facts)
+        census.repeated += len(digests) - len(own)
+        census.across += sum(digest in seen for digest in digests)
+        seen |= own
     return census
-
-
-def _images(split: Dataset) -> Iterable[PIL.Image.Image]:
-    for batch in split.select_columns("image").iter(25):  # decoded images in memory at a time
-        yield from batch["image"]

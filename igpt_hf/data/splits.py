@@ -4,13 +4,15 @@ The images stay unchanged (any size, any mode): the image processor prepares the
 """
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from datasets import DatasetDict
 
 from ..errors import DataError, IGPTError
-from .decoding import readable_rows
+from .decoding import check_images
 from .sources.arrays import from_arrays
 from .sources.dispatch import open_source
 from .sources.memory import NAME
@@ -26,9 +28,13 @@ LABEL_FOLDERS = (None, "parent", "top")
 
 
 class Splits(DatasetDict):
-    """`train`, `validation` and `test`; `given` names those that came with the data, the others were cut at random."""
+    """`train`, `validation` and `test`; `given` names those that came with the data, the others were cut at random.
+
+    `descriptions` has, for each of them, what `describe` of `load_splits` returned for its images.
+    """
 
     given: tuple[str, ...] = ()
+    descriptions: dict[str, list]
 
 
 def load_splits(
@@ -42,6 +48,7 @@ def load_splits(
     max_images: int | None = None,
     skip_bad_images: bool = False,
     num_synthetic: int = 20_000,
+    describe: Callable[[PIL.Image.Image], Any] | None = None,
 ) -> Splits:
     """Load images of any kind, with the splits that came with them, or else split 85/10/5, class by class.
 
@@ -61,6 +68,7 @@ def load_splits(
         max_images: keep a random subset of at most this many images, with the classes in the same proportions.
         skip_bad_images: leave out (and count in the log) images that cannot be decoded.
         num_synthetic: how many digits `synthetic` has.
+        describe: is called with each image while it is checked, in threads, so that nobody has to decode it again.
 
     Returns:
         `train`, `validation` and `test` with the columns `image` (PIL) and `label` (ClassLabel), each shuffled.
@@ -74,7 +82,7 @@ def load_splits(
     options = ReadOptions(image_column, label_column, labels_from)
     images = open_images(source, options, min(num_synthetic, max_images or num_synthetic), seed)
     what = source_name(source)
-    return _Splitter(images, what, splits, seed).split(max_images, skip_bad_images)
+    return _Splitter(images, what, splits, seed).split(max_images, skip_bad_images, describe)
 
 
 def source_name(source: Any) -> str:
@@ -133,11 +141,14 @@ class _Splitter:
             self.part_of[rows] = SPLITS.index(name)
         self._check_classes()
 
-    def split(self, max_images: int | None, skip_bad_images: bool) -> Splits:
+    def split(self, max_images: int | None, skip_bad_images: bool, describe: Callable | None) -> Splits:
         rows = np.arange(len(self.labels)) if max_images is None else self._subset(max_images)
-        rows = readable_rows(self.dataset, rows, self.source, skip_bad_images)
-        splits = Splits({name: self.dataset.select(part) for name, part in self._rows_of_splits(rows).items()})
+        rows, descriptions = check_images(self.dataset, rows, self.source, skip_bad_images, describe)
+        parts = self._rows_of_splits(rows)
+        splits = Splits({name: self.dataset.select(part) for name, part in parts.items()})
         splits.given = self.given
+        by_row = dict(zip(rows.tolist(), descriptions, strict=True))
+        splits.descriptions = {name: [by_row[row] for row in part.tolist()] for name, part in parts.items()}
         return splits
 
     def _check_classes(self):

@@ -22,6 +22,7 @@ MANY = 0.1  # of the images, or of the ink
 class Evidence(NamedTuple):
     """What one image says: fractions of its pixels, by level (256,)."""
 
+    side: int  # the longer one, in pixels
     levels: np.ndarray  # of the visible pixels
     border: np.ndarray  # of the visible pixels at the four edges
     opacity: np.ndarray | None = None  # None: it has no transparent pixel
@@ -33,15 +34,15 @@ class Evidence(NamedTuple):
 
 def examine(image: GrayImage) -> Evidence:
     """Count the levels of an image."""
-    gray = np.asarray(image.gray)
+    gray, side = np.asarray(image.gray), max(image.gray.size)
     if image.opacity is None:
         dark = has_dark_strokes(image.gray) if is_photograph(image.gray) else None
         levels, border = _fractions(gray), _fractions(_edges(gray))
-        return Evidence(levels, border, is_white=image.is_white, is_mask=image.is_mask, has_dark_strokes=dark)
+        return Evidence(side, levels, border, is_white=image.is_white, is_mask=image.is_mask, has_dark_strokes=dark)
     opacity = np.asarray(image.opacity)
     is_seen, is_seen_edge = opacity >= HALF, _edges(opacity) >= HALF
     levels, border = _fractions(gray[is_seen]), _fractions(_edges(gray)[is_seen_edge])
-    return Evidence(levels, border, _fractions(opacity), 1 - float(is_seen_edge.mean()), image.is_white)
+    return Evidence(side, levels, border, _fractions(opacity), 1 - float(is_seen_edge.mean()), image.is_white)
 
 
 def is_photograph(gray: Image.Image) -> bool:
@@ -62,6 +63,7 @@ class Survey:
 
     def __init__(self, images: Iterable[GrayImage]):
         every = [examine(image) for image in images]
+        self.sides = [one.side for one in every]
         self.evidence = [one for one in every if not one.is_white] or every
 
     def find_ink(self) -> str:
@@ -127,7 +129,7 @@ def decide_shrinking(processor, images: list[GrayImage]):
         decided = processor.replace(threshold=0.5)
         local = processor.replace(threshold="local", levels=FULL_RANGE)  # which the paper's brightness replaces
         photographs = [one for one in images if not one.is_white and one.opacity is None and is_photograph(one.gray)]
-        differ = [_iou(decided.fit_binary(image), local.fit_binary(image)) < SAME for image in photographs]
+        differ = [_differ(decided.fit_binary(image), local.fit_binary(image)) for image in photographs]
         decided = local if sum(differ) > MANY * len(images) else decided
     if processor.widen_strokes is None:
         plain, wide = (
@@ -150,6 +152,11 @@ def usual_margin(processor, images: list[GrayImage]) -> int:
 def spread(rows: Sequence[int], count: int) -> list[int]:
     """At most `count` of `rows`, evenly spaced."""
     return [rows[i] for i in np.linspace(0, len(rows) - 1, min(len(rows), count)).astype(int)]
+
+
+def _differ(pixels: np.ndarray, local: np.ndarray) -> bool:
+    """Whether one level makes other ink of a photograph than a local threshold, or more pieces."""
+    return _iou(pixels, local) < SAME or 0 < count_pieces(local) < count_pieces(pixels)
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,6 +1,6 @@
 """Ink on paper: gray images of uneven light, and strokes too thin to survive shrinking.
 
-Both functions take and give gray images whose ink is light: 0 is paper, 255 is full ink.
+`even_out_light` and `draw_whole` take and give gray images whose ink is light: 0 is paper, 255 is full ink.
 """
 
 import numpy as np
@@ -8,10 +8,14 @@ from PIL import Image, ImageFilter
 
 
 PAPER_SIDE = 112  # the paper's brightness varies slowly: it is measured on an image of at most this side
-PAPER_WINDOW = 29  # of these pixels: wider than a stroke, narrower than a shadow
+PAPER_RADIUS = 14  # of these pixels: a disc wider than a stroke, narrower than a shadow
 WORKING_SIDE = 448  # light is evened out, and noise averaged, at no more than this side
 LEAST_CONTRAST = 0.12  # of ink against its paper: below, it is the paper's grain
+NOISE = 3  # ink is so many times as dark as the noise (root mean square)
+SPECK = 5  # side of the square whose median is the paper: without it, the paper would be as light as its noise
 SUBPIXELS = 8  # strokes are widened on a grid of so many pixels to one of the model
+# A piece of ink has so many of these pixels a quarter above the threshold, between it and full ink; noise has fewer.
+LEAST_AREA, STRONG = 8, 0.25
 
 
 def otsu_level(counts: np.ndarray) -> int:
@@ -31,16 +35,19 @@ def otsu_level(counts: np.ndarray) -> int:
 def even_out_light(gray: Image.Image) -> Image.Image:
     """Divide by the light that falls on the paper: shadows and gradients vanish, half the ink's contrast becomes 128.
 
-    The paper's brightness is a morphological closing: the strokes, narrower than its window, are filled by the paper
+    The paper's brightness is a morphological closing: the strokes, narrower than its disc, are filled by the paper
     around them, while the edge of a shadow stays where it is.
     """
     gray = gray.reduce(max(1, round(max(gray.size) / WORKING_SIDE)))
-    small = gray.reduce(max(1, round(max(gray.size) / PAPER_SIDE)))
-    light = 255 - _opened(np.asarray(small), PAPER_WINDOW)
+    small = gray.reduce(max(1, round(max(gray.size) / PAPER_SIDE))).filter(ImageFilter.MedianFilter(SPECK))
+    around = np.pad(np.asarray(small), PAPER_RADIUS, constant_values=255)  # shadows go on past the edge
+    light = 255 - _open(around, PAPER_RADIUS)[PAPER_RADIUS:-PAPER_RADIUS, PAPER_RADIUS:-PAPER_RADIUS]
     paper = Image.fromarray(light).resize(gray.size, Image.Resampling.BILINEAR)
     ink = 1 - (255.0 - np.asarray(gray)) / np.asarray(paper, dtype=np.float32).clip(1)
     levels = np.rint(ink.clip(0, 1) * 255).astype(np.uint8)
-    level = max(otsu_level(np.bincount(levels.ravel(), minlength=256)), LEAST_CONTRAST * 255)
+    noise = float(np.sqrt(np.mean(ink[ink < 0] ** 2))) if (ink < 0).any() else 0.0  # of what is lighter than its paper
+    least = max(LEAST_CONTRAST, NOISE * noise) * 255
+    level = max(otsu_level(np.bincount(levels.ravel(), minlength=256)), least)
     return Image.fromarray((levels * (127.5 / level)).clip(0, 255).round().astype(np.uint8))
 
 
@@ -50,72 +57,120 @@ def has_dark_strokes(gray: Image.Image) -> bool:
     Around a point most is paper, so that the median there is paper; medians follow the edges of shadows.
     """
     small = gray.reduce(max(1, round(2 * max(gray.size) / PAPER_SIDE)))
-    around = small.filter(ImageFilter.MedianFilter(PAPER_WINDOW // 4 * 2 + 1))
+    around = small.filter(ImageFilter.MedianFilter(PAPER_RADIUS + 1))
     difference = np.asarray(small, dtype=float) - np.asarray(around)
     return bool((difference**3).sum() < 0)
 
 
-def _opened(levels: np.ndarray, window: int) -> np.ndarray:
-    """Morphological opening of (h, w) by a square: what is light and narrower than the window vanishes.
-
-    Squares may reach over the edge, so that the corner of a shadow at the edge is not taken for a stroke.
-    """
-    padded = np.pad(levels, window, constant_values=255)
-    for reduce in (np.min, np.max):
-        for _ in range(2):  # along the rows, then along the columns
-            padded = reduce(np.lib.stride_tricks.sliding_window_view(padded, window, axis=1), axis=2).T
-    return padded[1:-1, 1:-1]  # each of both takes (window - 1) / 2 from each side
-
-
-def widen_thin_strokes(ink: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The strokes that would be thinner than one pixel after shrinking to `size`, made that wide, alone on black.
-
-    They grow pixel by pixel until a disc of that diameter fits into them. Strokes that are wide enough are left out.
+def draw_whole(ink: Image.Image, fitted: Image.Image, level: float) -> Image.Image:
+    """What shrinking has made of the ink, with strokes at least a pixel wide, and in as many pieces as the ink has.
 
     Args:
-        ink: Mode "L", 0 and 255.
-        size: (width, height) in pixels of the model.
+        ink: Mode "L", light ink in its own size.
+        fitted: The same, shrunk by a filter, which thins and breaks narrow strokes.
+        level: From this gray level on, 0 to 255, a pixel is ink.
     """
-    width, height = (SUBPIXELS * side for side in size)
-    is_small = ink.width < width
-    fine = ink.resize((width, height), Image.Resampling.BILINEAR if is_small else Image.Resampling.BOX)
-    mask = np.pad(np.asarray(fine) >= (128 if is_small else 32), SUBPIXELS)  # a stroke may grow past the edge
-    thin = mask & ~_dilate(_open(mask), 2)  # without the rough edges and corners of wide strokes
+    mask = _pieces_of_ink(ink, level, fitted.size)
+    wide = _widen_thin_strokes(mask)
+    added = Image.fromarray(wide.astype(np.uint8) * 255).resize(fitted.size, Image.Resampling.BILINEAR)
+    return Image.fromarray(_join_pieces(np.maximum(np.asarray(fitted), np.asarray(added)), mask | wide, level))
+
+
+def _pieces_of_ink(ink: Image.Image, level: float, size: tuple[int, int]) -> np.ndarray:
+    """Where ink is, without specks: (SUBPIXELS * height, SUBPIXELS * width), booleans."""
+    fine = tuple(SUBPIXELS * side for side in size)
+    is_small = ink.width < fine[0]
+
+    def find(lowest: float) -> np.ndarray:
+        binary = ink.point([255 * (gray >= lowest) for gray in range(256)])
+        sharp = binary.resize(fine, Image.Resampling.BILINEAR if is_small else Image.Resampling.BOX)
+        return np.asarray(sharp) >= (128 if is_small else 32)
+
+    labels = label_pieces(find(level))
+    strong_areas = np.bincount(labels[find(level + STRONG * (255 - level))], minlength=labels.max() + 1)
+    strong_areas[0] = 0  # the paper
+    return (strong_areas >= LEAST_AREA)[labels]
+
+
+def _widen_thin_strokes(mask: np.ndarray) -> np.ndarray:
+    """The strokes thinner than a model pixel, made that wide, without the others.
+
+    They grow pixel by pixel until a disc of that diameter fits into them.
+    """
+    mask = np.pad(mask, SUBPIXELS)  # a stroke may grow past the edge
+    thin = mask & ~_dilate(_open(mask, SUBPIXELS // 2), 2)  # without the rough edges and corners of wide strokes
     grown = mask & _dilate(thin, SUBPIXELS)  # and where they join others
     for _ in range(SUBPIXELS // 2):
-        thin &= ~_open(grown | mask)
+        thin &= ~_open(grown | mask, SUBPIXELS // 2)
         if not thin.any():
             break
         thin = _dilate(thin, 1)
         grown |= thin
-    inner = grown[SUBPIXELS:-SUBPIXELS, SUBPIXELS:-SUBPIXELS]
-    return Image.fromarray(inner.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
+    return grown[SUBPIXELS:-SUBPIXELS, SUBPIXELS:-SUBPIXELS]
 
 
-def _open(mask: np.ndarray) -> np.ndarray:
-    """What of a mask a disc of one model pixel's diameter covers without leaving it."""
-    return _dilate(~_dilate(~mask, SUBPIXELS // 2), SUBPIXELS // 2)
+def _join_pieces(gray: np.ndarray, mask: np.ndarray, level: float) -> np.ndarray:
+    """Make ink of those pixels, (h, w), without which a connected piece of the fine mask would be in parts.
+
+    Pixels that the piece fills most are added until it is whole; those that were not needed are taken away again.
+    """
+    height, width = gray.shape
+    labels = label_pieces(mask).reshape(height, SUBPIXELS, width, SUBPIXELS)
+    for label in np.unique(labels[labels > 0]):
+        share = (labels == label).mean(axis=(1, 3))  # (h, w): of each pixel
+        is_on = gray >= level
+
+        def is_whole(is_on: np.ndarray, is_own=share > 0) -> bool:
+            return len(np.unique(label_pieces(is_on)[is_on & is_own])) == 1
+
+        added: list[tuple[int, int]] = []
+        for index in np.argsort(-share, axis=None, kind="stable").tolist():
+            if is_whole(is_on):
+                break
+            pixel = divmod(index, width)
+            if not is_on[pixel]:
+                is_on[pixel] = True
+                added.append(pixel)
+        for pixel in reversed(added):
+            is_on[pixel] = False
+            is_on[pixel] = not is_whole(is_on)
+        gray = np.where(is_on & (gray < level), np.uint8(255), gray)
+    return gray
 
 
-def _dilate(mask: np.ndarray, radius: int) -> np.ndarray:
-    """A mask (h, w) grown by a disc."""
-    height, width = mask.shape
-    padded = np.pad(mask, radius)
-    result = np.zeros_like(mask)
+def _open(levels: np.ndarray, radius: int) -> np.ndarray:
+    """Morphological opening of (h, w), uint8 or bool: what is light and narrower than a disc vanishes."""
+    return _dilate(~_dilate(~levels, radius), radius)
+
+
+def _dilate(levels: np.ndarray, radius: int) -> np.ndarray:
+    """The highest level, (h, w), within a disc around each pixel."""
+    height, width = levels.shape
+    padded = np.pad(levels, radius)
+    result = np.zeros_like(levels)
     for dy in range(-radius, radius + 1):
         reach = int((radius**2 - dy**2) ** 0.5)
         rows = padded[radius + dy : radius + dy + height]
         for dx in range(-reach, reach + 1):
-            result |= rows[:, radius + dx : radius + dx + width]
+            np.maximum(result, rows[:, radius + dx : radius + dx + width], out=result)
     return result
 
 
-def count_pieces(mask: np.ndarray) -> int:
-    """How many connected pieces a small mask (h, w) has, corners included."""
-    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
-    while True:  # each pixel takes the highest label around it, until none changes
-        windows = np.lib.stride_tricks.sliding_window_view(np.pad(labels, 1), (3, 3))
-        highest = np.where(mask, windows.max(axis=(2, 3)), 0)
+def label_pieces(mask: np.ndarray) -> np.ndarray:
+    """A number above 0 for each connected piece of a mask (h, w), corners included; 0 outside."""
+    labels = np.where(mask, np.arange(1, mask.size + 1, dtype=np.int32).reshape(mask.shape), 0)
+    while (
+        True
+    ):  # each pixel takes the highest label around it, and the label of the pixel that this one is named after
+        padded = np.pad(labels, 1)
+        rows = np.maximum(np.maximum(padded[:-2], padded[1:-1]), padded[2:])
+        highest = np.maximum(np.maximum(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:]) * mask
+        highest = np.concatenate([[0], highest.ravel()])[highest]
         if np.array_equal(highest, labels):
-            return len(np.unique(labels[mask]))
+            return labels
         labels = highest
+
+
+def count_pieces(mask: np.ndarray) -> int:
+    """How many connected pieces a mask (h, w) has, corners included."""
+    return len(np.unique(label_pieces(mask)[mask]))

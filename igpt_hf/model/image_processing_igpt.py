@@ -18,11 +18,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from PIL import Image, ImageChops
+from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .image_decision import FULL_RANGE, INKS, Survey, decide_shrinking, spread, usual_margin
-from .image_ink import even_out_light, widen_thin_strokes
+from .image_ink import draw_whole, even_out_light
 from .image_reading import GrayImage, as_list, has_light_border, read_image, to_marked_image
 from .image_upload import fit_upload
 from .masks import known_tokens
@@ -141,15 +141,12 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
         if self.levels is None:
             is_local, is_given = self.threshold == "local", not isinstance(self.threshold, str)
             decided.levels = FULL_RANGE if is_local else survey.find_levels(decided.ink, only_pairs=is_given)
-        large = spread([row for row in rows if self._shrinks(read_image(images[row], row))], MAX_SHRUNK)
-        decided = decide_shrinking(decided, [read_image(images[row], row) for row in large])
+        large = [row for row, side in zip(rows, survey.sides, strict=True) if side > self.image_size]
+        decided = decide_shrinking(decided, [read_image(images[row], row) for row in spread(large, MAX_SHRUNK)])
         if self.ink_margin is None:
             some = [read_image(images[row], row) for row in spread(rows, MAX_SHRUNK)]
             decided.ink_margin = usual_margin(decided, some)
         return decided
-
-    def _shrinks(self, image: GrayImage) -> bool:
-        return max(image.gray.size) > self.image_size
 
     def replace(self, **settings) -> "IGPTImageProcessor":
         """A copy with other settings, which are not checked."""
@@ -216,8 +213,7 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
         """
         fitted = self._shrink(ink, is_crop)
         if self.widen_strokes and fitted.size != ink.size:
-            mask = ink.point([255 * (level >= self.level * 255) for level in range(256)])
-            fitted = ImageChops.lighter(fitted, widen_thin_strokes(mask, fitted.size))
+            fitted = draw_whole(ink, fitted, self.level * 255)
         return self._center(fitted)
 
     def _shrink(self, image: Image.Image, is_crop: bool) -> Image.Image:
@@ -263,7 +259,7 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
             gray = gray.point([round(255 * min(max((level - low) / (high - low), 0), 1)) for level in range(256)])
         if ink == "dark":
             gray = gray.point([255 - level for level in range(256)])
-        return even_out_light(gray) if self.threshold == "local" and self._shrinks(image) else gray
+        return even_out_light(gray) if self.threshold == "local" and max(gray.size) > self.image_size else gray
 
     def fit_upload(self, image) -> Image.Image:
         """Fit one image that somebody gives a trained model: a binary image of `image_size`, white on black.

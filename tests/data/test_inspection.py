@@ -1,15 +1,18 @@
 """One look at a data set: what is said, what is warned of, what is refused."""
 
+import io
+
 import numpy as np
 import pytest
-from datasets import Dataset, DatasetDict, Features
+from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
 from helpers.paths import SCRIPTS
 from helpers.scripts import run_python
-from igpt_hf import DataError, IGPTImageProcessor
-from igpt_hf.data.inspection import count_images, inspect_images, sample_images
+from igpt_hf import DataError, IGPTImageProcessor, load_splits
+from igpt_hf.data import decoding
+from igpt_hf.data.inspection import count_images, image_facts, inspect_images, sample_images
 
 
 def square(dark: bool = False, corner: int = 0) -> Image.Image:
@@ -51,16 +54,41 @@ def test_data_of_two_kinds_is_warned_of():
 
 
 def test_duplicates_are_counted_within_a_split_and_across_splits():
-    features = Features(image=ImageFeature())
     train, test = [square(), square(corner=1), square()], [square(), square(corner=2)]
-    splits = DatasetDict(
-        {name: Dataset.from_dict({"image": images}, features) for name, images in (("train", train), ("test", test))}
-    )
-    census = count_images(splits)
+    census = count_images({"train": list(map(image_facts, train)), "test": list(map(image_facts, test))})
     assert (census.repeated, census.across) == (1, 1)
     assert census.sizes == {(32, 32): 5}
     assert census.modes == {"L": 5}
-    assert len(sample_images(splits["train"])) == 3
+
+
+def test_load_splits_describes_each_image_once_in_the_order_of_its_split(monkeypatch):
+    images = [square(corner=corner) for corner in range(12)]
+    dataset = Dataset.from_dict(
+        {"image": images, "label": [0] * 12}, Features(image=ImageFeature(), label=Value("int64"))
+    )
+    damaged = dataset.cast_column("image", ImageFeature(decode=False)).map(
+        lambda row, index: {"image": {**row["image"], "bytes": b"no image" if index == 3 else row["image"]["bytes"]}},
+        with_indices=True,
+    )
+    decoded, decode = [], decoding.decode_image
+    monkeypatch.setattr(decoding, "decode_image", lambda encoded: decoded.append(encoded) or decode(encoded))
+    splits = load_splits(damaged, skip_bad_images=True, describe=image_facts)
+    assert len(decoded) == 12
+    assert sum(map(len, splits.values())) == 11
+    for name, split in splits.items():
+        assert splits.descriptions[name] == [image_facts(image) for image in split["image"]]
+    assert len(sample_images(splits["train"])) == len(splits["train"])
+
+
+def test_an_image_is_decoded_to_what_datasets_makes_of_it():
+    """Turned ones, too."""
+    sideways = Image.Exif()
+    sideways[0x0112] = 6
+    for exif in (Image.Exif(), sideways):
+        buffer = io.BytesIO()
+        square().crop((0, 0, 32, 20)).save(buffer, "PNG", exif=exif)
+        encoded = {"bytes": buffer.getvalue(), "path": None}
+        assert image_facts(decoding.decode_image(encoded)) == image_facts(ImageFeature().decode_example(encoded))
 
 
 @pytest.mark.slow

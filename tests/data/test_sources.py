@@ -1,19 +1,26 @@
 """Sources as people have them: what is kept, what is passed over with a warning, and what is refused in words."""
 
+import base64
 import gzip
 import hashlib
 import io
+import json
+import math
 import struct
 import tarfile
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import datasets
 import numpy as np
 import pandas as pd
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.io
+from datasets import Dataset
 
 from helpers.paths import MNIST
 from igpt_hf import IGPTImageProcessor
@@ -291,6 +298,38 @@ IMAGES = np.arange(9, dtype=np.uint8)[:, None, None] * np.ones((1, 4, 4), np.uin
 LABELS = np.arange(9) % 3
 
 
+def test_damage_that_a_library_reports_in_a_way_of_its_own_is_a_data_error(tmp_path, monkeypatch):
+    saved = tmp_path / "saved"
+    Dataset.from_dict({"image": [[[0]]], "label": [0]}).save_to_disk(saved)
+    info = json.loads((saved / "dataset_info.json").read_text())
+    (saved / "dataset_info.json").write_text(json.dumps({**info, "features": "image"}))
+    with pytest.raises(DataError, match="saved cannot be loaded"):  # AttributeError of datasets
+        load_splits(saved)
+
+    saved = tmp_path / "arrow"
+    Dataset.from_dict({"image": ["a"], "label": [0]}).save_to_disk(saved)
+    offsets = pa.py_buffer(np.array([0, 2**20, 1], np.int32).tobytes())
+    text = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"a")])
+    table = pa.table({"image": text, "label": [0, 0]})
+    with pa.ipc.new_stream(saved / "data-00000-of-00001.arrow", table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(DataError, match="arrow cannot be loaded"):  # Arrow may end the process, where it trusts them
+        load_splits(saved)
+
+    table, path = pa.table({"label": [1]}), tmp_path / "a.parquet"
+    pq.write_table(table, path)
+    schema = table.schema.serialize().to_pybytes()
+    wider = schema.replace(struct.pack("<I", 64), struct.pack("<I", 128))  # bits of a number
+    path.write_bytes(path.read_bytes().replace(base64.b64encode(schema), base64.b64encode(wider)))
+    with pytest.raises(DataError, match="Integers with more than 64 bits"):  # NotImplementedError of pyarrow
+        load_splits(path)
+
+    (tmp_path / "a.tar.xz").touch()
+    monkeypatch.setattr(archives.tarfile, "open", Mock(side_effect=MemoryError("Cannot allocate memory")))
+    with pytest.raises(DataError, match="a.tar.xz cannot be unpacked: Cannot allocate memory"):  # of lzma
+        load_splits(tmp_path / "a.tar.xz")
+
+
 def test_an_idx_file_whose_count_does_not_fit_its_size_is_refused(tmp_path):
     content = bytes([0, 0, 8, 3]) + struct.pack(">3I", 9, 4, 4) + IMAGES.tobytes()
     for name, data in {
@@ -306,6 +345,11 @@ def test_an_idx_file_whose_count_does_not_fit_its_size_is_refused(tmp_path):
     (tmp_path / "d.idx").write_bytes(content[:10])
     with pytest.raises(DataError, match="d.idx ends inside its header of 16 bytes"):
         load_splits(tmp_path / "d.idx")
+    for shape in ((1,) * 70, (0, *(2**31,) * 4)):  # numpy has 64 axes, and multiplies sizes beside a 0, too
+        header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
+        (tmp_path / "e.idx").write_bytes(header + bytes(math.prod(shape)))
+        with pytest.raises(DataError, match=f"e.idx is damaged: its header says {len(shape)} axes"):
+            load_splits(tmp_path / "e.idx")
 
 
 def test_pickled_objects_are_refused_and_not_loaded(tmp_path):

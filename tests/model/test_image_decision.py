@@ -5,6 +5,7 @@ import hashlib
 import datasets
 import numpy as np
 import pytest
+import scipy.ndimage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
@@ -13,7 +14,7 @@ import photographs
 from helpers.paths import HODA_FILE, MNIST
 from igpt_hf import IGPTImageProcessor, load_splits
 from igpt_hf.data.tokenized import tokenize
-from igpt_hf.model.image_ink import count_pieces
+from igpt_hf.model.image_ink import count_pieces, label_pieces
 
 
 AUTO = IGPTImageProcessor()
@@ -220,6 +221,43 @@ def test_a_photograph_in_a_shadow_is_binarized_like_its_drawing(seed):
     assert "shadow" in row["light"]
     assert row["iou"] >= photographs.GOOD
     assert row["pieces"] <= row["pieces_drawn"]
+
+
+# A dark corner, noise in a shadow, thin strokes in it, and strokes just thinner than a pixel.
+@pytest.mark.parametrize("seed", [53, 69, 663, 74])
+def test_no_stroke_of_a_photograph_or_its_drawing_is_in_pieces(seed):
+    row = photographs.compare(AUTO, seed)
+    assert max(row["pieces"], row["pieces_expected"]) <= row["pieces_drawn"]
+    assert row["iou"] >= 0.8
+
+
+def test_the_shadow_of_a_round_thing_is_not_ink():
+    y, x = np.mgrid[:300, :300]
+    light = 1 - 0.5 / (1 + np.exp((np.hypot(x - 90, y - 100) - 60) / 6))
+    paper = 230 * light + np.random.default_rng(0).normal(0, 3, (300, 300))
+    stroke = np.zeros((300, 300), bool)
+    stroke[150:260, 200:206] = True
+    pixels = pixels_of(Image.fromarray(np.where(stroke, 40, paper).clip(0, 255).astype(np.uint8)))[0]
+    assert count_pieces(pixels == 1) == 1
+    assert pixels[:, :16].sum() == 0
+
+
+@FEW
+@given(st.integers(60, 400), st.floats(0.3, 1.2), st.lists(st.floats(0.3, 0.9), min_size=4, max_size=4))
+def test_a_line_with_corners_stays_in_one_piece(side, pen, points):
+    image, width = Image.new("L", (side, side), 255), max(1, round(pen * side / 28))
+    ImageDraw.Draw(image).line([point * side for point in (0.1, 0.1, *points)], 0, width, joint="curve")
+    assert count_pieces(pixels_of(image)[0] == 1) == 1
+
+
+@pytest.mark.parametrize("density", [0.0, 0.2, 0.4, 0.6, 1.0])
+def test_pieces_are_labeled_as_scipy_does_it(density):
+    mask = np.random.default_rng(0).random((40, 30)) < density
+    expected, count = scipy.ndimage.label(mask, np.ones((3, 3)))
+    labels = label_pieces(mask)
+    assert count_pieces(mask) == count
+    assert np.array_equal(labels > 0, mask)
+    assert len(set(zip(labels[mask].tolist(), expected[mask].tolist(), strict=True))) == count
 
 
 # --- one image for a trained model ----------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".ta
 # What zipfile and tarfile raise on damaged, encrypted or unknown archives.
 ARCHIVE_ERRORS: tuple[type[Exception], ...] = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
 ARCHIVE_ERRORS += (OSError, EOFError, RuntimeError, ValueError, LookupError, NotImplementedError, OverflowError)
+ARCHIVE_ERRORS += (MemoryError,)  # an .xz file says how much it needs, and may say 4 GB
 CHUNK = 2**20  # bytes in memory at a time
 # Images are compressed already. What unpacks to more than both is a bomb.
 MAX_UNPACKED, MAX_RATIO = 100 * 2**20, 200

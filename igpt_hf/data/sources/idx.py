@@ -49,7 +49,10 @@ def read_idx(path: Path) -> np.ndarray:
             f"{path}: its header says {' x '.join(map(str, shape))} numbers, {expected:,} bytes, but "
             f"{len(data) - start:,} follow. Fetch it again."
         )
-    return np.frombuffer(data, dtype, offset=start).reshape(shape)
+    try:
+        return np.frombuffer(data, dtype, offset=start).reshape(shape)
+    except ValueError as error:  # more axes than numpy has or, where one is 0, too large a product of the others
+        raise DataError(f"{path} is damaged: its header says {num_axes} axes ({error}). Fetch it again.") from error
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -12,6 +12,9 @@ from .columns import standardize_columns
 from .parts import ReadOptions, SourceImages, rows_of_parts, split_of_file
 
 
+PARQUET_ERRORS = (OSError, ValueError, RuntimeError, NotImplementedError)  # what pyarrow raises on damaged files
+
+
 def open_parquet(source: str, paths: list[Path], options: ReadOptions) -> SourceImages:
     """One file or several; `train-*.parquet` and `test-*.parquet` are splits if all are named after one."""
     sizes = {path: num_rows(path) for path in paths}
@@ -22,7 +25,7 @@ def open_parquet(source: str, paths: list[Path], options: ReadOptions) -> Source
     paths.sort(key=lambda path: split_of[path] or "")
     try:
         dataset = Dataset.from_parquet([escape(str(path)) for path in paths])
-    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+    except (DatasetsError, *PARQUET_ERRORS) as error:
         raise DataError(f"{source} cannot be loaded: {error.__cause__ or error}. Are all files alike?") from error
     parts = dict.fromkeys([split_of[path] or "" for path in paths], 0)
     for path in paths:
@@ -44,5 +47,5 @@ def num_rows(path: Path) -> int:
     """
     try:
         return pq.read_metadata(path).num_rows
-    except (OSError, ValueError) as error:
+    except PARQUET_ERRORS as error:
         raise DataError(f"{path} is damaged or not a parquet file: {error}. Write it again.") from error

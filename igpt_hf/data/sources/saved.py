@@ -20,6 +20,9 @@ def open_saved(folder: Path, options: ReadOptions) -> SourceImages:
     """Its splits, if it has some; the images stay on disk."""
     try:
         saved = load_from_disk(str(folder))
-    except (DatasetsError, OSError, ValueError, RuntimeError, LookupError, TypeError) as error:
+        parts = {"": saved} if isinstance(saved, Dataset) else dict(saved)
+        for part in parts.values():
+            part.data.table.validate(full=True)  # Arrow trusts its files: wrong offsets would end the process
+    except (DatasetsError, OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
         raise DataError(f"{folder} cannot be loaded: {error}. Call save_to_disk again.") from error
-    return open_parts({"": saved} if isinstance(saved, Dataset) else dict(saved), str(folder), options)
+    return open_parts(parts, str(folder), options)
