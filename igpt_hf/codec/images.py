@@ -9,7 +9,7 @@ import torch
 from datasets import DatasetDict
 from tqdm.auto import tqdm
 
-from ..data.decoding import readable_rows
+from ..data.decoding import check_images
 from ..data.sources.columns import ONE_CLASS
 from ..data.sources.folder import IMAGE_SUFFIXES
 from ..data.sources.parts import ReadOptions
@@ -55,7 +55,7 @@ def _read_file(config, processor, path, options: ReadOptions) -> torch.Tensor:
 def _read_source(config, processor, source, options: ReadOptions) -> torch.Tensor:
     """All images of a source, (n, 1 + N)."""
     dataset, name = open_images(source, options).dataset, source_name(source)
-    readable_rows(dataset, np.arange(len(dataset)), name, skip_bad_images=False)
+    check_images(dataset, np.arange(len(dataset)), name, skip_bad_images=False)
     tokens = TokenDataset(tokenize(DatasetDict({name: dataset}), processor)[name], config)
     ids = tokens.__getitems__(list(range(len(tokens))))["input_ids"]
     class_names = dataset.features["label"].names
