@@ -55,7 +55,9 @@ def _edges(levels: np.ndarray) -> np.ndarray:
 
 
 def _fractions(levels: np.ndarray) -> np.ndarray:
-    return np.bincount(levels.ravel(), minlength=256) / max(levels.size, 1)
+    if levels.size == 0:
+        return np.zeros(256)
+    return np.array(Image.fromarray(levels.reshape(1, -1)).histogram()) / levels.size
 
 
 class Survey:

@@ -203,8 +203,9 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
         """Whether the ink reaches all four edges; an image of `image_size` already is not a crop."""
         if ink.size == (self.image_size, self.image_size):
             return False
-        is_ink = np.asarray(ink) >= self.level * 255
-        return bool(is_ink[0].any() and is_ink[-1].any() and is_ink[:, 0].any() and is_ink[:, -1].any())
+        width, height = ink.size
+        edges = ((0, 0, width, 1), (0, height - 1, width, height), (0, 0, 1, height), (width - 1, 0, width, height))
+        return all(ink.crop(edge).getextrema()[1] >= self.level * 255 for edge in edges)
 
     def fit(self, ink: Image.Image, is_crop: bool) -> np.ndarray:
         """Shrink what `read` returns if it is too large, and center it -> (image_size, image_size), uint8.
