@@ -4,7 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import transformers
 
+from helpers.paths import ROOT
 from helpers.scripts import load_utility
 from igpt_hf import __version__, cli
 from igpt_hf.help import TEXTS
@@ -115,7 +117,10 @@ def test_a_wrong_flag_or_value_is_one_line(monkeypatch, capsys, words, message):
 def test_the_texts_of_help_are_what_the_parsers_say(monkeypatch):
     monkeypatch.setenv("COLUMNS", str(make_help.WIDTH))
     written = {name: TEXTS.joinpath(f"{name.replace(' ', '_')}.txt").read_text() for name in cli.COMMANDS}
-    assert make_help.help_texts() == written
+    said = make_help.help_texts()
+    if f"transformers=={transformers.__version__}\n" not in (ROOT / "constraints.txt").read_text():
+        del said["train"], written["train"]  # the Trainer's flags have the words of another version
+    assert said == written
 
 
 def test_train_runs_through_the_launcher_whose_own_flags_come_first(igpt, launched):
