@@ -30,7 +30,7 @@ LABEL_FOLDERS = (None, "parent", "top")
 class Splits(DatasetDict):
     """`train`, `validation` and `test`; `given` names those that came with the data, the others were cut at random.
 
-    `descriptions` has, for each of them, what `describe` of `load_splits` returned for its images.
+    `descriptions` has, for each of them, what `describe` of `load_splits` returned for its images; empty without it.
     """
 
     given: tuple[str, ...] = ()
@@ -147,8 +147,10 @@ class _Splitter:
         parts = self._rows_of_splits(rows)
         splits = Splits({name: self.dataset.select(part) for name, part in parts.items()})
         splits.given = self.given
-        by_row = dict(zip(rows.tolist(), descriptions, strict=True))
-        splits.descriptions = {name: [by_row[row] for row in part.tolist()] for name, part in parts.items()}
+        splits.descriptions = {}
+        if describe is not None:
+            by_row = dict(zip(rows.tolist(), descriptions, strict=True))
+            splits.descriptions = {name: [by_row[row] for row in part.tolist()] for name, part in parts.items()}
         return splits
 
     def _check_classes(self):

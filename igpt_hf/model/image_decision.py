@@ -55,6 +55,7 @@ def _edges(levels: np.ndarray) -> np.ndarray:
 
 
 def _fractions(levels: np.ndarray) -> np.ndarray:
+    """Fraction of each of the 256 levels; Pillow counts bytes, where np.bincount would first copy them to int64."""
     if levels.size == 0:
         return np.zeros(256)
     return np.array(Image.fromarray(levels.reshape(1, -1)).histogram()) / levels.size
