@@ -19,11 +19,15 @@ from .kernel_packing import (
     gain_rows,
     named_weights,
     neighbor_rows,
+    output_blocks,
+    pad_channels,
+    pad_heads,
+    padded,
     rotary_table,
     scale_queries,
     stacked_weights,
 )
-from .kernel_sampling import QKV_WEIGHT
+from .kernel_sampling import HALF, QKV_BIAS
 from .kernel_sampling import make_kernels as make_decoding_kernels
 from .kernel_simd import LANES, numba
 from .neighborhood import context_ids, neighbor_index, rotary_cos_sin
@@ -234,34 +238,21 @@ def is_changed(module: nn.Module) -> bool:
 # --- sampling -------------------------------------------------------------------------------------------------------
 
 
-def padded(size: int) -> int:
-    """The next multiple of LANES."""
-    return -(-size // LANES) * LANES
-
-
 @torch.no_grad()
-def padded_weights(model) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+def packed_weights(model) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """The weights as `complete_images` takes them: those of `scale_queries`, and the head, padded with zeros."""
-
-    def pad(weight, inputs, outputs, parts=1):
-        """(L, i, parts * o) -> (L, inputs, parts * outputs)"""
-        weight = weight.unflatten(2, (parts, -1))
-        missing = (0, outputs - weight.shape[3], 0, 0, 0, inputs - weight.shape[1])
-        return nn.functional.pad(weight, missing).flatten(2).contiguous().numpy()
-
-    config = model.config
-    scaled = scale_queries(stacked_weights(model.model), config.hidden_size // config.num_attention_heads)
-    width, inner, outputs = (padded(n) for n in (config.hidden_size, config.intermediate_size, config.vocab_size))
-    weights = {name: pad(weight, weight.shape[1], width) for name, weight in scaled._asdict().items()}
-    weights |= {
-        "qkv_weight": pad(scaled.qkv_weight, width, width, parts=3),
-        "qkv_bias": pad(scaled.qkv_bias, 1, width, parts=3),
-        "out_weight": pad(scaled.out_weight, width, width),
-        "up_weight": pad(scaled.up_weight, width, inner),
-        "up_bias": pad(scaled.up_bias, 1, inner),
-        "down_weight": pad(scaled.down_weight, inner, width),
-    }
-    return tuple(BlockWeights(**weights)), pad(model.lm_head.weight.T[None], width, outputs)
+    heads, size = model.config.num_attention_heads, model.config.hidden_size // model.config.num_attention_heads
+    scaled = scale_queries(stacked_weights(model.model), size)
+    in_heads = {"qkv_weight": (2,), "qkv_bias": (2,), "mixing_weight": (2,), "out_weight": (1,)}  # which dimensions
+    packed = {}
+    for name, weight in scaled._asdict().items():
+        is_matrix = name in ("qkv_weight", "out_weight", "up_weight", "down_weight")
+        for dim in (1, 2) if is_matrix else (2,):
+            is_of_heads = dim in in_heads.get(name, ())
+            weight = pad_heads(weight, dim, heads, size) if is_of_heads else pad_channels(weight, dim)
+        packed[name] = (output_blocks(weight) if is_matrix else weight.flatten(1)).contiguous().numpy()
+    head = model.lm_head.weight.T[None]
+    return tuple(BlockWeights(**packed)), output_blocks(pad_channels(pad_channels(head, 1), 2))[0].numpy()
 
 
 def is_sampler_usable(model) -> bool:
@@ -352,13 +343,14 @@ def model_arguments(model) -> tuple:
     leaves a trace: optimizers write to `data`, kernels to memory.
     """
     config = model.config
-    shape = (config.num_attention_heads, config.hidden_size, config.vocab_size)
+    heads = config.num_attention_heads
+    shape = (heads, padded(config.hidden_size // heads, HALF), config.hidden_size, config.vocab_size)
     sizes = (*shape, config.num_labels, config.grid_size, config.neighborhood_radius, config.class_conditional_norm)
     constants = (float32(config.rms_norm_eps), float32(BETAS[config.hidden_act]))
     weights = torch.cat([weight.detach().reshape(-1) for weight in model.parameters()])
     old_sizes, old_weights, packed = PACKED.get(model, (None, None, None))
     if sizes != old_sizes or not torch.equal(weights, old_weights):
-        packed = (*padded_weights(model), sampler_tables(model))
+        packed = (*packed_weights(model), sampler_tables(model))
         PACKED[model] = (sizes, weights, packed)
     return (*packed, shape, constants)
 
@@ -379,15 +371,15 @@ class KernelState:
 
     def _grow(self, batch: int):
         """Make room for the pages of `batch` sequences; those that there are keep their places."""
-        (layers, channels, _), width = self.arguments[0][QKV_WEIGHT].shape, self.config.hidden_size
-        old, shapes = self.caches, ((layers, width, LANES), (layers, width, LANES), (layers, LANES, channels))
-        self.caches = [torch.zeros(batch * self.num_blocks, *shape) for shape in shapes]
+        layers, channels = self.arguments[0][QKV_BIAS].shape
+        old, shapes = self.caches, ((channels // 3, LANES), (LANES, channels // 3))
+        self.caches = [torch.zeros(layers, batch * self.num_blocks, *shape) for shape in shapes]
         for new, cache in zip(self.caches, old, strict=False):
-            new[: len(cache)] = cache
+            new[:, : cache.shape[1]] = cache
 
     def _assign(self, begin: int, end: int):
         """Give each sequence free pages for the blocks `begin` to `end` - 1."""
-        is_free = torch.ones(len(self.caches[0]), dtype=torch.bool)
+        is_free = torch.ones(self.caches[0].shape[1], dtype=torch.bool)
         is_free[self.pages[:, :begin]] = False
         free = is_free.nonzero()[: len(self.pages) * (end - begin), 0]
         self.pages[:, begin:end] = free.view(len(self.pages), -1)
@@ -398,7 +390,7 @@ class KernelState:
             self._assign(padded(begin) // LANES, padded(end) // LANES)
         logits = torch.empty(len(ids), self.config.vocab_size)
         sequences = (ids.numpy(), gain_rows(ids, self.config).numpy())
-        caches = (tuple(cache.flatten(0, 2).numpy() for cache in self.caches), self.pages.numpy())
+        caches = (tuple(cache.view(-1).numpy() for cache in self.caches), self.pages.numpy())
         arguments = (*self.arguments, sequences, caches, logits.numpy(), begin, end)
         run_tasks(functools.partial(make_decoding_kernels()[1], *arguments), len(ids))
         return logits
@@ -406,7 +398,7 @@ class KernelState:
     def select(self, index: torch.LongTensor, length: int):
         """Sequence i becomes what sequence index[i] was, of which `length` positions are known."""
         full, used, old = length // LANES, padded(length) // LANES, self.pages
-        if len(index) * self.num_blocks > len(self.caches[0]):
+        if len(index) * self.num_blocks > self.caches[0].shape[1]:
             self._grow(len(index))
         self.pages = old[index]
         if full < used:  # each has a page of its own that is being filled
@@ -417,4 +409,4 @@ class KernelState:
             sources, targets = old[index, full], self.pages[:, full]
             changed = sources != targets
             for cache in self.caches:
-                cache[targets[changed]] = cache[sources[changed]]
+                cache[:, targets[changed]] = cache[:, sources[changed]]

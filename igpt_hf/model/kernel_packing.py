@@ -1,8 +1,10 @@
 """The model's weights and tables, in the form that the compiled kernels take."""
 
 import torch
+from torch import nn
 
 from .kernel_blocks import HEAD_SIZE, LOG2_E, PAD_ROWS, BlockWeights
+from .kernel_sampling import HALF
 from .kernel_simd import LANES
 from .neighborhood import neighbor_index, rotary_cos_sin
 
@@ -90,6 +92,30 @@ def scale_queries(weights: BlockWeights, head_size: int) -> BlockWeights:
     """
     scale = query_scale(weights.context_table.shape[-1], head_size)
     return weights._replace(qkv_weight=weights.qkv_weight * scale, qkv_bias=weights.qkv_bias * scale)
+
+
+def padded(size: int, multiple: int = LANES) -> int:
+    """The next multiple."""
+    return -(-size // multiple) * multiple
+
+
+def pad_channels(weight: torch.Tensor, dim: int) -> torch.Tensor:
+    """Add zeros to a dimension, up to a multiple of LANES."""
+    shape = list(weight.shape)
+    shape[dim] = padded(shape[dim]) - shape[dim]
+    return torch.cat([weight, weight.new_zeros(shape)], dim)
+
+
+def pad_heads(weight: torch.Tensor, dim: int, heads: int, size: int) -> torch.Tensor:
+    """Add zeros to a dimension, (parts, heads, size): to each head up to a multiple of HALF, and then to each part."""
+    parts = weight.unflatten(dim, (-1, heads, size)).movedim(dim + 2, -1)
+    parts = nn.functional.pad(parts, (0, padded(size, HALF) - size)).movedim(-1, dim + 2).flatten(dim + 1, dim + 2)
+    return pad_channels(parts, dim + 1).flatten(dim, dim + 1)
+
+
+def output_blocks(weight: torch.Tensor) -> torch.Tensor:
+    """Matrices (L, inputs, outputs) as `linear_row` takes them: each block of LANES outputs is (inputs, LANES)."""
+    return weight.unflatten(2, (-1, LANES)).transpose(1, 2).flatten(1)
 
 
 def gain_rows(input_ids: torch.Tensor, config) -> torch.Tensor:

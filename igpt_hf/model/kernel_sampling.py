@@ -11,11 +11,11 @@ Position t knows the tokens before token t. It goes through the layers and yield
     x = x + W (attention + mixing) + b         attention reads positions j <= t, mixing the neighbors
     x = x + W act(W (rms(x) gain) + b) + b
 
-Why it is fast: SLOTS sequences go through all their steps together before the next ones begin: few enough that their
-keys and values stay in a core's own cache, and enough that the processor need not wait for one sequence's results. A
-vector register holds LANES numbers side by side: channels of the result in `linear_row`, positions in `attend_row`,
-for which keys and values are stored in pages of LANES positions, as (channel, position). Sizes are padded with
-zeros to multiples of LANES.
+Why it is fast: a vector register holds LANES numbers side by side: channels of the result in `linear_row` and
+`mix_values`, positions in `score_positions`, for which keys are stored in pages of LANES positions, as (channel,
+position). Nearly every instruction is then a multiply-add with one operand from memory. Keys and values of SLOTS
+sequences, which go through all their steps together before the next ones begin, fit into a core's own cache. Sizes
+are padded with zeros: channels to multiples of LANES, those of a head to a multiple of HALF.
 
 An image's tokens follow from its prompt and its own row of random numbers by a fixed order of operations: they depend
 neither on the number of threads nor on the other images.
@@ -31,93 +31,193 @@ from .kernel_simd import (
     compile_kernel,
     exp2,
     fma,
+    get,
+    halves,
     kernel,
-    load,
+    load_flat,
     maximum,
     numba,
+    put,
     reduce_max,
     splat,
-    store,
+    store_flat,
     total,
     up_to_lane,
 )
 
 
-SLOTS = 4  # even: with guidance an image takes two
-QKV_WEIGHT, UP_WEIGHT = (BlockWeights._fields.index(name) for name in ("qkv_weight", "up_weight"))
+SLOTS = 2  # even: with guidance an image takes two
+HALF = LANES // 2  # a head's channels are padded to a multiple
+QKV_BIAS = BlockWeights._fields.index("qkv_bias")
 float32 = np.float32
 
 
 @kernel
-def linear_row(x, row, weight, bias, out, adds):
-    """out[row] = x[row] weight + bias, plus what it was if `adds`."""
-    inputs, outputs = weight.shape
-    for o in range(0, outputs, LANES):
-        a = load(bias, 0, o) + load(out, row, o) if adds else load(bias, 0, o)
-        b = c = d = splat(0)
-        for i in range(0, inputs, 4):  # four sums: in one, each multiply-add would wait for the one before
-            a = fma(x[row, i], load(weight, i, o), a)
-            b = fma(x[row, i + 1], load(weight, i + 1, o), b)
-            c = fma(x[row, i + 2], load(weight, i + 2, o), c)
-            d = fma(x[row, i + 3], load(weight, i + 3, o), d)
-        store(out, row, o, (a + b) + (c + d))
-
-
-@kernel
-def normalize_row(x, row, size, eps, gains, gain_row, normed):
-    """normed[row] = rms(x[row]) gains[gain_row], where the first `size` channels are real and the others zero."""
-    squares = splat(0)
-    for c in range(0, x.shape[1], LANES):
-        squares = fma(load(x, row, c), load(x, row, c), squares)
-    scale = splat(float32(1) / np.sqrt(total(squares) / float32(size) + eps))
-    for c in range(0, x.shape[1], LANES):
-        store(normed, row, c, load(x, row, c) * scale * load(gains, gain_row, c))
-
-
-@kernel
-def apply_rotary_row(qkv, row, cosines, sines, heads, size, channels):
-    """Rotate query and key of qkv[row], from columns 0 and `channels` on, by a position's angles."""
-    pairs = len(cosines)
-    for part in range(2):
-        for head in range(heads):
-            c = part * channels + head * size
-            for p in range(pairs):
-                first, second = qkv[row, c + p], qkv[row, c + pairs + p]
-                qkv[row, c + p] = first * cosines[p] - second * sines[p]
-                qkv[row, c + pairs + p] = first * sines[p] + second * cosines[p]
-
-
-@kernel
-def attend_row(query, row, keys, values, firsts, t, heads, size, scores, mixed):
-    """Attention of query[row] to positions up to t -> mixed[row].
+def linear_row(x, start, inputs, weight, bias, layer, outputs, scale, out, out_start, adds):
+    """out[out_start:] = scale (x[start:] weight) + bias, plus what it was if `adds`; arrays are read flat.
 
     Args:
-        keys, values: A row of LANES positions for each channel.
-        firsts: Where the rows of each block of LANES positions begin.
+        weight: For each layer, blocks of LANES outputs, each (inputs, LANES).
     """
-    last = t // LANES
+    w = layer * inputs * outputs
+    for o in range(0, outputs, LANES):
+        a = b = c = d = splat(0)
+        for i in range(start, start + inputs, 4):  # four sums: in one, each multiply-add would wait for the one before
+            a = fma(get(x, i), load_flat(weight, w), a)
+            b = fma(get(x, i + 1), load_flat(weight, w + LANES), b)
+            c = fma(get(x, i + 2), load_flat(weight, w + 2 * LANES), c)
+            d = fma(get(x, i + 3), load_flat(weight, w + 3 * LANES), d)
+            w += 4 * LANES
+        s = fma((a + b) + (c + d), scale, load_flat(bias, layer * outputs + o))
+        if adds:
+            s += load_flat(out, out_start + o)
+        store_flat(out, out_start + o, s)
+
+
+@kernel
+def normalize_row(x, start, channels, size, eps, gains, gain_start, normed):
+    """normed[start:] = x[start:] gains[gain_start:]; returns 1 / sqrt(mean(x**2) + eps), by which it is to be scaled.
+
+    `linear_row` scales its result: it need not wait for the square root. The first `size` channels are real.
+    """
+    squares = splat(0)
+    for c in range(0, channels, LANES):
+        v = load_flat(x, start + c)
+        squares = fma(v, v, squares)
+        store_flat(normed, start + c, v * load_flat(gains, gain_start + c))
+    return float32(1) / np.sqrt(total(squares) / float32(size) + eps)
+
+
+@kernel
+def apply_rotary_row(qkv, start, key_start, cos_sin, t, heads, size, keys, place):
+    """Rotate query, qkv[start:], and key, qkv[key_start:], by a position's angles; the key goes to the cache.
+
+    Args:
+        size: Of a head, padded.
+        keys, place: The key's first channel is keys[place], the others follow LANES apart.
+    """
+    _, length, pairs = cos_sin.shape
     for head in range(heads):
-        channel = head * size
-        largest = splat(-np.inf)
-        for block in range(last + 1):
-            s = splat(0)
-            for d in range(size):
-                s = fma(query[row, channel + d], load(keys, firsts[block] + channel + d, 0), s)
-            if block == last:
-                s = up_to_lane(t % LANES, s, -np.inf)
-            largest = maximum(largest, s)
-            store(scores, block, 0, s)
-        largest, norm = splat(reduce_max(largest)), splat(0)
-        for block in range(last + 1):
-            e = exp2(load(scores, block, 0) - largest)
-            norm += e
-            store(scores, block, 0, e)
-        factor = float32(1) / total(norm)
-        for d in range(size):
-            s = splat(0)
-            for block in range(last + 1):
-                s = fma(load(scores, block, 0), load(values, firsts[block] + channel + d, 0), s)
-            mixed[row, channel + d] = total(s) * factor
+        for p in range(pairs):
+            c, cos, sin = head * size + p, get(cos_sin, t * pairs + p), get(cos_sin, (length + t) * pairs + p)
+            first, second = get(qkv, start + c), get(qkv, start + c + pairs)
+            put(qkv, start + c, first * cos - second * sin)
+            put(qkv, start + c + pairs, first * sin + second * cos)
+            first, second = get(qkv, key_start + c), get(qkv, key_start + c + pairs)
+            put(keys, place + c * LANES, first * cos - second * sin)
+            put(keys, place + (c + pairs) * LANES, first * sin + second * cos)
+        for c in range(head * size + 2 * pairs, head * size + size):  # these do not rotate
+            put(keys, place + c * LANES, get(qkv, key_start + c))
+
+
+@kernel
+def score_positions(query, start, keys, pages, own, page_size, offset, last, scores, score_start, adds):
+    """scores[score_start:] = query . key of all positions of the pages up to `last`, for HALF channels of a head.
+
+    Args:
+        start: The first of these channels in `query`.
+        pages, own: The sequence's pages, from pages[own] on.
+        page_size, offset: Of each page of `keys`, and where the first of these channels is in page 0.
+        adds: Add to the scores of other channels.
+    """
+    q0, q1, q2, q3 = get(query, start), get(query, start + 1), get(query, start + 2), get(query, start + 3)
+    q4, q5, q6, q7 = get(query, start + 4), get(query, start + 5), get(query, start + 6), get(query, start + 7)
+    for block in range(last + 1):
+        k, s = get(pages, own + block) * page_size + offset, score_start + block * LANES
+        a = load_flat(scores, s) if adds else splat(0)
+        a = fma(q0, load_flat(keys, k), a)
+        b = splat(q1) * load_flat(keys, k + LANES)
+        a = fma(q2, load_flat(keys, k + 2 * LANES), a)
+        b = fma(q3, load_flat(keys, k + 3 * LANES), b)
+        a = fma(q4, load_flat(keys, k + 4 * LANES), a)
+        b = fma(q5, load_flat(keys, k + 5 * LANES), b)
+        a = fma(q6, load_flat(keys, k + 6 * LANES), a)
+        b = fma(q7, load_flat(keys, k + 7 * LANES), b)
+        store_flat(scores, s, a + b)
+
+
+@kernel
+def exponentiate_scores(scores, start, t):
+    """scores[start:] = exp2(scores - their maximum) up to position t, 0 for the rest of its page; returns 1 / sum."""
+    last = start + t // LANES * LANES
+    largest = up_to_lane(t % LANES, load_flat(scores, last), -np.inf)
+    store_flat(scores, last, largest)
+    for s in range(start, last, LANES):
+        largest = maximum(largest, load_flat(scores, s))
+    highest, norm = splat(reduce_max(largest)), splat(0)
+    for s in range(start, last + 1, LANES):
+        e = exp2(load_flat(scores, s) - highest)
+        norm += e
+        store_flat(scores, s, e)
+    return float32(1) / total(norm)
+
+
+@kernel
+def mix_values(scores, low, high, values, pages, own, page_size, offset, stride, last):
+    """Sum over positions of score times value, for LANES channels.
+
+    Args:
+        low, high: Where the scores begin: of the head that has the first HALF of the channels, and of the others'.
+        pages, own, page_size, offset: As in `score_positions`, for `values`.
+        stride: From one position to the next.
+    """
+    a = b = c = d = splat(0)
+    for block in range(last + 1):
+        v, i, j = get(pages, own + block) * page_size + offset, low + block * LANES, high + block * LANES
+        for _ in range(0, LANES, 4):
+            a = fma(halves(get(scores, i), get(scores, j)), load_flat(values, v), a)
+            b = fma(halves(get(scores, i + 1), get(scores, j + 1)), load_flat(values, v + stride), b)
+            c = fma(halves(get(scores, i + 2), get(scores, j + 2)), load_flat(values, v + 2 * stride), c)
+            d = fma(halves(get(scores, i + 3), get(scores, j + 3)), load_flat(values, v + 3 * stride), d)
+            v, i, j = v + 4 * stride, i + 4, j + 4
+    return (a + b) + (c + d)
+
+
+@kernel
+def attend_row(query, start, keys, values, pages, own, offset, t, heads, size, channels, scores, mixed, mixed_start):
+    """Attention of query[start:] to positions up to t -> mixed[mixed_start:].
+
+    Args:
+        keys, values, offset: Caches, as in `run_position`, and where this layer begins in both.
+        pages, own: The sequence's pages, from pages[own] on.
+        size, channels: Of a head and of all heads, padded.
+        scores: Work space.
+    """
+    length, last = pages.shape[1] * LANES, t // LANES
+    factors = heads * length  # their place, after the scores
+    for head in range(heads):
+        first, row = head * size, head * length
+        for c in range(first, first + size, HALF):
+            place = offset + c * LANES
+            score_positions(query, start + c, keys, pages, own, channels * LANES, place, last, scores, row, c > first)
+        put(scores, factors + head, exponentiate_scores(scores, row, t))
+    head, next_head = 0, size  # of channel c, and the first channel of the head after it
+    for c in range(0, channels, LANES):
+        if c >= next_head and head < heads - 1:
+            head, next_head = head + 1, next_head + size
+        low = head
+        if c + HALF >= next_head and head < heads - 1:
+            head, next_head = head + 1, next_head + size
+        place = offset + c
+        s = mix_values(
+            scores, low * length, head * length, values, pages, own, channels * LANES, place, channels, last
+        )
+        factor = halves(get(scores, factors + low), get(scores, factors + head))
+        store_flat(mixed, mixed_start + c, s * factor)
+
+
+@kernel
+def add_neighbors(values, places, t, pages, own, offset, weight, layer, channels, mixed, start):
+    """mixed[start:] += sum over neighbors k of weight[layer, k] value[places[t, k]]"""
+    neighbors = weight.shape[1] // channels
+    for c in range(0, channels, LANES):
+        s = load_flat(mixed, start + c)
+        for k in range(neighbors):
+            near = get(places, t * neighbors + k)
+            if near > 0:
+                place = offset + (get(pages, own + near // LANES) * LANES + near % LANES) * channels + c
+                s = fma(load_flat(weight, (layer * neighbors + k) * channels + c), load_flat(values, place), s)
+        store_flat(mixed, start + c, s)
 
 
 @kernel
@@ -183,73 +283,70 @@ def run_position(weight_arrays, head, tables, shape, constants, sequences, cache
 
     Args:
         weight_arrays, head, tables, shape, constants, sequences: As in `complete_images`.
-        caches: Keys and values in pages of LANES positions: a row of LANES for each page, layer and channel; the
-            values again, a row of channels for each page, layer and position; and each sequence's pages (S, blocks).
+        caches: Keys (layers, pages, A, LANES) and values (layers, pages, LANES, A) of LANES positions a page, both
+            flat, with A channels of all heads, padded; and each sequence's pages (S, blocks).
         work: From `work_space`.
         first: The first of the sequences; the others follow.
         page_row: The row of its pages; those of the others follow.
     """
     weights = BlockWeights(*weight_arrays)
-    (places, context, cos_sin), (heads, hidden_size, _), (eps, beta) = tables, shape, constants
-    (ids, rows), ((keys, values, value_rows), pages) = sequences, caches
+    (places, context, cos_sin), (heads, head_size, size, _), (eps, beta) = tables, shape, constants
+    (ids, rows), ((keys, values), pages) = sequences, caches
     logits, x, normed, qkv, mixed, hidden, scores, no_bias = work
-    (layers, channels, _), size = weights.qkv_weight.shape, hidden_size // heads
-    firsts = np.empty(pages.shape[1], np.int64)
+    layers, channels, width, inner = len(weights.out_bias), x.shape[1], mixed.shape[1], hidden.shape[1]
+    one, layer_size, gain_size = float32(1), keys.size // layers, weights.attention_gain.shape[1]
     for slot in range(count):
         for c in range(0, channels, LANES):
-            s = load(weights.position_table[0], t, c)
+            s = load_flat(weights.position_table, t * channels + c)
             for k in range(context.shape[1]):
                 place, row = context[t, k, 0], context[t, k, 1]
                 if place >= 0:
                     row += ids[first + slot, place]
-                s += load(weights.context_table[0], row, c)
-            store(x, slot, c, s)
+                s += load_flat(weights.context_table, row * channels + c)
+            store_flat(x, slot * channels + c, s)
 
     for layer in range(layers):
+        offset = layer * layer_size
         for slot in range(count):
-            normalize_row(x, slot, hidden_size, eps, weights.attention_gain[layer], rows[first + slot], normed)
-            linear_row(normed, slot, weights.qkv_weight[layer], weights.qkv_bias[layer], qkv, False)
-            apply_rotary_row(qkv, slot, cos_sin[0, t], cos_sin[1, t], heads, size, channels)
-        for slot in range(count):
-            own = pages[page_row + slot]
-            for block in range(t // LANES + 1):
-                firsts[block] = (own[block] * layers + layer) * hidden_size
-            row = firsts[t // LANES]
-            for c in range(hidden_size):
-                keys[row + c, t % LANES] = qkv[slot, channels + c]
-                values[row + c, t % LANES] = qkv[slot, 2 * channels + c]
-            for c in range(0, channels, LANES):
-                row = (own[t // LANES] * layers + layer) * LANES + t % LANES
-                store(value_rows, row, c, load(qkv, slot, 2 * channels + c))
-            attend_row(qkv, slot, keys, values, firsts, t, heads, size, scores, mixed)
-            for c in range(0, channels, LANES):
-                s = load(mixed, slot, c)
-                for k in range(weights.mixing_weight.shape[1]):
-                    near = places[t, k]
-                    if near > 0:
-                        row = (own[near // LANES] * layers + layer) * LANES + near % LANES
-                        s = fma(load(weights.mixing_weight[layer], k, c), load(value_rows, row, c), s)
-                store(mixed, slot, c, s)
-        for slot in range(count):
-            linear_row(mixed, slot, weights.out_weight[layer], weights.out_bias[layer], x, True)
-            normalize_row(x, slot, hidden_size, eps, weights.mlp_gain[layer], rows[first + slot], normed)
-            linear_row(normed, slot, weights.up_weight[layer], weights.up_bias[layer], hidden, False)
+            start, q, out, up = slot * channels, slot * 3 * width, slot * width, slot * inner
+            gain, own = layer * gain_size + rows[first + slot] * channels, (page_row + slot) * pages.shape[1]
+            scale = normalize_row(x, start, channels, size, eps, weights.attention_gain, gain, normed)
+            linear_row(
+                normed, start, channels, weights.qkv_weight, weights.qkv_bias, layer, 3 * width, scale, qkv, q, False
+            )
+            page = offset + get(pages, own + t // LANES) * width * LANES
+            apply_rotary_row(qkv, q, q + width, cos_sin, t, heads, head_size, keys, page + t % LANES)
+            for c in range(0, width, LANES):
+                store_flat(values, page + t % LANES * width + c, load_flat(qkv, q + 2 * width + c))
+            attend_row(qkv, q, keys, values, pages, own, offset, t, heads, head_size, width, scores, mixed, out)
+            add_neighbors(values, places, t, pages, own, offset, weights.mixing_weight, layer, width, mixed, out)
+            linear_row(mixed, out, width, weights.out_weight, weights.out_bias, layer, channels, one, x, start, True)
+            scale = normalize_row(x, start, channels, size, eps, weights.mlp_gain, gain, normed)
+            linear_row(
+                normed, start, channels, weights.up_weight, weights.up_bias, layer, inner, scale, hidden, up, False
+            )
         activate(hidden, beta, hidden, False)
         for slot in range(count):
-            linear_row(hidden, slot, weights.down_weight[layer], weights.down_bias[layer], x, True)
+            up, start = slot * inner, slot * channels
+            linear_row(hidden, up, inner, weights.down_weight, weights.down_bias, layer, channels, one, x, start, True)
 
     for slot in range(count):
-        normalize_row(x, slot, hidden_size, eps, weights.last_gain[0], rows[first + slot], normed)
-        linear_row(normed, slot, head[0], no_bias, logits, False)
+        start, out = slot * channels, slot * no_bias.size
+        gain = rows[first + slot] * channels
+        scale = normalize_row(x, start, channels, size, eps, weights.last_gain, gain, normed)
+        linear_row(normed, start, channels, head, no_bias, 0, no_bias.size, scale, logits, out, False)
 
 
 @kernel
-def work_space(count, channels, inner, outputs, length):
+def work_space(count, weight_arrays, head, shape, length):
     """What `run_position` writes into, for `count` sequences; first the logits."""
+    weights = BlockWeights(*weight_arrays)
+    channels, width, inner = weights.out_bias.shape[1], weights.qkv_bias.shape[1] // 3, weights.up_bias.shape[1]
     x, normed = np.zeros((count, channels), float32), np.zeros((count, channels), float32)
-    qkv, mixed = np.zeros((count, 3 * channels), float32), np.zeros((count, channels), float32)
-    hidden, scores = np.zeros((count, inner), float32), np.zeros(((length + LANES - 1) // LANES, LANES), float32)
-    logits, no_bias = np.zeros((count, outputs), float32), np.zeros((1, outputs), float32)
+    qkv, mixed = np.zeros((count, 3 * width), float32), np.zeros((count, width), float32)
+    hidden = np.zeros((count, inner), float32)
+    scores = np.zeros(shape[0] * (length + LANES), float32)  # each head's in whole pages, then a factor for each
+    logits, no_bias = np.zeros((count, head.size // channels), float32), np.zeros(head.size // channels, float32)
     return logits, x, normed, qkv, mixed, hidden, scores, no_bias
 
 
@@ -259,11 +356,11 @@ def complete_images(
     """Complete images `first` to `last` - 1.
 
     Args:
-        weight_arrays: The fields of `BlockWeights`, from `padded_weights`.
-        head: Matrix of the head (1, C, V), padded.
+        weight_arrays: The fields of `BlockWeights`, from `packed_weights`: for each layer a row of numbers.
+        head: Matrix of the head, as `linear_row` takes it.
         tables: Places of the neighbors that mixing reads, 0 outside (N, K), `context_rows`, and `rotary_cos_sin`
             (2, N, P).
-        shape: Heads, hidden size and vocabulary, without padding.
+        shape: Number of heads, channels of a head (padded), hidden size and vocabulary (both without padding).
         constants: eps of the norms, beta of the activation.
         sequences: Prompts and tokens (S, 1 + N), of which all after the first `given` are filled in, and the row of
             the gains for each prompt (S,). An image is one sequence; with guidance two, its own and one with the start
@@ -272,16 +369,14 @@ def complete_images(
         settings: temperature, top_k, top_p, min_p, guidance_scale.
         log_probs: Filled in with each token's log-probability by the model, without any of the settings (B, N).
     """
-    (ids, _), vocab, guidance = sequences, shape[2], settings[4]
+    (ids, _), vocab, guidance = sequences, shape[3], settings[4]
     branches = 1 if guidance == 1 else 2
-    slots = min(SLOTS, branches * (last - first))
-    (layers, channels, _), length = weight_arrays[QKV_WEIGHT].shape, len(tables[0])
+    slots, length = min(SLOTS, branches * (last - first)), len(tables[0])
     blocks = (length + LANES - 1) // LANES
-    rows = slots * blocks * layers * shape[1]
-    keys, values = np.zeros((rows, LANES), float32), np.zeros((rows, LANES), float32)
-    value_rows = np.zeros((slots * blocks * layers * LANES, channels), float32)
-    caches = ((keys, values, value_rows), np.arange(slots * blocks).reshape(slots, blocks))
-    work = work_space(slots, channels, weight_arrays[UP_WEIGHT].shape[2], head.shape[2], length)
+    size = slots * blocks * len(weight_arrays[QKV_BIAS]) * weight_arrays[QKV_BIAS].shape[1] // 3 * LANES
+    arrays = np.zeros(size, float32), np.zeros(size, float32)
+    caches = (arrays, np.arange(slots * blocks).reshape(slots, blocks))
+    work = work_space(slots, weight_arrays, head, shape, length)
     logits, chances = work[0], np.zeros((slots, vocab))
     guided, weights, order = np.zeros(vocab), np.zeros(vocab), np.zeros(vocab, np.int64)
     for start in range(first, last, slots // branches):
@@ -317,9 +412,8 @@ def extend_sequences(
         sequences: Prompts and tokens (S, 1 + N), known up to position `end` - 1, and the rows of the gains (S,).
         caches: As in `run_position`: keys and values of the positions before `begin`, which are added to.
     """
-    channels, length = weight_arrays[QKV_WEIGHT].shape[1], len(tables[0])
     slots = min(SLOTS, last - first)
-    work = work_space(slots, channels, weight_arrays[UP_WEIGHT].shape[2], head.shape[2], length)
+    work = work_space(slots, weight_arrays, head, shape, len(tables[0]))
     for start in range(first, last, slots):
         active = min(slots, last - start)
         for t in range(begin, end):
@@ -327,7 +421,7 @@ def extend_sequences(
                 weight_arrays, head, tables, shape, constants, sequences, caches, work, t, start, start, active
             )
         for slot in range(active):
-            for v in range(shape[2]):
+            for v in range(shape[3]):
                 logits[start + slot, v] = work[0][slot, v]
 
 
@@ -335,13 +429,13 @@ def extend_sequences(
 def make_kernels():
     """Compile `complete_images` and `extend_sequences`."""
     number, real, types = numba.int64, numba.float32, numba.types
-    array, matrix, reals, numbers = real[:, :, ::1], number[:, ::1], real[:, ::1], numba.float64[:, ::1]
-    weights = types.UniTuple(array, len(BlockWeights._fields))
-    tables = types.Tuple((matrix, number[:, :, ::1], array))
-    model = (weights, array, tables, types.UniTuple(number, 3), types.UniTuple(real, 2))
+    matrix, numbers = number[:, ::1], numba.float64[:, ::1]
+    weights = types.UniTuple(real[:, ::1], len(BlockWeights._fields))
+    tables = types.Tuple((matrix, number[:, :, ::1], real[:, :, ::1]))
+    model = (weights, real[::1], tables, types.UniTuple(number, 4), types.UniTuple(real, 2))
     sequences = types.Tuple((matrix, number[::1]))
     sampling = (number, numbers, types.UniTuple(numba.float64, 5), numbers)
-    decoding = (types.Tuple((types.UniTuple(reals, 3), matrix)), reals, number, number)
+    decoding = (types.Tuple((types.UniTuple(real[::1], 2), matrix)), real[:, ::1], number, number)
     return (
         compile_kernel(complete_images, (*model, sequences, *sampling, number, number)),
         compile_kernel(extend_sequences, (*model, sequences, *decoding, number, number)),

@@ -9,6 +9,9 @@ written in vectors: `load` a vector from a row of an array, `fma(a, b, c)` = a *
         s = fma(x[t, i], load(weight, i, first), s)  # a number times a vector of 16 weights
     store(out, t, first, s)
 
+`load` and `store` take a row and a column. `load_flat`, `store_flat`, `get` and `put` take a place in an array's flat
+order, like `array.flat`: where rows have a constant length, the compiler then knows the distance between two of them.
+
 Without numba, `numba` and the names of these operations are None, so that other modules can import them.
 """
 
@@ -28,8 +31,8 @@ try:
     from numba.core.extending import intrinsic, lower_builtin, models, register_model, type_callable
 except ImportError:
     numba = None
-    exp2 = fma = from_lane = load = load_pair = maximum = reduce_max = splat = store = swap_halves = total = None
-    up_to_lane = None
+    exp2 = fma = from_lane = get = halves = load = load_flat = load_pair = maximum = put = reduce_max = splat = None
+    store = store_flat = swap_halves = total = up_to_lane = None
 
 LANES = 16
 SOURCES = ("kernel_simd.py", "kernel_blocks.py", "kernel_sampling.py")  # a kernel calls functions of all of them
@@ -140,6 +143,63 @@ if numba is not None:
             return context.get_dummy_value()
 
         return types.void(array, row, column, value), generate
+
+    def _flat_pointer(context, builder, signature, values):
+        """Address of array.flat[index]; the array is C-contiguous, the index is not negative."""
+        array = context.make_array(signature.args[0])(context, builder, values[0])
+        index = context.cast(builder, values[1], signature.args[1], types.intp)
+        return builder.gep(array.data, [index], inbounds=True)
+
+    @intrinsic
+    def load_flat(typing, array, index):
+        """array.flat[index : index + 16]"""
+
+        def generate(context, builder, signature, values):
+            place = _flat_pointer(context, builder, signature, values)
+            return builder.load(builder.bitcast(place, floats.as_pointer()), align=4)
+
+        return vector(array, index), generate
+
+    @intrinsic
+    def store_flat(typing, array, index, value):
+        """array.flat[index : index + 16] = value"""
+
+        def generate(context, builder, signature, values):
+            place = _flat_pointer(context, builder, signature, values)
+            builder.store(values[2], builder.bitcast(place, floats.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        return types.void(array, index, value), generate
+
+    @intrinsic
+    def get(typing, array, index):
+        """array.flat[index], one number"""
+
+        def generate(context, builder, signature, values):
+            return builder.load(_flat_pointer(context, builder, signature, values))
+
+        return array.dtype(array, index), generate
+
+    @intrinsic
+    def put(typing, array, index, number):
+        """array.flat[index] = number"""
+
+        def generate(context, builder, signature, values):
+            builder.store(values[2], _flat_pointer(context, builder, signature, values), align=4)
+            return context.get_dummy_value()
+
+        return types.void(array, index, types.float32), generate
+
+    @intrinsic
+    def halves(typing, a, b):
+        """a in the first 8 lanes, b in the others; numbers or vectors."""
+
+        def generate(context, builder, signature, values):
+            a, b = (_splat(context, builder, k, v) for k, v in zip(signature.args, values, strict=True))
+            lanes = [lane if lane < LANES // 2 else LANES + lane for lane in range(LANES)]
+            return builder.shuffle_vector(a, b, ir.Constant(ints, lanes))
+
+        return vector(a, b), generate
 
     @intrinsic
     def splat(typing, number):

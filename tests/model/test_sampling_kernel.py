@@ -280,8 +280,8 @@ def test_changed_weights_are_used_at_once():
 
 def test_unchanged_weights_are_packed_once(monkeypatch):
     model, calls = make_model(**DEFAULT), []
-    pack = kernel_dispatch.padded_weights
-    monkeypatch.setattr(kernel_dispatch, "padded_weights", lambda model: calls.append(model) or pack(model))
+    pack = kernel_dispatch.packed_weights
+    monkeypatch.setattr(kernel_dispatch, "packed_weights", lambda model: calls.append(model) or pack(model))
     prompts, noise = make_prompts(model, 2), make_noise(model, 2)
     first = sample_images(model, prompts, noise=noise)
     assert torch.equal(first, sample_images(model, prompts, noise=noise)) and len(calls) == 1
