@@ -321,7 +321,7 @@ def test_the_font_of_the_site_has_every_character_of_its_formulas(site):
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 def test_code_fits_into_its_page_and_search_works_from_disk(site, open_page, width):
-    for name in ("ablations", "walkthrough", "elbo"):
+    for name in ("ablations", "elbo"):
         page = open_page((site / f"{name}.html").as_uri(), width)
         too_wide = "[...document.querySelectorAll('pre > code')].filter(code => code.scrollWidth > code.clientWidth)"
         assert page.evaluate(f"{too_wide}.length") == 0
