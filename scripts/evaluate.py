@@ -34,8 +34,9 @@ from igpt_hf.cli import (
 from igpt_hf.distributed import use_all_cores
 from igpt_hf.evaluation.compatibility import seen_images_warning, was_trained_on
 from igpt_hf.evaluation.report import evaluate_model, format_table
+from igpt_hf.evaluation.report_figure import evaluation_figure
 from igpt_hf.hub.loading import load_pretrained
-from igpt_hf.plots import evaluation_figure
+from igpt_hf.plots import save_figure
 
 
 def parse_arguments():
@@ -50,6 +51,12 @@ def parse_arguments():
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="of the samples; above 1: more of a class")
     parser.add_argument("--prior", default="data", choices=["data", "uniform"], help="p(class): as in train, or equal")
     parser.add_argument("--output", default="report.json", help="the figure is written beside it, as .png")
+    parser.add_argument(
+        "--figures",
+        default="png",
+        choices=["png", "pdf", "svg"],
+        help="write the figure also as this",
+    )
     args = parser.parse_args()
     check_positive(args, "max_images", "draws", "samples", "batch_size")
     if not (args.temperature > 0 and args.guidance_scale >= 0):
@@ -95,7 +102,7 @@ def main():
     figure = Path(args.output).with_suffix(".png")
     title = f"{Path(args.model).name} on {report['num_images']} images of {Path(args.data).name} ({args.split}): "
     title += f"{report['nats_per_image']:.2f} ± {report['nats_per_image_stderr']:.2f} nats per image given the class"
-    evaluation_figure(figure, report, title, evaluation.examples, evaluation.nearest)
+    save_figure(evaluation_figure(report, title, evaluation.examples, evaluation.nearest), figure, args.figures)
 
     # 5. Table.
     print(format_table(report))

@@ -33,7 +33,7 @@ from igpt_hf.distributed import use_all_cores
 from igpt_hf.evaluation.compatibility import check_data, check_two_classes, seen_images_warning, was_trained_on
 from igpt_hf.evaluation.likelihood import accuracy_stderr
 from igpt_hf.hub.loading import load_pretrained
-from igpt_hf.plots import probe_curve
+from igpt_hf.plots import probe_curve, save_figure
 
 
 def parse_arguments():
@@ -42,6 +42,7 @@ def parse_arguments():
     add_data_arguments(parser)
     parser.add_argument("--max_images", type=int, help="a random, stratified subset of at most this many images")
     parser.add_argument("--output", default="probe.json", help="the plot is written beside it, as .png")
+    parser.add_argument("--figures", default="png", choices=["png", "pdf", "svg"], help="write the plot also as this")
     args = parser.parse_args()
     check_positive(args, "batch_size")
     check_output(args.output, has_figure=True)
@@ -86,7 +87,8 @@ def main():
     }
     Path(args.output).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     plot = Path(args.output).with_suffix(".png")
-    probe_curve(plot, layers, best["layer"], f"Linear probes: {Path(args.model).name} on {Path(args.data).name}")
+    title = f"Linear probes: {Path(args.model).name} on {Path(args.data).name}"
+    save_figure(probe_curve(layers, best["layer"], title), plot, args.figures)
 
     # 5. Table.
     print("layer   train  validation    test")

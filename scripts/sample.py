@@ -29,7 +29,7 @@ from igpt_hf.cli import (
 from igpt_hf.hub.bundled import DEFAULT_MODEL, bundled
 from igpt_hf.hub.loading import load_pretrained
 from igpt_hf.model.masks import transparent_pixels
-from igpt_hf.plots import image_grid
+from igpt_hf.plots import ImageGrid
 
 
 def parse_arguments():
@@ -57,6 +57,12 @@ def parse_arguments():
     parser.add_argument("--num_particles", type=int, help="with --mask: more are slower and nearer to exact")
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--output", default="samples.png", help="the figure of all samples")
+    parser.add_argument(
+        "--figures",
+        default="png",
+        choices=["png", "pdf", "svg"],
+        help="write the figure also as this",
+    )
     parser.add_argument("--npz", help="the samples as arrays")
     args = parser.parse_args()
     check_positive(args, "num", "num_particles", "batch_size")
@@ -123,7 +129,8 @@ def main():
     ids = torch.cat(batches)
 
     images = processor.decode(ids)
-    image_grid([images[i : i + 10] for i in range(0, num, 10)], scale=3).save(args.output)
+    grid = ImageGrid([images[i : i + 10] for i in range(0, num, 10)], scale=3)
+    grid.save(args.output, args.figures)
     print(f"{num} images -> {args.output}")
     if args.npz is not None:
         nats = -model.log_likelihood(ids)

@@ -117,7 +117,7 @@ def train(script_args, model_args, args):
     # 5. Model, results, figures, card; then the Hub, with --push_to_hub.
     save_model(trainer)
     if trainer.is_world_process_zero():
-        inspection.sheet.save(Path(args.output_dir) / "data.png")
+        inspection.sheet.save(Path(args.output_dir) / "data.png", script_args.figures)
         results = write_run(trainer, test, start.processor, splits, script_args, given=images.given)
         logger.info("%s", format_results(results, args.output_dir))
         if args.push_to_hub:

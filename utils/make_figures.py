@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from igpt_hf import IGPTError, synthetic_digits
 from igpt_hf.cli import run_main
 from igpt_hf.hub.loading import load_pretrained
-from igpt_hf.plots import completion_sheet, image_grid
+from igpt_hf.plots import PAPER, ImageGrid, completion_sheet
 
 
 COLUMNS = 7  # images of each kind in a row
@@ -33,13 +33,14 @@ def real_digits(per_class: int) -> dict[int, np.ndarray]:
     return {label: images[labels == label] // 255 for label in range(10)}
 
 
-def real_and_sampled(model, processor, real: dict[int, np.ndarray]) -> Image.Image:
+def real_and_sampled(model, processor, real: dict[int, np.ndarray]) -> ImageGrid:
     """A row per class: real images as the model sees them, a gap, samples."""
     rows, side = [], processor.image_size
     for label, images in real.items():
         samples = processor.decode(model.generate(**processor.prompt(class_labels=[label] * COLUMNS)))
-        rows.append([*processor.decode(processor.tokenize(images)), Image.new("L", (side, side), 64), *samples])
-    return image_grid(rows, [model.config.class_names[label] for label in real])
+        rows.append([*processor.decode(processor.tokenize(images)), Image.new("L", (side, side), PAPER), *samples])
+    names = [model.config.class_names[label] for label in real]
+    return ImageGrid(rows, names, headers={0: "unseen test digits", COLUMNS + 1: "samples"})
 
 
 def growing(pixels: np.ndarray, processor, columns: int = 5, scale: int = 4) -> list[Image.Image]:
@@ -72,10 +73,10 @@ def main():
         raise IGPTError(f"{args.model} has {model.config.num_labels} classes, and `synthetic` {len(real)}.")
 
     set_seed(args.seed)
-    real_and_sampled(model, processor, real).save(args.output / "real_and_sampled.png", optimize=True)
+    real_and_sampled(model, processor, real).save(args.output / "real_and_sampled.png")
     labels = list(real)
     sheet = completion_sheet(model, processor, np.stack([real[label][0] for label in labels]), labels)
-    sheet.save(args.output / "completions.png", optimize=True)
+    sheet.save(args.output / "completions.png")
     ids = model.generate(**processor.prompt(class_labels=labels))
     first, *others = growing(processor.decode_pixels(ids), processor)
     times = [120] * len(others) + [2500]  # milliseconds; the finished images stay for a while

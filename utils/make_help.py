@@ -26,7 +26,7 @@ TRAIN_GROUPS = {
     "class_conditional_norm class_dropout_prob",
     "training": "num_train_epochs max_steps max_minutes early_stopping_patience per_device_train_batch_size "
     "gradient_accumulation_steps learning_rate muon_learning_rate weight_decay ema_decay seed num_threads bf16",
-    "output": "output_dir overwrite_output_dir resume_from_checkpoint report_to push_to_hub hub_model_id",
+    "output": "output_dir overwrite_output_dir resume_from_checkpoint figures report_to push_to_hub hub_model_id",
     "configuration": "config",
 }
 

@@ -13,7 +13,7 @@ from datasets import Dataset
 from ..errors import DataError
 from ..model.image_processing_igpt import IGPTImageProcessor
 from ..model.image_reading import read_image
-from ..plots import data_sheet
+from ..plots import ImageGrid, data_sheet
 
 
 MAX_SAMPLE, MAX_SAMPLE_PIXELS = 2000, 300_000_000  # images looked at, and held in memory, together
@@ -37,7 +37,7 @@ class Inspection:
 
     processor: IGPTImageProcessor
     summary: str
-    sheet: PIL.Image.Image
+    sheet: ImageGrid
     warnings: list[str] = field(default_factory=list)
     refusal: str | None = None
 

@@ -17,10 +17,10 @@ from datasets import DatasetDict
 
 from ..data.tokenized import TokenDataset, tokenize
 from ..errors import IGPTError
-from ..plots import SHOWN
 from .codecs import codec_bits
 from .compatibility import check_data
 from .likelihood import likelihood_report, log_likelihoods, mean_over_draws
+from .report_figure import SHOWN
 from .surprise import calibration, surprise_maps
 
 
@@ -29,7 +29,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
         report: The numbers, ready for JSON; docs/evaluation.md has a line for each.
-        examples: Images to show with their surprise maps, as `igpt_hf.plots.evaluation_figure` takes them.
+        examples: Images to show with their surprise maps, as `evaluation_figure` takes them.
         nearest: Samples beside the training images nearest to them, for the same figure; empty without samples.
     """
 

@@ -86,6 +86,9 @@ class ScriptArguments:
     max_eval_images: int = field(
         default=10_000, metadata={"help": "Streaming: at most this many images per evaluation."}
     )
+    figures: Literal["png", "pdf", "svg"] = field(
+        default="png", metadata={"help": "Write each figure also in this format, beside its PNG."}
+    )
     num_threads: int | None = field(default=None, metadata={"help": "CPU threads per process; default: all cores."})
 
     @property

@@ -137,7 +137,7 @@ class SampleSheetCallback(TrainerCallback):
     sheet: the first process, which samples, has only a part of the weights.
 
     Args:
-        make_sheet: A function from the model to a PIL image.
+        make_sheet: A function from the model to an `ImageGrid`.
     """
 
     def __init__(self, make_sheet):
@@ -155,7 +155,7 @@ class SampleSheetCallback(TrainerCallback):
         with report_last_checkpoint(path, args.output_dir):
             path.parent.mkdir(parents=True, exist_ok=True)
             sheet.save(path)
-        self._report(args, sheet, state.global_step)
+        self._report(args, sheet.image(), state.global_step)
 
     def _report(self, args, sheet, step: int):
         for callback in self.trainer.callback_handler.callbacks:

@@ -13,6 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..distributed import on_first_process
 from ..errors import IGPTError
+from ..plots import VECTOR_FORMATS
 from .checkpoints import INCOMPLETE, LEFT, RESULTS, list_checkpoints, quarantine, verify_checkpoint
 
 
@@ -21,9 +22,10 @@ logger = logging.getLogger(__name__)
 
 LOCK = "_train.lock"  # transformers pushes no file whose name begins with an underscore
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # what disks without file locks answer
-FIGURES = ("loss_curve.png", "samples.png", "completions.png", "accuracy_curve.png", "data.png")
+FIGURES = ("loss_curve", "samples", "completions", "accuracy_curve", "data")
+IMAGES = tuple(f"{name}.{form}" for name in FIGURES for form in ("png", *VECTOR_FORMATS))
 CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json")
-RUN_FILES = ("model.safetensors", *CONFIGS, "README.md", RESULTS, *FIGURES, "trainer_state.json", "training_args.bin")
+RUN_FILES = ("model.safetensors", *CONFIGS, "README.md", RESULTS, *IMAGES, "trainer_state.json", "training_args.bin")
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from ..errors import IGPTError
 from ..evaluation.typicality import NUM_IMAGES, nats_quantiles
 from ..hub.model_card import hardware, make_classifier_card, make_model_card, versions
 from ..model.modeling_igpt import IGPTForCausalImageModeling
-from ..plots import accuracy_curve, completion_sheet, loss_curve, parts_sheet, sample_sheet
+from ..plots import accuracy_curve, completion_sheet, loss_curve, parts_sheet, sample_sheet, save_figure
 from .arguments import ScriptArguments
 from .callbacks import Stopwatch
 from .checkpoints import RESULTS
@@ -157,18 +157,19 @@ def write_run(
     """
     if script_args.task == "classification":
         results = collect_classification_results(trainer, test, script_args, given)
-        _write_classification_run(trainer, results)
+        _write_classification_run(trainer, results, script_args.figures)
     else:
         results = collect_results(trainer, test, script_args, given)
         _write_generation_run(trainer, processor, splits, results, script_args)
     return results
 
 
-def _write_classification_run(trainer, results: dict):
+def _write_classification_run(trainer, results: dict, form: str):
     """Write accuracy_curve.png, README.md and all_results.json."""
     folder = Path(trainer.args.output_dir)
     history = LossHistory.from_log(trainer.state.log_history, "accuracy")
-    accuracy_curve(history.epochs, history.train, history.validation, results, folder / "accuracy_curve.png")
+    curve = accuracy_curve(history.epochs, history.train, history.validation, results)
+    save_figure(curve, folder / "accuracy_curve.png", form)
     rows = [
         (split, results[f"{split}_accuracy"], results[f"{split}_nats_per_image_unconditional"])
         for split in ("train", "validation", "test")
@@ -186,14 +187,15 @@ def _write_generation_run(trainer, processor, splits, results: dict, script_args
     model = whole.eval()
     history = LossHistory.from_log(trainer.state.log_history)
 
-    curve = (history.epochs, history.train, history.validation, folder / "loss_curve.png")
-    loss_curve(*curve, best=best_evaluation(trainer, history), test=results["test_nats_per_image"])
+    form, best = script_args.figures, best_evaluation(trainer, history)
+    curve = loss_curve(history.epochs, history.train, history.validation, best, results["test_nats_per_image"])
+    save_figure(curve, folder / "loss_curve.png", form)
     set_seed(args.seed)
-    sample_sheet(model, processor).save(folder / "samples.png")
+    sample_sheet(model, processor).save(folder / "samples.png", form)
     labels = splits["test"]["label"][:]
     shown = splits["test"].select([labels.index(label) for label in sorted(set(labels))][:10])
     complete = completion_sheet if model.config.model_type == "imagegpt" else parts_sheet  # which can only go on
-    complete(model, processor, shown["image"][:], shown["label"][:]).save(folder / "completions.png")
+    complete(model, processor, shown["image"][:], shown["label"][:]).save(folder / "completions.png", form)
 
     make_model_card(_card_facts(trainer, processor, splits, results, script_args, history)).save(folder / "README.md")
     _write_results(results, folder)

@@ -34,7 +34,7 @@ def test_two_lines_say_what_was_found_and_decided():
     )
     assert inspection.warnings == []
     inspection.check()
-    assert inspection.sheet.size[0] > 1000
+    assert inspection.sheet.image().size[0] > 1000
 
 
 def test_a_data_set_that_comes_out_empty_is_refused_with_the_remedy():

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -307,6 +308,30 @@ def test_every_formula_of_the_site_is_mathml(site):
 
 
 @pytest.mark.slow
+def test_the_font_of_the_site_has_every_character_of_its_formulas(site):
+    from fontTools.ttLib import TTFont
+
+    font = TTFont(ROOT / "docs" / "fonts" / "noto-sans-math.woff2")
+    assert "MATH" in font  # without it no bracket or root grows with what it holds
+    formulas = "".join(re.findall(r"<math.*?</math>", (site / "elbo.html").read_text("utf-8"), re.DOTALL))
+    shown = set(unescape(re.sub(r"<[^>]+>", "", formulas))) - set("\n")
+    assert {hex(ord(character)) for character in shown if ord(character) not in font.getBestCmap()} == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_code_fits_into_its_page_and_search_works_from_disk(site, open_page, width):
+    for name in ("ablations", "elbo"):
+        page = open_page((site / f"{name}.html").as_uri(), width)
+        too_wide = "[...document.querySelectorAll('pre > code')].filter(code => code.scrollWidth > code.clientWidth)"
+        assert page.evaluate(f"{too_wide}.length") == 0
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+    page.locator(".md-search__input" if width == 1280 else "label.md-header__button[for=__search]").click()
+    page.keyboard.type("guidance", delay=50)
+    page.locator(".md-search-result__item").first.wait_for(timeout=20_000)
+
+
+@pytest.mark.slow
 def test_the_api_reference_documents_every_public_name(site):
     import igpt_hf
 
@@ -329,6 +354,19 @@ def test_figures_are_made_from_a_model(workplace, tmp_path):
         assert (first == 255).all(axis=2).sum() == 0  # nothing is drawn yet
         assert (np.array(animation.convert("RGB")) == 255).all(axis=2).any()
     assert (tmp_path / "real_and_sampled.png").is_file() and (tmp_path / "completions.png").is_file()
+
+
+def test_the_shapes_of_the_gallery_are_a_folder_per_class_and_the_same_each_time(tmp_path, monkeypatch):
+    make_shapes, images = load_utility("make_shapes"), []
+    for name in ("once", "again"):
+        monkeypatch.setattr(sys, "argv", ["make_shapes.py", str(tmp_path / name), "--num", "2"])
+        make_shapes.main()
+        paths = sorted((tmp_path / name).rglob("*.png"))
+        assert len({path.parent.name for path in paths}) == 16 and len(paths) == 32
+        images.append(np.stack([np.asarray(Image.open(path)) for path in paths]) > 127)
+    assert np.array_equal(*images)
+    inked = images[0].mean(axis=(1, 2))
+    assert 0.02 < inked.min() and inked.max() < 0.6
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "images").iterdir()), ids=lambda path: path.name)

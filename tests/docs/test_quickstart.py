@@ -1,7 +1,6 @@
 """docs/quickstart.ipynb: its code runs, and what is committed is small and what a reader should see.
 
-After `make train`, `jupyter execute --inplace docs/quickstart.ipynb` makes its pictures anew; remove warnings and the
-JPEG copies of the pictures before a commit.
+`jupyter execute --inplace docs/quickstart.ipynb` makes its pictures anew; remove the JPEG copies before a commit.
 """
 
 import os
@@ -43,6 +42,9 @@ def test_every_cell_runs_and_the_model_that_it_trains_is_pushed(
             monkeypatch.setenv(name, value)
         NotebookClient(notebook, timeout=280, resources={"metadata": {"path": str(DOCS)}}).execute()
     assert pictures(notebook) == 7
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    warnings = [output.text for output in outputs if output.get("name") == "stderr"]
+    assert [text for text in warnings if "min_posterior" not in text] == []  # a model of one epoch may not reach it
     assert {"model.safetensors", "README.md", "samples.png"} <= hub.files["user/shapes"].keys()
     assert hub.problems == []
 

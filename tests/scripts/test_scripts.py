@@ -220,15 +220,16 @@ def test_the_test_loss_is_the_likelihood_of_the_saved_model_on_the_test_split(an
 
 
 def test_the_pictures_open_and_have_a_row_per_class_or_part(synthetic_run, animals_run):
-    for folder, rows, side in ((synthetic_run, 10, 56), (animals_run, 3, 24)):
+    for folder, rows, side in ((synthetic_run, 10, 84), (animals_run, 3, 84)):
         sizes = {}
         for name in ("loss_curve", "samples", "completions"):
             with Image.open(folder / f"{name}.png") as picture:
                 picture.load()
                 assert len(picture.convert("L").getcolors()) > 1
                 sizes[name] = picture.size
-        assert sizes["samples"][1] == rows * (side + 4) + 4
-        assert sizes["completions"][1] == 4 * (side + 4) + 4
+        title, headers = 40, 30
+        assert sizes["samples"][1] == title + rows * (side + 5) + 5
+        assert sizes["completions"][1] == title + headers + 4 * (side + 5) + 5
         assert sizes["loss_curve"] > (300, 200)
 
 
