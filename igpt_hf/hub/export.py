@@ -3,6 +3,7 @@
 import base64
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -92,6 +93,9 @@ def export_onnx(model: IGPTForCausalImageModeling, path: str | Path):
 # What docs/demo/igpt.js reads of the configuration.
 PAGE_CONFIG = """image_size patch_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act
     neighborhood_radius class_conditional_norm rms_norm_eps num_labels vocab_size id2label""".split()
+# The address of the project's pages, once it has one: links into docs/ lead there from the pages of other models.
+# Until then they are plain text.
+PROJECT: str | None = None
 
 
 def upper_bytes(weights: torch.Tensor) -> bytes:
@@ -104,10 +108,16 @@ def upper_bytes(weights: torch.Tensor) -> bytes:
 
 
 def copy_page(folder: Path):
-    """Copy the page without weights, from inside the installed package or from the repository, into a new folder."""
+    """Copy the page without weights, from inside the installed package or from the repository, into a new folder.
+
+    What it links to in docs/ is on the pages of the project, at `PROJECT`.
+    """
     package = Path(__file__).resolve().parents[1]
     page = next(path for path in (package / "demo", package.parent / "docs" / "demo") if path.is_dir())
     shutil.copytree(page, folder, ignore=shutil.ignore_patterns("weights.js"))
+    index = folder / "index.html"
+    link = rf'<a href="{PROJECT}/\1.html">\2</a>' if PROJECT else r"\2"
+    index.write_text(re.sub(r'<a href="\.\./(\w+)\.md">(.*?)</a>', link, index.read_text("utf-8")), "utf-8")
 
 
 def export_page(model: IGPTForCausalImageModeling, path: str | Path):
