@@ -43,6 +43,7 @@ class Draw {
     byId("seed").value = settings.seed;
     byId("temperature-value").value = settings.temperature.toFixed(1);
     document.body.dataset.state = "drawing";
+    byId("status").textContent = "";
     this.judged = null;
     this.engine.ask(
       "sample",
@@ -71,23 +72,25 @@ class Draw {
   }
 
   paint(image, known) {
-    const { tokens, steps } = image;
+    const { tokens, steps, tries } = image;
     paintImage(this.canvas, tokens.slice(0, known));
     if (known < tokens.length) paintNextBlock(this.canvas, known);
     this.paintBlocks(steps[Math.min(known, tokens.length - 1)].probabilities);
     const nats = sumNats(steps.slice(0, known)).toFixed(1);
-    byId("growth").textContent = known < tokens.length ? `block ${known + 1} of ${tokens.length} · ${nats} nats so far` : "";
+    const step = `block ${known + 1} of ${tokens.length} · ${nats} nats so far`;
+    byId("growth").textContent = known === tokens.length ? "reading it …" : tries > 1 ? `try ${tries}: ${step}` : step;
   }
 
   // What it says in the end is in an element of its own, which screen readers read aloud.
   finish(image) {
     const { label, seed, tries, posterior, milliseconds } = image;
     this.image = image;
+    byId("growth").textContent = "";
     const reads = label === null ? posterior.indexOf(Math.max(...posterior)) : label;
     const facts = [`${sumNats(image.steps).toFixed(1)} nats`];
     if (NUM_LABELS > 1) facts.push(`read as ${NAMES[reads]} with ${percent(posterior[reads])}`);
     if (tries > 1) facts.push(`try ${tries}`);
-    byId("status").textContent = `${[...facts, `${milliseconds} ms`].join(" · ")}`;
+    byId("status").textContent = [...facts, `${milliseconds} ms`].join(" · ");
     describe(this.canvas, `${className(label)}, drawn by the model in white on dark; seed ${seed}`);
     this.remember(image);
     this.onImage(image);

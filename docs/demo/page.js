@@ -11,7 +11,7 @@ function fillTexts() {
     vocabulary: VOCABULARY.toLocaleString("en"),
     noun: NOUN,
     threshold: `${100 * MIN_POSTERIOR}%`,
-    things: NOUN === "digit" ? "digits" : "images",
+    subject: CHECKPOINT.subject ?? "images",
   };
   for (const element of document.querySelectorAll("[data-text]")) element.textContent = texts[element.dataset.text];
 }

@@ -120,10 +120,13 @@ def copy_page(folder: Path):
     index.write_text(re.sub(r'<a href="\.\./(\w+)\.md">(.*?)</a>', link, index.read_text("utf-8")), "utf-8")
 
 
-def export_page(model: IGPTForCausalImageModeling, path: str | Path):
+def export_page(model: IGPTForCausalImageModeling, path: str | Path, subject: str = "images"):
     """Write configuration and weights as the JavaScript file that docs/demo/index.html reads.
 
     A script, not a binary file: a page that was opened from a folder may read no other.
+
+    Args:
+        subject: What the model draws, in the plural, for the page's first sentence.
 
     Raises:
         IGPTError: An activation that the page does not know, or NaN or infinite weights.
@@ -136,6 +139,7 @@ def export_page(model: IGPTForCausalImageModeling, path: str | Path):
         if not tensor.isfinite().all():
             raise IGPTError(f"{name} has NaN or infinite values: the training diverged, export another checkpoint.")
     checkpoint = {
+        "subject": subject,
         "config": {name: getattr(model.config, name) for name in PAGE_CONFIG},
         "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
         "weights": base64.b64encode(b"".join(map(upper_bytes, tensors.values()))).decode(),
