@@ -165,18 +165,22 @@ def test_samples_follow_the_probabilities(open_page, tiny_model, tmp_path):
     assert (fractions - expected).abs().max() < 0.04
 
 
+NAMES = dict(enumerate("0123456789"))
+
+
 @pytest.fixture(scope="module")
 def folder(tiny_model, tmp_path_factory) -> Path:
     """A page whose model is of the same size as the committed one but for its depth."""
     folder = tmp_path_factory.mktemp("page")
-    names = dict(enumerate("0123456789"))
-    write_page(tiny_model(image_size=28, num_hidden_layers=1, num_labels=10, id2label=names), folder)
+    write_page(tiny_model(image_size=28, num_hidden_layers=1, num_labels=10, id2label=NAMES), folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def served(folder):
-    """The address of the same page from a server."""
+def served(tiny_model, tmp_path_factory):
+    """The address of a page from a server; its images are small, since most are read as another digit, ten times."""
+    folder = tmp_path_factory.mktemp("served")
+    write_page(tiny_model(num_labels=10, id2label=NAMES), folder)
     handler = partial(SimpleHTTPRequestHandler, directory=folder)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
