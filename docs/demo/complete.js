@@ -3,7 +3,7 @@
 
 const NUM_ANSWERS = 8;
 const PARTICLES = [32, 64, 128, 256, 512, 1024];
-const WORK = 2e9; // multiplications that take a few seconds: so many particles are the default
+const WORK = 2e9; // multiplications, about three seconds: so many particles are the default
 const MEMORY = 2 ** 29; // bytes of keys and values
 const FEW_ANCESTORS = 2;
 const ANSWER_SCALE = 4; // canvas pixels per pixel of an answer
