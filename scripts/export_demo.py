@@ -1,9 +1,10 @@
-"""Export a trained Image GPT into a page that samples in the browser, without a server.
+"""Export a trained Image GPT into a page that samples and completes in the browser, without a server.
 
     igpt export demo runs/synthetic page    # then open page/index.html
+    igpt export demo runs/letters letters --subject "Arabic letters"
 
 Makes the folder, or replaces the model in an existing page. Only weights.js depends on the model: configuration,
-and weights by name in base64, 4 characters each. docs/demo has such a page.
+and weights by name in base64, 4 characters each. docs/demo has such a page, of the bundled "persian-digits".
 """
 
 from pathlib import Path
@@ -18,6 +19,7 @@ def main():
     parser = command_parser("export demo", __doc__)
     parser.add_argument("model", help="folder of a trained model, or its id on the Hub")
     parser.add_argument("page", type=Path, help="folder of the page: a new one, or one that has igpt.js")
+    parser.add_argument("--subject", default="images", help='what the model draws, for the text: "Arabic letters"')
     args = parser.parse_args()
     is_new = not args.page.exists()
     if not is_new and not (args.page / "igpt.js").is_file():
@@ -27,7 +29,7 @@ def main():
     if is_new:
         copy_page(args.page)
     weights = args.page / "weights.js"
-    export_page(model, weights)
+    export_page(model, weights, args.subject)
     print(f"{model.num_parameters():,} weights -> {weights} ({weights.stat().st_size / 1000:.0f} kB)")
 
 

@@ -7,6 +7,7 @@ Formulas become MathML here, so that a reader's browser needs no script for them
 import html
 import re
 import unicodedata
+from pathlib import Path
 
 from griffe import Extension
 from latex2mathml.converter import convert
@@ -41,6 +42,12 @@ def to_mathml(latex: str, is_block: bool) -> str:
 def on_page_content(content: str, **_) -> str:
     """Replace what arithmatex marked; called by MkDocs with the HTML of each page."""
     return FORMULA.sub(lambda match: to_mathml(html.unescape(match[3]), match[2] == "["), content)
+
+
+def on_post_build(config, **_):
+    """Let the demo's links lead to pages of the site; in the repository they lead to the .md files."""
+    page = Path(config["site_dir"]) / "demo" / "index.html"
+    page.write_text(re.sub(r'(href="\.\./\w+)\.md"', r'\1.html"', page.read_text("utf-8")), "utf-8")
 
 
 class Examples(Extension):

@@ -3,6 +3,7 @@
 import base64
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -92,6 +93,9 @@ def export_onnx(model: IGPTForCausalImageModeling, path: str | Path):
 # What docs/demo/igpt.js reads of the configuration.
 PAGE_CONFIG = """image_size patch_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act
     neighborhood_radius class_conditional_norm rms_norm_eps num_labels vocab_size id2label""".split()
+# The address of the project's pages, once it has one: links into docs/ lead there from the pages of other models.
+# Until then they are plain text.
+PROJECT: str | None = None
 
 
 def upper_bytes(weights: torch.Tensor) -> bytes:
@@ -104,16 +108,25 @@ def upper_bytes(weights: torch.Tensor) -> bytes:
 
 
 def copy_page(folder: Path):
-    """Copy the page without weights, from inside the installed package or from the repository, into a new folder."""
+    """Copy the page without weights, from inside the installed package or from the repository, into a new folder.
+
+    What it links to in docs/ is on the pages of the project, at `PROJECT`.
+    """
     package = Path(__file__).resolve().parents[1]
     page = next(path for path in (package / "demo", package.parent / "docs" / "demo") if path.is_dir())
     shutil.copytree(page, folder, ignore=shutil.ignore_patterns("weights.js"))
+    index = folder / "index.html"
+    link = rf'<a href="{PROJECT}/\1.html">\2</a>' if PROJECT else r"\2"
+    index.write_text(re.sub(r'<a href="\.\./(\w+)\.md">(.*?)</a>', link, index.read_text("utf-8")), "utf-8")
 
 
-def export_page(model: IGPTForCausalImageModeling, path: str | Path):
+def export_page(model: IGPTForCausalImageModeling, path: str | Path, subject: str = "images"):
     """Write configuration and weights as the JavaScript file that docs/demo/index.html reads.
 
     A script, not a binary file: a page that was opened from a folder may read no other.
+
+    Args:
+        subject: What the model draws, in the plural, for the page's first sentence.
 
     Raises:
         IGPTError: An activation that the page does not know, or NaN or infinite weights.
@@ -126,6 +139,7 @@ def export_page(model: IGPTForCausalImageModeling, path: str | Path):
         if not tensor.isfinite().all():
             raise IGPTError(f"{name} has NaN or infinite values: the training diverged, export another checkpoint.")
     checkpoint = {
+        "subject": subject,
         "config": {name: getattr(model.config, name) for name in PAGE_CONFIG},
         "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
         "weights": base64.b64encode(b"".join(map(upper_bytes, tensors.values()))).decode(),

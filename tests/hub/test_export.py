@@ -1,14 +1,17 @@
 """Models outside PyTorch: the ONNX step beside the model itself, and what the exporters refuse."""
 
+import re
 import runpy
+import shutil
 import sys
 
 import pytest
 import torch
 
-from helpers.paths import SCRIPTS
+from helpers.paths import DOCS, ROOT, SCRIPTS
 from igpt_hf import IGPTError, IGPTImageProcessor
-from igpt_hf.hub.export import DecodingStep, empty_cache, export_page, upper_bytes
+from igpt_hf.hub import export
+from igpt_hf.hub.export import DecodingStep, copy_page, empty_cache, export_page, upper_bytes
 
 
 def run_steps(step, ids: torch.Tensor, config) -> torch.Tensor:
@@ -86,10 +89,31 @@ def test_the_page_of_a_model_is_a_new_folder_and_another_model_may_replace_it(sc
     for seed, folder in enumerate(models):
         tiny_model(seed).save_pretrained(folder)
         IGPTImageProcessor(image_size=8, num_labels=3).save_pretrained(folder)
-        script("export_demo.py", folder, page)
+        script("export_demo.py", folder, page, "--subject", f"letters {seed}")
+        assert f'"subject":"letters {seed}"' in (page / "weights.js").read_text()
         written.append((page / "weights.js").read_text())
-    assert {path.name for path in page.iterdir()} == {"index.html", "style.css", "igpt.js", "page.js", "weights.js"}
+    assert {path.name for path in page.iterdir()} == {path.name for path in (DOCS / "demo").iterdir()}
     assert written[0] != written[1]
+
+
+def test_a_page_elsewhere_has_no_dead_links(monkeypatch, tmp_path):
+    assert "../index.md" in (DOCS / "demo" / "index.html").read_text()
+    for name, project in (("plain", None), ("linked", "https://example.org/docs")):
+        monkeypatch.setattr(export, "PROJECT", project)
+        copy_page(tmp_path / name)
+        targets = re.findall('href="([^"#]*)"', (tmp_path / name / "index.html").read_text())
+        pages = {target for target in targets if not target.startswith(("data:", "style.css"))}
+        expected = {f"{project}/index.html", f"{project}/quickstart.html"} if project else set()
+        assert pages == expected
+
+
+def test_the_links_of_the_page_are_to_pages_of_the_site(tmp_path):
+    pytest.importorskip("griffe", reason="there is no mkdocstrings: pip install -e '.[docs]'")
+    shutil.copytree(DOCS / "demo", tmp_path / "demo")
+    runpy.run_path(str(ROOT / "utils" / "docs_site.py"))["on_post_build"]({"site_dir": tmp_path})
+    targets = re.findall(r'href="(\.\./[^"]*)"', (tmp_path / "demo" / "index.html").read_text())
+    assert set(targets) == {"../index.html", "../quickstart.html"}
+    assert all((DOCS / "demo" / target).with_suffix(".md").is_file() for target in targets)
 
 
 def test_export_scripts_say_what_is_wrong(script, tmp_path):

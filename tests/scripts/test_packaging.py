@@ -70,7 +70,9 @@ def test_the_wheel_has_the_scripts_of_the_commands_and_no_others(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     scripts = {name.removeprefix("igpt_hf/scripts/") for name in names if name.startswith("igpt_hf/scripts/")}
     assert scripts == {script for script, _ in cli.COMMANDS.values()}
-    assert {"igpt_hf/py.typed", "igpt_hf/model_card.md", "igpt_hf/demo/index.html"} <= names
+    assert {"igpt_hf/py.typed", "igpt_hf/model_card.md"} <= names
+    page = {f"igpt_hf/demo/{path.name}" for path in (ROOT / "docs" / "demo").iterdir()} - {"igpt_hf/demo/weights.js"}
+    assert page <= names
     assert {f"igpt_hf/bundled/{name}/model.safetensors" for name in bundled()} <= names
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "igpt_hf").rglob("*.py")}
     assert modules <= names and not any(name.startswith(("tests/", "scripts/", "docs/")) for name in names)

@@ -1,0 +1,143 @@
+// The first part of the page: settings in, an image that grows block by block out.
+"use strict";
+
+const SCALE = 16; // canvas pixels per pixel of the image
+const DURATION = { fast: 400, slow: 15000, still: 0 }; // of an image's growth, milliseconds
+const MAX_HISTORY = 12, MAX_SEED = 2 ** 32 - 1;
+const MIN_POSTERIOR = 0.999, TEMPERATURE = 0.8; // what the page begins with
+const MAX_BLOCKS = 16; // of the alphabet that are shown; of a larger one the likeliest
+
+class Draw {
+  constructor(engine, onImage) {
+    Object.assign(this, { engine, onImage, number: 0, image: null });
+    this.canvas = byId("picture");
+    this.canvas.width = this.canvas.height = SIZE * SCALE;
+    byId("temperature").value = TEMPERATURE;
+    byId("draw").addEventListener("click", () => this.drawNext());
+    byId("seed").addEventListener("change", () => this.draw());
+    byId("temperature").addEventListener("input", () => this.draw());
+    byId("slow").addEventListener("change", () => this.draw());
+    byId("again").addEventListener("change", () => this.draw());
+    byId("classes").addEventListener("change", () => this.draw());
+    for (let i = 0; i < Math.min(VOCABULARY, MAX_BLOCKS); i++) this.addBlock();
+  }
+
+  settings() {
+    const seed = Math.floor(Number(byId("seed").value));
+    const { value } = document.querySelector("#classes input:checked");
+    return {
+      label: value === "any" ? null : Number(value),
+      temperature: Number(byId("temperature").value),
+      seed: Math.min(Math.max(Number.isFinite(seed) ? seed : 0, 0), MAX_SEED),
+      minPosterior: byId("again").checked ? MIN_POSTERIOR : 0,
+    };
+  }
+
+  drawNext() {
+    byId("seed").value = (this.settings().seed + 1) % (MAX_SEED + 1);
+    this.draw();
+  }
+
+  draw() {
+    const settings = this.settings(), mine = ++this.number; // an earlier image stops growing when it sees another
+    byId("seed").value = settings.seed;
+    byId("temperature-value").value = settings.temperature.toFixed(1);
+    document.body.dataset.state = "drawing";
+    byId("status").textContent = "";
+    this.judged = null;
+    this.engine.ask(
+      "sample",
+      settings,
+      (image, milliseconds) => {
+        this.judged = { ...image, ...settings, milliseconds };
+        if (image.tries !== this.tries) this.grow(image, mine); // none of its tries was good: the best of them
+      },
+      ({ image }) => image && this.grow(image, mine), // before it is judged: seldom another follows
+    );
+  }
+
+  grow(image, mine) {
+    document.body.dataset.state = "drawing";
+    const duration = byId("slow").checked ? DURATION.slow : DURATION.fast, start = performance.now();
+    this.tries = image.tries;
+    const frame = (now) => {
+      if (mine !== this.number || image.tries !== this.tries) return;
+      const share = duration ? Math.min(Math.max(now - start, 0) / duration, 1) : 1;
+      this.paint(image, Math.floor(share * image.tokens.length));
+      if (share === 1) document.body.dataset.state = "judging";
+      if (share === 1 && this.judged?.tries === image.tries) this.finish(this.judged);
+      else requestAnimationFrame(frame);
+    };
+    frame(start);
+  }
+
+  paint(image, known) {
+    const { tokens, steps, tries } = image;
+    paintImage(this.canvas, tokens.slice(0, known));
+    if (known < tokens.length) paintNextBlock(this.canvas, known);
+    this.paintBlocks(steps[Math.min(known, tokens.length - 1)].probabilities);
+    const nats = sumNats(steps.slice(0, known)).toFixed(1);
+    const step = `block ${known + 1} of ${tokens.length} · ${nats} nats so far`;
+    byId("growth").textContent = known === tokens.length ? "reading it …" : tries > 1 ? `try ${tries}: ${step}` : step;
+  }
+
+  // What it says in the end is in an element of its own, which screen readers read aloud.
+  finish(image) {
+    const { label, seed, tries, posterior, milliseconds } = image;
+    this.image = image;
+    byId("growth").textContent = "";
+    const reads = label === null ? posterior.indexOf(Math.max(...posterior)) : label;
+    const facts = [`${sumNats(image.steps).toFixed(1)} nats`];
+    if (NUM_LABELS > 1) facts.push(`read as ${NAMES[reads]} with ${percent(posterior[reads])}`);
+    if (tries > 1) facts.push(`try ${tries}`);
+    byId("status").textContent = [...facts, `${milliseconds} ms`].join(" · ");
+    describe(this.canvas, `${className(label)}, drawn by the model in white on dark; seed ${seed}`);
+    this.remember(image);
+    this.onImage(image);
+    document.body.dataset.state = "done";
+  }
+
+  remember({ tokens, label, seed, temperature }) {
+    const text = `${className(label)}, seed ${seed}, temperature ${temperature}`;
+    const button = document.createElement("button"), canvas = makeCanvas(SIZE, text);
+    button.type = "button";
+    button.title = `${text}: draw it again`;
+    paintImage(canvas, tokens);
+    button.append(canvas);
+    button.addEventListener("click", () => {
+      document.querySelector(`#classes input[value="${label ?? "any"}"]`).checked = true;
+      byId("seed").value = seed;
+      byId("temperature").value = temperature;
+      this.draw();
+    });
+    byId("history").prepend(button);
+    while (byId("history").childNodes.length > MAX_HISTORY) byId("history").lastChild.remove();
+  }
+
+  addBlock() {
+    const block = document.createElement("div"), canvas = document.createElement("canvas");
+    canvas.width = canvas.height = PATCH;
+    block.append(canvas);
+    byId("blocks").append(block);
+  }
+
+  // A small alphabet is in order; of a large one the likeliest are shown.
+  paintBlocks(probabilities) {
+    const blocks = byId("blocks").childNodes;
+    let shown = [...probabilities.keys()];
+    if (shown.length > blocks.length) shown = shown.sort((a, b) => probabilities[b] - probabilities[a]);
+    blocks.forEach((block, i) => {
+      const context = block.firstChild.getContext("2d");
+      forEachPixel(shown[i], 0, (x, y, isInk) => {
+        context.fillStyle = isInk ? INK : PAPER;
+        context.fillRect(x, y, 1, 1);
+      });
+      block.style.setProperty("--share", probabilities[shown[i]]);
+      block.title = percent(probabilities[shown[i]]);
+    });
+  }
+}
+
+function sumNats(steps) {
+  return steps.reduce((sum, step) => sum + step.nats, 0);
+}
