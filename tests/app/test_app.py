@@ -98,7 +98,9 @@ def test_a_busy_port_is_answered_with_the_flag(monkeypatch):
 
 def test_a_page_out_of_reach_is_no_reason_for_a_public_link(model, processor, monkeypatch):
     monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)
-    monkeypatch.setattr("igpt_hf.app.page.build_app", lambda *given: gradio.Blocks())
+    with gradio.Blocks() as empty:
+        pass
+    monkeypatch.setattr("igpt_hf.app.page.build_app", lambda *given: empty)
     with pytest.raises(IGPTError, match="NO_PROXY=127.0.0.1,localhost") as error:
         launch(model, processor)
     assert "share" not in str(error.value)
