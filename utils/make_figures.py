@@ -15,16 +15,14 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from igpt_hf import IGPTError, synthetic_digits
+from igpt_hf.app.animation import growing, save_gif
 from igpt_hf.cli import run_main
 from igpt_hf.hub.loading import load_pretrained
 from igpt_hf.plots import PAPER, ImageGrid, completion_sheet
 
 
 COLUMNS = 7  # images of each kind in a row
-TOKENS_PER_FRAME = 4
 SEED_OF_REAL = 20_240  # another than that of any training data
-UNKNOWN, BLACK, WHITE, CURSOR = range(4)
-PALETTE = [58, 58, 64, 0, 0, 0, 255, 255, 255, 255, 140, 0]  # of the animation: red, green, blue of each
 
 
 def real_digits(per_class: int) -> dict[int, np.ndarray]:
@@ -41,22 +39,6 @@ def real_and_sampled(model, processor, real: dict[int, np.ndarray]) -> ImageGrid
         rows.append([*processor.decode(processor.tokenize(images)), Image.new("L", (side, side), PAPER), *samples])
     names = [model.config.class_names[label] for label in real]
     return ImageGrid(rows, names, headers={0: "unseen test digits", COLUMNS + 1: "samples"})
-
-
-def growing(pixels: np.ndarray, processor, columns: int = 5, scale: int = 4) -> list[Image.Image]:
-    """Frames of an animation that uncovers images (n, height, width) of 0/1 in the order of their tokens."""
-    patch, grid = processor.patch_size, processor.grid_size
-    order = np.arange(grid**2).reshape(grid, grid).repeat(patch, 0).repeat(patch, 1)  # token of each pixel
-    frames = []
-    for known in [*range(0, grid**2, TOKENS_PER_FRAME), grid**2]:
-        shown = np.where(order < known, np.where(pixels == 1, WHITE, BLACK), UNKNOWN)
-        shown[:, order == known] = CURSOR  # the token to be sampled next
-        padded = np.pad(shown, ((0, 0), (1, 1), (1, 1)), constant_values=UNKNOWN)
-        rows = [np.concatenate(list(padded[i : i + columns]), axis=1) for i in range(0, len(padded), columns)]
-        frame = Image.fromarray(np.concatenate(rows).astype(np.uint8).repeat(scale, 0).repeat(scale, 1))
-        frame.putpalette(PALETTE)
-        frames.append(frame)
-    return frames
 
 
 def main():
@@ -78,10 +60,8 @@ def main():
     sheet = completion_sheet(model, processor, np.stack([real[label][0] for label in labels]), labels)
     sheet.save(args.output / "completions.png")
     ids = model.generate(**processor.prompt(class_labels=labels))
-    first, *others = growing(processor.decode_pixels(ids), processor)
-    times = [120] * len(others) + [2500]  # milliseconds; the finished images stay for a while
     path = args.output / "growing.gif"
-    first.save(path, save_all=True, append_images=others, duration=times, loop=0, optimize=True)
+    save_gif(growing(processor.decode_pixels(ids), processor), path)
     print(f"real_and_sampled.png, completions.png, growing.gif ({path.stat().st_size // 1000} kB) -> {args.output}")
 
 

@@ -1,27 +1,44 @@
-"""What the page answers: settings and drawings in, HTML out. Plain functions, without Gradio."""
+"""What the page answers: settings and drawings in, HTML out. Without Gradio."""
 
 import base64
 import html
 import io
 import math
 from typing import NamedTuple
+from urllib.parse import urlencode
 
 import numpy as np
 import torch
 from matplotlib import colormaps
-from PIL import Image, ImageChops
+from PIL import Image
 
 from ..evaluation.surprise import surprise_maps
+from ..evaluation.typicality import percentiles
 from ..model.image_decision import is_photograph
+from .elements import bars, columns_for, data_uri, downloads, figure, grid, say, scale, waiting
+from .fitting import SURE, Reading, make_reference, read_drawing
 
 
 MAX_IMAGES, MAX_SEED, MAX_TEMPERATURE, MAX_GUIDANCE = 16, 2**32 - 1, 2.0, 5.0
-MAX_CANVAS_BYTES = 500_000
+MAX_CANVAS_BYTES = 2_000_000
 MAX_CANVAS_SIDE = 2000
+NUM_EXAMPLES = 5
+NUM_COMPLETIONS = 7  # with what is given, two rows
 ANY = -1  # stands for no class
+VERDICTS = {
+    "stranger": "Stranger than anything I was trained on",
+    "strange": "Strange beside 99 of 100 images that I know",
+    "simpler": "Simpler than anything I was trained on",
+    "simple": "Simpler than 99 of 100 images that I know",
+}
+NATS = "<b>Nats</b> measure how much a whole image surprises the model: −ln of its probability. Fewer are likelier."
 
 
 # --- requests -------------------------------------------------------------------------------------------------------
+
+
+class NothingDrawnError(ValueError):
+    """The sheet is empty."""
 
 
 def class_choices(config) -> list[tuple[str, int]]:
@@ -41,160 +58,236 @@ def check_range(name: str, value, low: float, high: float, is_whole: bool = Fals
 
 
 class Settings(NamedTuple):
-    """The settings that sampling and completing share, in the order of their fields on the page.
+    """What images are asked for; the first three are those of completions, too.
 
     Attributes:
         label: Index of the class; `ANY` for any class.
         num: How many images.
-        temperature, guidance: As `generate` takes them.
         seed: The same seed gives the same images.
+        temperature, guidance: As `generate` takes them.
+        is_sure: Whether images that the model itself would not read as their class are sampled again.
     """
 
     label: int
     num: int
-    temperature: float
-    guidance: float
     seed: int
+    temperature: float = 1.0
+    guidance: float = 1.0
+    is_sure: bool = False
 
     def check(self, config):
         """Raise ValueError if a value is out of its range, whoever sent it."""
         check_range("The class", self.label, ANY, config.num_labels - 1, is_whole=True)
         check_range("The number of images", self.num, 1, MAX_IMAGES, is_whole=True)
+        check_range("The seed", self.seed, 0, MAX_SEED, is_whole=True)
         check_range("The temperature", self.temperature, 0.1, MAX_TEMPERATURE)
         check_range("Guidance", self.guidance, 0, MAX_GUIDANCE)
-        check_range("The seed", self.seed, 0, MAX_SEED, is_whole=True)
+
+    def to_query(self, config) -> str:
+        """The query of an address that asks for the same images."""
+        values = self._asdict() | {"label": self.class_name(config), "is_sure": int(self.is_sure)}
+        return urlencode({"class": values.pop("label"), **values})
+
+    @classmethod
+    def from_query(cls, query: dict[str, str], config, **defaults) -> "Settings":
+        """Read what `to_query` writes.
+
+        Raises:
+            ValueError: A value that is no number or out of its range, or a class that the model does not have.
+        """
+        try:
+            values = {name: float(query[name]) for name in cls._fields if name in query}
+        except ValueError as error:
+            raise ValueError(f"The link is damaged: {error}.") from error
+        values = {name: int(value) if value == int(value) else value for name, value in values.items()}
+        if query.get("class", "any") != "any":
+            values["label"] = config.label_index(query["class"])
+        settings = cls(**defaults | values)
+        settings.check(config)
+        return settings._replace(is_sure=bool(settings.is_sure))
+
+    def class_name(self, config) -> str:
+        return "any" if self.label == ANY else config.class_names[self.label]
 
 
-def read_canvas(drawing: str | None) -> Image.Image:
-    """What the drawing area sends, a PNG as a data: address -> a gray image.
+def open_drawing(drawing: str | None) -> Image.Image:
+    """What the drawing area sends, a PNG as a data: address -> the image.
 
     Raises:
-        ValueError: There is nothing on it, or it is not such a PNG.
+        ValueError: It is not such a PNG.
     """
     prefix = "data:image/png;base64,"
     if not drawing:
-        raise ValueError("There is nothing here yet: draw something first.")
+        raise NothingDrawnError("There is nothing here yet: draw something first.")
     if not isinstance(drawing, str) or not drawing.startswith(prefix) or len(drawing) > MAX_CANVAS_BYTES:
         raise ValueError(f"A drawing is a PNG as a data: address of at most {MAX_CANVAS_BYTES:,} characters.")
     try:
         image = Image.open(io.BytesIO(base64.b64decode(drawing[len(prefix) :])), formats=["PNG"])
         if max(image.size) > MAX_CANVAS_SIDE:
             raise ValueError(f"A drawing has at most {MAX_CANVAS_SIDE} pixels a side.")
-        gray = image.convert("L")
+        return image.convert("RGBA")
     except (OSError, SyntaxError) as error:  # PIL raises the second on broken PNG files
         raise ValueError("The drawing could not be read as a PNG.") from error
-    low, high = gray.getextrema()
-    if high - low < 64 or high <= 128:  # type: ignore[operator]  # PIL: or pairs, of several bands
-        raise ValueError("There is nothing here yet: draw something first.")
-    return gray
 
 
-def center_ink(gray: Image.Image) -> Image.Image:
-    """Move a drawing, white on dark, to the middle of the canvas, where the training data has its digits."""
-    left, top, right, bottom = gray.point(lambda level: 255 * (level > 128)).getbbox()
-    shift = (gray.width - left - right) // 2, (gray.height - top - bottom) // 2
-    return ImageChops.offset(gray, *shift)  # the margin that wraps around is blank
-
-
-def to_pixels(processor, gray: Image.Image) -> np.ndarray:
-    """A gray image of any size -> binary pixels, white on black, (image_size, image_size).
-
-    A photograph is cropped to its ink; a drawing shrinks as it is: a margin is for crops, and a canvas has its own.
+def find_ink(processor, image: Image.Image) -> np.ndarray:
+    """The ink of a drawing or an upload, dark or light: booleans, in its own size; a photograph fitted to the model.
 
     Raises:
-        ValueError: No ink is left.
+        NothingDrawnError: There is none.
     """
-    small = gray.resize((processor.image_size,) * 2, Image.Resampling.BOX)
-    fitted = processor.fit_upload(gray if is_photograph(gray) else small)
-    return processor.decode_pixels(processor.tokenize(fitted))[0]
+    gray = image.convert("L")
+    low, high = gray.getextrema()
+    if high - low < 64:  # type: ignore[operator]  # PIL: or pairs, of several bands
+        raise NothingDrawnError("There is nothing here yet: draw something first.")
+    if is_photograph(gray):
+        return np.asarray(processor.fit_upload(gray)) > 0
+    own = {"ink": "auto", "invert": "auto", "threshold": "auto", "levels": None, "widen_strokes": None}
+    return np.asarray(processor.replace(**own).decide([gray]).read(gray)) >= 128
 
 
 # --- answers --------------------------------------------------------------------------------------------------------
 
 
-def data_uri(image: Image.Image) -> str:
-    """An image as a data: address, a PNG in base64."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+class Answers:
+    """The answers of one model.
 
+    Attributes:
+        reference: What its own samples are like.
+    """
 
-def figure(image: Image.Image, caption: str, known_rows: int | None = None, patch_size: int = 1) -> str:
-    """An image with its caption, as HTML; with `known_rows` it grows, a row of blocks at a time, below these."""
-    motion = ""
-    if known_rows is not None:
-        steps = (image.height - known_rows) // patch_size
-        hidden = 100 * (1 - known_rows / image.height)
-        motion = f' class="grow" style="--hidden: {hidden:.1f}%; animation-timing-function: steps({steps})"'
-    element = f'<img src="{data_uri(image)}" alt="{html.escape(caption)}"{motion}>'
-    return f'<figure><div class="frame">{element}</div><figcaption>{caption}</figcaption></figure>'
+    def __init__(self, model, processor):
+        self.model, self.processor, self.config = model, processor, model.config
+        self.names = {label: text for text, label in class_choices(model.config)}
+        self.reference = make_reference(model, processor)
 
+    def examples(self) -> list[tuple[str, str]]:
+        """Images to start from, samples of some classes: their names and data: addresses."""
+        labels = np.linspace(0, self.config.num_labels - 1, min(NUM_EXAMPLES, self.config.num_labels)).astype(int)
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            ids = self.model.generate(**self.processor.prompt(class_labels=labels), min_posterior=SURE)
+        images = self.processor.decode(ids)
+        return [(self.config.class_names[label], data_uri(image)) for label, image in zip(labels, images, strict=True)]
 
-def image_grid(figures: list[str]) -> str:
-    columns = math.ceil(math.sqrt(len(figures)))
-    template = f"repeat({columns}, minmax(0, {200 if columns > 1 else 380}px))"
-    return f'<div class="images" style="grid-template-columns: {template}">{"".join(figures)}</div>'
+    def generate(self, settings: Settings) -> str:
+        """Sample images."""
+        settings.check(self.config)
+        torch.manual_seed(int(settings.seed))
+        labels = self._labels(settings)
+        if labels is None and settings.is_sure:  # a class for each, so that it can be recognized
+            labels = torch.randint(self.config.num_labels, (int(settings.num),))
+        prompt = self.processor.prompt(class_labels=labels)["input_ids"]
+        scales = {"temperature": float(settings.temperature), "guidance_scale": float(settings.guidance)}
+        least = {"min_posterior": SURE} if settings.is_sure else {}
+        ids = self.model.generate(prompt.expand(int(settings.num), -1), **scales, **least)
+        blank = Image.new("LA", (self.config.image_size,) * 2)
+        name = settings.class_name(self.config)
+        files = downloads(
+            self.processor.decode_pixels(ids),
+            self.processor,
+            f"class-{name}-seed-{int(settings.seed)}",
+            link=settings.to_query(self.config),
+        )
+        what = "of any class" if settings.label == ANY else f"of class {html.escape(name)}"
+        intro = say(f"{len(ids)} {'image' if len(ids) == 1 else 'images'} {what}, seed {int(settings.seed)}.")
+        return intro + self._sheet(ids, blank) + files + f'<p class="note">{NATS}</p>'
 
+    def complete(self, drawing, settings: Settings) -> str:
+        """Keep what of a drawing is opaque, and sample the rest."""
+        settings.check(self.config)
+        pixels, hidden = self._known_part(drawing)
+        prompt = self.processor.prompt(class_labels=self._labels(settings), images=pixels, mask=hidden)
+        torch.manual_seed(int(settings.seed))
+        ids = self.model.generate(**prompt, num_return_sequences=int(settings.num))
+        given = Image.fromarray(pixels * 255).convert("LA")
+        given.putalpha(Image.fromarray((~hidden).astype(np.uint8) * 255))  # what is not given is transparent
+        start = figure(given, "given", "What is given; the unknown part is blank.")
+        files = downloads(
+            self.processor.decode_pixels(ids), self.processor, f"completions-seed-{int(settings.seed)}", ~hidden
+        )
+        intro = say(f"{len(ids)} {'completion' if len(ids) == 1 else 'completions'}, seed {int(settings.seed)}.")
+        return intro + self._sheet(ids, given, [start]) + files + f'<p class="note">{NATS}</p>'
 
-def bar(name: str, share: float, is_best: bool) -> str:
-    percent = f"{100 * share:.1f}%"
-    filled = f'<div class="bar{" best" * is_best}" style="width: {percent}"></div>'
-    return f"""<div class="name">{html.escape(name)}</div><div class="track">{filled}</div>
-        <div class="share">{percent}</div>"""
+    def guess(self, drawing) -> str:
+        """The class of a drawing of which a part is hidden, by Bayes' rule."""
+        pixels, hidden = self._known_part(drawing)
+        torch.manual_seed(0)
+        posterior = self.model.class_posterior(self.processor(pixels)["input_ids"], mask=hidden)[0]
+        best = int(posterior.argmax())
+        text = f"By what is seen, it could be <b>{html.escape(self.names[best])}</b> ({posterior[best]:.0%})."
+        return say(text) + bars([self.names[label] for label in range(len(posterior))], posterior.tolist())
 
+    def read(self, drawing) -> str:
+        """The class of a drawing, by Bayes' rule, how strange it is, and how surprising each of its pixels is."""
+        try:
+            ink = find_ink(self.processor, open_drawing(drawing))
+            if not ink.any():
+                raise NothingDrawnError
+        except NothingDrawnError:
+            return waiting("There is nothing here yet: draw something, or upload an image.")
+        reading = read_drawing(self.model, self.processor, self.reference, ink)
+        ids, posterior, nats, _ = reading
+        surprise = surprise_maps(self.model, ids)["pixels"][0]
+        colors = colormaps["magma"](surprise / max(surprise.max(), 1))[..., :3]
+        seen = figure(
+            self.processor.decode(ids)[0], "what the model sees", "The drawing, fitted as the model sees it."
+        )
+        surprised = figure(
+            Image.fromarray((colors * 255).astype(np.uint8)),
+            f"its surprise: {surprise.sum():.1f} nats, up to {surprise.max():.1f} in one pixel",
+            "The same, bright where a pixel surprises the model.",
+        )
+        usual = scale(nats, self.config.nats_quantiles) if self.config.nats_quantiles else ""
+        shares = bars([self.names[label] for label in range(len(posterior))], posterior.tolist())
+        return (
+            say(self._verdict(reading)) + usual + shares + grid([seen, surprised], 2) + f'<p class="note">{NATS}</p>'
+        )
 
-def waiting(text: str) -> str:
-    return f'<div class="waiting">{text}</div>'
+    def fit(self, drawing) -> str:
+        """Fit an upload as the data is, cropped and thickened where needed -> its image as a data: address."""
+        return data_uri(self.processor.fit_upload(open_drawing(drawing).convert("L")))
 
+    def _labels(self, settings: Settings) -> list[int] | None:
+        return None if settings.label == ANY else [int(settings.label)]
 
-def sample(
-    model, processor, settings: Settings, pixels: np.ndarray | None = None, keep_rows: int | None = None
-) -> list[str]:
-    """Sample images, or what is below the kept rows of one -> a figure of each, with its nats given the class."""
-    labels = None if settings.label == ANY else [int(settings.label)]
-    prompt = processor.prompt(class_labels=labels, images=pixels, keep_rows=keep_rows)["input_ids"]
-    torch.manual_seed(int(settings.seed))
-    scales = {"temperature": float(settings.temperature), "guidance_scale": float(settings.guidance)}
-    ids = model.generate(prompt.expand(int(settings.num), -1), **scales)
-    images = zip(processor.decode(ids), (-model.log_likelihood(ids)).tolist(), strict=True)
-    return [figure(image, f"{nats:.1f} nats", keep_rows or 0, processor.patch_size) for image, nats in images]
+    def _known_part(self, drawing) -> tuple[np.ndarray, np.ndarray]:
+        """A drawing -> its pixels, 0/1, and which of them are hidden: (image_size, image_size) each.
 
+        Raises:
+            ValueError: Nothing is hidden, or all that is drawn.
+        """
+        size = (self.config.image_size,) * 2
+        *_, alpha = open_drawing(drawing).split()
+        hidden = np.asarray(alpha.resize(size, Image.Resampling.BOX)) < 128
+        gray = open_drawing(drawing).convert("L").resize(size, Image.Resampling.BOX)
+        pixels = ((np.asarray(gray) >= 128) & ~hidden).astype(np.uint8)
+        if not hidden.any():
+            raise ValueError("Nothing is hidden: paint over the unknown part with Hide, or keep fewer rows.")
+        if not pixels.any():
+            raise NothingDrawnError("What is kept is empty: draw there, or start from an example.")
+        return pixels, hidden
 
-def generate(model, processor, *settings) -> str:
-    """Sample images; `settings` are the values of `Settings`."""
-    settings = Settings(*settings)
-    settings.check(model.config)
-    return image_grid(sample(model, processor, settings))
+    def _sheet(self, ids: torch.Tensor, given: Image.Image, first: list[str] | None = None) -> str:
+        """Images that grow over what is given, with their nats and, of any class, what they read as."""
+        is_any = bool((ids[:, 0] == self.config.start_token_id).all())
+        labels = self.model.class_posterior(ids).argmax(1) if is_any else ids[:, 0] - self.config.vocab_size
+        figures = list(first or [])
+        rows = zip(self.processor.decode(ids), labels.tolist(), -self.model.log_likelihood(ids), strict=True)
+        for image, label, nats in rows:
+            name = self.config.class_names[label]
+            caption = f"{nats:.1f} nats"
+            alt = f"A sampled image that {'reads as' if is_any else 'was asked to be'} {name}."
+            figures.append(figure(image, caption, alt, given, self.config.patch_size))
+        return grid(figures, columns_for(len(figures)))
 
-
-def complete(model, processor, drawing, keep_rows, *settings) -> str:
-    """Keep the upper rows of a drawing or an upload, and sample the rest; `settings` are the values of `Settings`."""
-    settings = Settings(*settings)
-    settings.check(model.config)
-    check_range("The number of rows", keep_rows, processor.patch_size, processor.image_size - processor.patch_size)
-    pixels, rows = to_pixels(processor, read_canvas(drawing)), int(keep_rows)
-    if not pixels[:rows].any():
-        raise ValueError(f"The upper {rows} rows are empty: draw there, or keep more of them.")
-    given = Image.fromarray(pixels * 255).convert("LA")
-    is_given = np.indices(pixels.shape)[0] < rows
-    given.putalpha(Image.fromarray(is_given.astype(np.uint8) * 255))  # what is not given is transparent
-    samples = sample(model, processor, settings, pixels, rows)
-    return image_grid([figure(given, f"given: {rows} rows"), *samples])
-
-
-def read(model, processor, drawing) -> str:
-    """The class of a drawing, by Bayes' rule, and how surprising each of its pixels is."""
-    ids = processor(to_pixels(processor, center_ink(read_canvas(drawing))))["input_ids"]
-    posterior = model.class_posterior(ids)[0]
-    best = posterior.argmax().item()
-    ids[:, 0] = model.config.vocab_size + best
-    surprise = surprise_maps(model, ids)["pixels"][0]
-    names = {label: text for text, label in class_choices(model.config)}
-    bars = "".join(bar(names[label], share, label == best) for label, share in enumerate(posterior.tolist()))
-    heat = Image.fromarray((colormaps["magma"](surprise / max(surprise.max(), 1))[..., :3] * 255).astype(np.uint8))
-    seen = figure(processor.decode(ids)[0], "what the model sees")
-    surprised = figure(heat, f"its surprise: {surprise.sum():.1f} nats, up to {surprise.max():.1f} in one pixel")
-    return (
-        f'<p class="answer">It reads <b>{html.escape(names[best])}</b>.</p><div class="bars">{bars}</div>'
-        f"{image_grid([seen, surprised])}"
-    )
+    def _verdict(self, reading: Reading) -> str:
+        """What it reads, and whether it is like the images that the model was trained on."""
+        best = int(reading.posterior.argmax())
+        name = f"<b>{html.escape(self.names[best])}</b> ({reading.posterior[best]:.0%})"
+        if reading.likeness in VERDICTS:
+            return f"{VERDICTS[reading.likeness]}. The closest class is {name}."
+        if reading.likeness is None:
+            return f"It reads {name}."
+        rank = percentiles(torch.tensor([reading.nats]), self.config.nats_quantiles)[0]
+        return f"It reads {name}; {rank:.0f}% of the validation images surprise less."

@@ -1,56 +1,113 @@
-// A drawing area, run by Gradio once its element is there: pen, eraser, undo, clear and, where asked for, upload.
-// The image goes to Python as the component's value, a PNG in a data: address, whenever a stroke ends.
+// A drawing area, run by Gradio once its element is there: pen, eraser, undo, clear and upload and, where there is a
+// veil, a brush that hides a part. The image goes to Python as the component's value, a PNG in a data: address, whenever
+// a stroke ends; what is hidden is transparent.
 
-const MAX_BYTES = 4e6, MAX_UNDO = 30;
-const SLATE = "#15182b", CHALK = "#fbf7ee";
-const canvas = element.querySelector("canvas"), message = element.querySelector(".pad-message");
+const MAX_BYTES = 2e7, MAX_UNDO = 30, UPLOAD_SIDE = 512, WAIT = 200; // milliseconds after the last stroke
+const SLATE = "#15182b", CHALK = "#fbf7ee", VEIL = "rgb(56 198 180 / 0.62)";
+const pad = element.querySelector(".pad"), message = element.querySelector(".pad-message");
+const [canvas, veil] = element.querySelectorAll("canvas"), rows = element.querySelector(".pad-rows input");
 const context = canvas.getContext("2d", { willReadFrequently: true });
-let paper = SLATE, ink = CHALK, isErasing = false, isDown = false, history = [];
+const size = +pad.dataset.size, pen = +pad.dataset.pen * canvas.width, cell = canvas.width / size;
+let paper = SLATE, ink = CHALK, tool = "pen", isDown = false, history = [], hidden = new Uint8Array(size * size), timer;
 
-function share(isBlank = false) {
-  props.value = isBlank ? null : canvas.toDataURL("image/png");
+function share() {
+  showVeil();
+  clearTimeout(timer);
+  timer = setTimeout(() => {
+    props.value = toPng();
+    trigger("input");
+  }, veil ? 0 : WAIT);
+}
+
+function toPng() {
+  if (!veil) return canvas.toDataURL("image/png");
+  const copy = new OffscreenCanvas(canvas.width, canvas.height), target = copy.getContext("2d");
+  const whole = document.createElement("canvas");
+  [whole.width, whole.height] = [canvas.width, canvas.height];
+  target.drawImage(canvas, 0, 0);
+  forHidden((x, y) => target.clearRect(x, y, cell, cell));
+  whole.getContext("2d").drawImage(copy, 0, 0);
+  return whole.toDataURL("image/png");
+}
+
+function forHidden(visit) {
+  hidden.forEach((isHidden, i) => isHidden && visit((i % size) * cell, Math.floor(i / size) * cell));
+}
+
+function showVeil() {
+  if (!veil) return;
+  const over = veil.getContext("2d");
+  over.clearRect(0, 0, veil.width, veil.height);
+  over.fillStyle = VEIL;
+  forHidden((x, y) => over.fillRect(x, y, cell, cell));
 }
 
 function remember() {
-  history.push({ paper, ink, pixels: context.getImageData(0, 0, canvas.width, canvas.height) });
-  history = history.slice(-MAX_UNDO);
+  message.textContent = "";
+  const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
+  history = [...history, { paper, ink, pixels, hidden: hidden.slice() }].slice(-MAX_UNDO);
 }
 
-function clear() {
-  [paper, ink] = [SLATE, CHALK];
+function clear(color = SLATE) {
+  [paper, ink] = [color, CHALK];
   context.fillStyle = paper;
   context.fillRect(0, 0, canvas.width, canvas.height);
 }
 
-function choose(tool) {
-  isErasing = tool === "eraser";
+function choose(name) {
+  tool = name;
   for (const button of element.querySelectorAll("[data-tool]")) {
-    button.setAttribute("aria-pressed", button.dataset.tool === tool);
+    button.setAttribute("aria-pressed", button.dataset.tool === name);
   }
 }
 
+function keepRows() {
+  element.querySelector(".pad-rows output").textContent = rows.value;
+  hidden = hidden.map((_, i) => i >= rows.value * size);
+}
+
+// --- strokes --------------------------------------------------------------------------------------------------------
+
+let last; // where the pen was
+
 function place(event) {
-  const box = canvas.getBoundingClientRect();
-  const scale = canvas.width / box.width;
+  const box = canvas.getBoundingClientRect(), scale = canvas.width / box.width;
   return [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
 }
 
 function lineTo(event) {
-  context.lineTo(...place(event));
-  context.stroke();
+  const [x, y] = place(event), steps = Math.ceil(Math.hypot(x - last[0], y - last[1]) / cell) || 1;
+  if (tool === "pen" || tool === "eraser") {
+    context.beginPath();
+    context.moveTo(...last);
+    context.lineTo(x, y); // without a way, a dot
+    context.stroke();
+  } else {
+    for (let i = 1; i <= steps; i++) {
+      hide(last[0] + ((x - last[0]) * i) / steps, last[1] + ((y - last[1]) * i) / steps, tool === "hide");
+    }
+    showVeil();
+  }
+  last = [x, y];
+}
+
+function hide(x, y, isHidden) {
+  const radius = size / 14;
+  hidden.forEach((_, i) => {
+    if (Math.hypot((i % size) + 0.5 - x / cell, Math.floor(i / size) + 0.5 - y / cell) <= radius) hidden[i] = isHidden;
+  });
 }
 
 canvas.addEventListener("pointerdown", (event) => {
   event.preventDefault();
   canvas.setPointerCapture(event.pointerId);
-  message.textContent = "";
   remember();
+  clearTimeout(timer);
   isDown = true;
-  Object.assign(context, { lineCap: "round", lineJoin: "round", strokeStyle: isErasing ? paper : ink });
-  context.lineWidth = (isErasing ? 0.16 : 0.11) * canvas.width;
-  context.beginPath();
-  context.moveTo(...place(event));
-  lineTo(event); // a dot
+  Object.assign(context, { lineCap: "round", lineJoin: "round", strokeStyle: tool === "eraser" ? paper : ink });
+  context.lineWidth = tool === "eraser" ? Math.max(pen, 0.1 * canvas.width) : pen;
+  last = place(event);
+  lineTo(event);
 });
 canvas.addEventListener("pointermove", (event) => isDown && lineTo(event));
 for (const end of ["pointerup", "pointercancel"]) {
@@ -60,7 +117,27 @@ for (const end of ["pointerup", "pointercancel"]) {
   });
 }
 
+// --- images ---------------------------------------------------------------------------------------------------------
+
 // The whole image, as large as fits, on a ground of the color of its corner; the pen contrasts with that.
+function show(image) {
+  remember();
+  clear();
+  const scale = canvas.width / Math.max(image.width, image.height);
+  const width = image.width * scale, height = image.height * scale;
+  context.imageSmoothingEnabled = scale < 1;
+  context.drawImage(image, 0, 0, 1, 1, 0, 0, 1, 1);
+  const [red, green, blue] = context.getImageData(0, 0, 1, 1).data;
+  clear(`rgb(${red} ${green} ${blue})`);
+  ink = red + green + blue > 382 ? SLATE : CHALK;
+  context.drawImage(image, (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
+  share();
+}
+
+async function read(address) {
+  return createImageBitmap(await (await fetch(address)).blob());
+}
+
 async function upload(file) {
   message.textContent = "";
   if (file.size > MAX_BYTES) {
@@ -74,39 +151,50 @@ async function upload(file) {
     message.textContent = `${file.name} is not an image that this browser can read. Use PNG, JPEG, WebP, GIF or BMP.`;
     return;
   }
-  remember();
-  clear();
-  const scale = canvas.width / Math.max(image.width, image.height);
-  const width = image.width * scale, height = image.height * scale;
-  context.imageSmoothingEnabled = scale < 1;
-  context.drawImage(image, 0, 0, 1, 1, 0, 0, 1, 1);
-  const [red, green, blue] = context.getImageData(0, 0, 1, 1).data;
-  paper = context.fillStyle = `rgb(${red} ${green} ${blue})`;
-  ink = red + green + blue > 382 ? SLATE : CHALK;
-  context.fillRect(0, 0, canvas.width, canvas.height);
-  context.drawImage(image, (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
-  share();
+  if (!veil) return show(image);
+  const scale = Math.min(1, UPLOAD_SIDE / Math.max(image.width, image.height)), small = document.createElement("canvas");
+  [small.width, small.height] = [image.width, image.height].map((side) => Math.max(1, Math.round(side * scale)));
+  small.getContext("2d").drawImage(image, 0, 0, small.width, small.height);
+  const fitted = await server.fit(small.toDataURL("image/png")); // as the model sees it, or why not
+  if (fitted.startsWith("data:")) show(await read(fitted));
+  else message.textContent = `${file.name}: ${fitted}`;
 }
+
+// --- controls -------------------------------------------------------------------------------------------------------
 
 for (const button of element.querySelectorAll("[data-tool]")) {
   button.addEventListener("click", () => choose(button.dataset.tool));
 }
+for (const button of element.querySelectorAll(".pad-examples button")) {
+  button.addEventListener("click", async () => {
+    show(await read(button.querySelector("img").src));
+    keepRows();
+    share();
+  });
+}
+rows?.addEventListener("input", () => {
+  remember();
+  keepRows();
+  share();
+});
 element.querySelector(".pad-undo").addEventListener("click", () => {
   const before = history.pop();
   if (!before) return;
-  ({ paper, ink } = before);
+  ({ paper, ink, hidden } = before);
   context.putImageData(before.pixels, 0, 0);
-  share(history.length === 0);
+  share();
 });
 element.querySelector(".pad-clear").addEventListener("click", () => {
   remember();
   clear();
-  share(true);
+  share();
 });
 const input = element.querySelector("input[type=file]");
-input?.addEventListener("change", async () => {
+input.addEventListener("change", async () => {
   if (input.files.length) await upload(input.files[0]);
   input.value = ""; // the same file may come again
 });
 clear();
 choose("pen");
+if (veil) keepRows();
+showVeil();

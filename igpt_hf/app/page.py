@@ -1,34 +1,41 @@
-"""Try a trained model in a browser: it samples images, completes half an image, and classifies drawings (Gradio).
+"""Try a trained model in a browser: it samples images, completes any part of one, and reads drawings (Gradio).
 
-`build_app` lays out the page; the functions of answers.py answer.
+`build_app` lays out the page; answers.py answers.
 """
 
 import functools
+import html
+import secrets
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from ..errors import IGPTError
 from .answers import (
     ANY,
     MAX_GUIDANCE,
     MAX_IMAGES,
     MAX_SEED,
     MAX_TEMPERATURE,
+    NUM_COMPLETIONS,
+    Answers,
+    Settings,
     class_choices,
-    complete,
-    generate,
-    read,
-    waiting,
 )
+from .elements import refusal, waiting
+from .fitting import SURE
 
 
 QUEUE_SIZE = 32
 CANVAS_SCALE = 10  # pixels of the drawing area for each pixel of an image
+READ_PEN = 0.04  # sides of the drawing area: strokes of small drawings stay apart; the model sees them wider
+NEW_SEEDS = 10**6
+TABS = ("generate", "complete", "read")
+# Seeds set the one generator of random numbers.
+ALONE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
+KEEP_LINK = "() => history.replaceState(null, '', document.querySelector('.permalink').href)"
 FOLDER = Path(__file__).parent
-
-MOVE_LINE = "rows => document.getElementById('kept').style.setProperty('--kept', rows / SIZE)"
-UPLOAD = '<label>Upload<input type="file" accept=".png,.jpg,.jpeg,.webp,.gif,.bmp"></label>'
 
 
 def make_theme() -> gr.themes.Base:
@@ -66,111 +73,222 @@ def make_theme() -> gr.themes.Base:
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
-def in_words(function):
-    """Show the text of a ValueError on the page."""
-
-    @functools.wraps(function)
-    def answer(*args):
-        try:
-            return function(*args)
-        except ValueError as error:
-            raise gr.Error(str(error), duration=8, print_exception=False) from error
-
-    return answer
-
-
-def add_settings(config, count: int) -> list:
-    """The fields of `Settings`, in its order."""
-    choices = class_choices(config)
-    if len(choices) > 12:
-        label: gr.Dropdown | gr.Radio = gr.Dropdown(choices, value=ANY, label="Class")
-    else:
-        label = gr.Radio(choices, value=ANY, label="Class", elem_classes="classes")
-    how_many = gr.Slider(1, MAX_IMAGES, value=count, step=1, label="How many")
-    with gr.Accordion("More settings", open=False):
-        temperature = gr.Slider(
-            0.1, MAX_TEMPERATURE, value=1, step=0.1, label="Temperature", info="low: typical, high: adventurous"
-        )
-        guidance = gr.Slider(
-            0, MAX_GUIDANCE, value=1, step=0.25, label="Guidance", info="above 1: more typical of its class"
-        )
-        seed = gr.Number(
-            0, minimum=0, maximum=MAX_SEED, precision=0, label="Seed", info="the same seed, the same images"
-        )
-    return [label, how_many, temperature, guidance, seed]
-
-
 def template(name: str) -> str:
     """A file of this folder."""
     return FOLDER.joinpath(name).read_text(encoding="utf-8")
 
 
-def drawing_area(title: str, image_size: int, kept_rows: int | None = None) -> gr.HTML:
-    """A canvas to draw on; with `kept_rows` images can be uploaded too, and a line shows which rows are kept."""
-    line = upload = ""
-    if kept_rows is not None:
-        line = f'<div class="pad-line" id="kept" style="--kept: {kept_rows / image_size}"></div>'
-        upload = UPLOAD
-    pad = template("pad.html").format(title=title, canvas=CANVAS_SCALE * image_size, line=line, upload=upload)
-    return gr.HTML(html_template=pad, js_on_load=template("app.js"), apply_default_css=False)
+def drawing_area(title: str, answers: Answers, pen: float, has_mask: bool = False) -> gr.HTML:
+    """A canvas to draw on, as wide a pen as `pen` sides of it; with `has_mask` a part of it can be hidden."""
+    size, patch = answers.config.image_size, answers.config.patch_size
+    canvas, veil, tools, more = CANVAS_SCALE * size, "", "", ""
+    label = "Drawing area, for a mouse, a pen or a finger. With a keyboard: upload an image"
+
+    def fit(drawing: str) -> str:
+        try:
+            return answers.fit(drawing)
+        except ValueError as error:
+            return str(error)
+
+    if has_mask:
+        veil = f'<canvas class="pad-veil" width="{canvas}" height="{canvas}" aria-hidden="true"></canvas>'
+        tools = "".join(
+            f'<button type="button" data-tool="{name.lower()}">{name}</button>' for name in ("Hide", "Reveal")
+        )
+        examples = "".join(
+            f'<button type="button"><img src="{uri}" alt="Example: {html.escape(name)}"></button>'
+            for name, uri in answers.examples()
+        )
+        half = answers.processor.half_rows
+        more = template("pad_mask.html").format(step=patch, most=size - patch, half=half, examples=examples)
+        label += ", or start from an example, and choose how many rows are kept"
+    pad = template("pad.html").format(
+        title=title, size=size, pen=pen, canvas=canvas, label=f"{label}.", veil=veil, mask_tools=tools, more=more
+    )
+    return gr.HTML(html_template=pad, js_on_load=template("app.js"), apply_default_css=False, server_functions=[fit])
+
+
+def class_field(config) -> gr.Dropdown | gr.Radio:
+    choices = class_choices(config)
+    if len(choices) > 12:
+        return gr.Dropdown(choices, value=ANY, label="Class")
+    return gr.Radio(choices, value=ANY, label="Class", elem_classes="classes")
+
+
+def seed_field() -> tuple[gr.Number, gr.Button]:
+    """The seed beside the images, and the button that uses it again."""
+    with gr.Row(elem_classes="seed"):
+        seed = gr.Number(None, minimum=0, maximum=MAX_SEED, precision=0, label="Seed", scale=3, min_width=100)
+        again = gr.Button("Again the same", scale=2, min_width=100)
+    return seed, again
+
+
+class Page:
+    """The page's events: requests wait in one queue, so that one at a time has the model."""
+
+    def __init__(self, answers: Answers):
+        self.answers, self.config = answers, answers.config
+
+    def draw_anew(self, label, num, *others):
+        return self.draw(label, num, secrets.randbelow(NEW_SEEDS), *others)
+
+    def draw(self, *settings):
+        settings = Settings(*settings)
+        return self.answers.generate(settings), settings.seed
+
+    def complete_anew(self, drawing, label, _):
+        return self.complete(drawing, label, secrets.randbelow(NEW_SEEDS))
+
+    def complete(self, drawing, label, seed):
+        return self.answers.complete(drawing, Settings(label, NUM_COMPLETIONS, seed)), seed
+
+    def guess(self, drawing):
+        return (self.answers.guess(drawing),)
+
+    def restore(self, request: gr.Request):
+        """The tab and the images that the address asks for, or new ones; and what is wrong with the address."""
+        query, text = dict(request.query_params), ""
+        usual = {"label": ANY, "num": 9, "seed": secrets.randbelow(NEW_SEEDS), "is_sure": True}
+        try:
+            settings = Settings.from_query(query, self.config, **usual)
+        except ValueError as error:
+            settings, text = Settings(**usual), str(error)
+        tab = gr.Tabs(selected=query["tab"]) if query.get("tab") in TABS else gr.skip()
+        return tab, *settings, self.answers.generate(settings), refusal(text)
+
+
+def in_words(function, num_outputs: int):
+    """Show the text of a ValueError on the page, and leave the answers as they are; a success takes it away."""
+
+    @functools.wraps(function)
+    def answer(*args):
+        try:
+            return *function(*args), ""
+        except ValueError as error:
+            return *[gr.skip()] * num_outputs, refusal(str(error))
+
+    return answer
+
+
+def add_generate_tab(page: Page) -> list:
+    """Returns what `Page.restore` sets."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            label = class_field(page.config)
+            num = gr.Slider(1, MAX_IMAGES, value=9, step=1, label="How many")
+            with gr.Accordion("More settings", open=False):
+                temperature = gr.Slider(
+                    0.1,
+                    MAX_TEMPERATURE,
+                    value=1,
+                    step=0.1,
+                    label="Temperature",
+                    info="low: typical, high: adventurous",
+                )
+                guidance = gr.Slider(
+                    0, MAX_GUIDANCE, value=1, step=0.25, label="Guidance", info="above 1: more typical of its class"
+                )
+                is_sure = gr.Checkbox(
+                    True,
+                    label="Only recognizable ones",
+                    info=f"Sampled again, up to ten times, if the model itself gives the class less than {SURE:.0%}.",
+                )
+            button = gr.Button("Draw", variant="primary")
+            wrong = gr.HTML("", elem_classes="wrong")
+        with gr.Column(scale=3, min_width=300):
+            seed, again = seed_field()
+            images = gr.HTML(waiting("Choose a class and press <b>Draw</b>."))
+    settings = [label, num, seed, temperature, guidance, is_sure]
+    outputs = [images, seed, wrong]
+    for event, function in (
+        (button.click, page.draw_anew),
+        (again.click, page.draw),
+        (seed.submit, page.draw),
+    ):
+        given = [x for x in settings if x is not seed] if function == page.draw_anew else settings
+        done = event(in_words(function, 2), given, outputs, api_name="generate", **ALONE)
+        done.then(None, js=KEEP_LINK)
+    return [*settings, images, wrong]
+
+
+def add_complete_tab(page: Page):
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            pen = page.answers.reference.stroke_width / page.config.image_size
+            drawing = drawing_area("Draw, and <span>hide</span> what is unknown", page.answers, pen, has_mask=True)
+        with gr.Column(scale=3, min_width=300):
+            label = class_field(page.config)
+            with gr.Row(equal_height=True):
+                button = gr.Button("Complete", variant="primary", min_width=120)
+                ask = gr.Button("What could this be?", min_width=120)
+            seed, again = seed_field()
+            wrong = gr.HTML("", elem_classes="wrong")
+            images = gr.HTML(waiting("Draw something, and press <b>Complete</b>."))
+    settings, outputs = [drawing, label, seed], [images, seed, wrong]
+    for event, function in (
+        (button.click, page.complete_anew),
+        (again.click, page.complete),
+        (seed.submit, page.complete),
+    ):
+        event(in_words(function, 2), settings, outputs, api_name="complete", **ALONE)
+    ask.click(in_words(page.guess, 1), drawing, [images, wrong], api_name="guess", **ALONE)
+
+
+def add_read_tab(page: Page):
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            drawing = drawing_area("Draw one, of any size and anywhere, or upload an image", page.answers, READ_PEN)
+            wrong = gr.HTML("", elem_classes="wrong")
+        with gr.Column(scale=3, min_width=300):
+            reading = gr.HTML(waiting("Draw something: it is read after each stroke."))
+
+    def read(drawing):
+        return (page.answers.read(drawing),)
+
+    drawing.input(
+        in_words(read, 1),
+        drawing,
+        [reading, wrong],
+        api_name="read",
+        trigger_mode="always_last",
+        show_progress="hidden",
+        **ALONE,
+    )
 
 
 def build_app(model, processor) -> gr.Blocks:
-    """The page: three tabs, whose requests wait in one queue, so that one at a time has the model."""
-    config, size = model.config, model.config.image_size
-    about = {"parameters": model.num_parameters(), "side": size, "patch": config.patch_size}
-    introduction = template("introduction.html").format(**about)
-    # Seeds set the one generator of random numbers.
-    alone: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
-
-    def answer(function):
-        return in_words(functools.partial(function, model, processor))
-
+    """The page: three tabs."""
+    page, config = Page(Answers(model, processor)), model.config
+    about = {"parameters": model.num_parameters(), "side": config.image_size, "patch": config.patch_size}
     with gr.Blocks(title="A tiny Image GPT", analytics_enabled=False) as app:
-        gr.HTML(introduction, elem_id="introduction")
-        with gr.Tab("Generate"), gr.Row():
-            with gr.Column(scale=2, min_width=300):
-                settings = add_settings(config, count=9)
-                button = gr.Button("Draw", variant="primary")
-            with gr.Column(scale=3, min_width=300):
-                images = gr.HTML(waiting("Choose a class and press <b>Draw</b>."))
-            button.click(answer(generate), settings, images, api_name="generate", **alone)
-        with gr.Tab("Complete"), gr.Row():
-            with gr.Column(scale=2, min_width=300):
-                drawing = drawing_area("Draw the upper part, or upload an image", size, kept_rows=processor.half_rows)
-                keep_rows = gr.Slider(
-                    processor.patch_size,
-                    size - processor.patch_size,
-                    value=processor.half_rows,
-                    step=processor.patch_size,
-                    label="Rows that are kept",
-                    info=f"above the line, of {size}",
-                )
-                keep_rows.change(None, keep_rows, js=MOVE_LINE.replace("SIZE", str(size)))
-                settings = add_settings(config, count=8)
-                button = gr.Button("Complete", variant="primary")
-            with gr.Column(scale=3, min_width=300):
-                completions = gr.HTML(waiting("Draw the upper part and press <b>Complete</b>."))
-            inputs = [drawing, keep_rows, *settings]
-            button.click(answer(complete), inputs, completions, api_name="complete", **alone)
-        with gr.Tab("Read"), gr.Row():
-            with gr.Column(scale=2, min_width=300):
-                drawing = drawing_area("Draw one, about as large as the area", size)
-                button = gr.Button("Read", variant="primary")
-            with gr.Column(scale=3, min_width=300):
-                reading = gr.HTML(waiting("Draw something and press <b>Read</b>."))
-            button.click(answer(read), drawing, reading, api_name="read", **alone)
+        gr.HTML(template("introduction.html").format(**about), elem_id="introduction")
+        with gr.Tabs() as tabs:
+            with gr.Tab("Generate", id="generate"):
+                restored = add_generate_tab(page)
+            with gr.Tab("Complete", id="complete"):
+                add_complete_tab(page)
+            with gr.Tab("Read", id="read"):
+                add_read_tab(page)
+        app.load(page.restore, None, [tabs, *restored], api_name=False, **ALONE)
     return app.queue(max_size=QUEUE_SIZE, api_open=False)
 
 
-def warm_up(model, processor):
-    """Sample and score one image, so that the compiled kernels are loaded before the first person comes."""
-    generate(model, processor, ANY, 1, 1.0, 1.0, 0)
-
-
 def launch(model, processor, **arguments) -> gr.Blocks:
-    """Serve the page; `arguments` are those of `gradio.Blocks.launch` (server_port, prevent_thread_lock, ...)."""
-    warm_up(model, processor)
+    """Serve the page, without waiting: `block_thread()` of the result does.
+
+    Args:
+        arguments: Those of `gradio.Blocks.launch` (server_port, ...).
+
+    Raises:
+        IGPTError: A proxy stands between this machine and itself.
+    """
     app = build_app(model, processor)
-    app.launch(theme=make_theme(), css_paths=FOLDER / "app.css", footer_links=["gradio"], ssr_mode=False, **arguments)
+    arguments |= {"ssr_mode": False, "share": False, "quiet": True, "prevent_thread_lock": True}
+    style = {"theme": make_theme(), "css_paths": FOLDER / "app.css", "js": template("page.js")}
+    try:
+        app.launch(**style, footer_links=["gradio"], **arguments)
+    except ValueError as error:  # its advice is a public link, by a service of others
+        raise IGPTError(
+            "the page cannot be reached at 127.0.0.1: where a proxy is set, add NO_PROXY=127.0.0.1,localhost."
+        ) from error
     return app

@@ -17,7 +17,7 @@ from igpt_hf.app.page import launch
 from igpt_hf.hub.loading import load_pretrained
 
 
-launch(*load_pretrained(str(Path(__file__).with_name("model"))))
+launch(*load_pretrained(str(Path(__file__).with_name("model")))).block_thread()
 """
 
 

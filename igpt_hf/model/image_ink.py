@@ -98,13 +98,13 @@ def _widen_thin_strokes(mask: np.ndarray) -> np.ndarray:
     They grow pixel by pixel until a disc of that diameter fits into them.
     """
     mask = np.pad(mask, SUBPIXELS)  # a stroke may grow past the edge
-    thin = mask & ~_dilate(_open(mask, SUBPIXELS // 2), 2)  # without the rough edges and corners of wide strokes
-    grown = mask & _dilate(thin, SUBPIXELS)  # and where they join others
+    thin = mask & ~dilate(_open(mask, SUBPIXELS // 2), 2)  # without the rough edges and corners of wide strokes
+    grown = mask & dilate(thin, SUBPIXELS)  # and where they join others
     for _ in range(SUBPIXELS // 2):
         thin &= ~_open(grown | mask, SUBPIXELS // 2)
         if not thin.any():
             break
-        thin = _dilate(thin, 1)
+        thin = dilate(thin, 1)
         grown |= thin
     return grown[SUBPIXELS:-SUBPIXELS, SUBPIXELS:-SUBPIXELS]
 
@@ -140,10 +140,10 @@ def _join_pieces(gray: np.ndarray, mask: np.ndarray, level: float) -> np.ndarray
 
 def _open(levels: np.ndarray, radius: int) -> np.ndarray:
     """Morphological opening of (h, w), uint8 or bool: what is light and narrower than a disc vanishes."""
-    return _dilate(~_dilate(~levels, radius), radius)
+    return dilate(~dilate(~levels, radius), radius)
 
 
-def _dilate(levels: np.ndarray, radius: int) -> np.ndarray:
+def dilate(levels: np.ndarray, radius: int) -> np.ndarray:
     """The highest level, (h, w), within a disc around each pixel."""
     height, width = levels.shape
     padded = np.pad(levels, radius)

@@ -1,0 +1,205 @@
+"""What the app answers to settings and drawings, in HTML."""
+
+import base64
+import io
+import re
+from urllib.parse import parse_qsl
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from helpers.app import SIDE, digit, hide, images_in, placed
+from igpt_hf import IGPTForCausalImageModeling, IGPTImageProcessor, bundled
+from igpt_hf.app.answers import ANY, MAX_IMAGES, Answers, Settings
+from igpt_hf.app.elements import data_uri
+
+
+SETTINGS = Settings(label=3, num=2, seed=0)
+ROWS, COLUMNS = np.indices((SIDE, SIDE)) // 10  # of the model's pixels
+
+
+@pytest.fixture(scope="module")
+def answers() -> Answers:
+    folder = bundled("persian-digits")
+    return Answers(IGPTForCausalImageModeling.from_pretrained(folder), IGPTImageProcessor.from_pretrained(folder))
+
+
+# --- generate -------------------------------------------------------------------------------------------------------
+
+
+def test_generate_draws_as_many_as_asked_and_the_same_for_one_seed(answers):
+    images = images_in(answers.generate(SETTINGS._replace(num=3)))
+    again = images_in(answers.generate(SETTINGS._replace(num=3)))
+    other = images_in(answers.generate(SETTINGS._replace(num=3, seed=1)))
+    assert [x.shape for x in images] == [(28, 28)] * 3
+    assert np.array_equal(images, again)
+    assert not np.array_equal(images, other)
+
+
+def test_any_class_is_asked_for_by_the_start_token(answers):
+    torch.manual_seed(5)
+    ids = answers.model.generate(torch.full((2, 1), answers.config.start_token_id))
+    images = images_in(answers.generate(SETTINGS._replace(label=ANY, seed=5)))
+    assert np.array_equal(np.array(images) > 0, answers.processor.decode_pixels(ids) > 0)
+
+
+def test_recognizable_images_have_the_class_that_their_alternative_text_names(answers):
+    html = answers.generate(Settings(label=ANY, num=16, seed=1, is_sure=True))
+    named = [int(x) for x in re.findall(r'alt="A sampled image that was asked to be (\d)\."', html)]
+    ids = answers.processor(np.stack(images_in(html)) > 0)["input_ids"]
+    posterior = answers.model.class_posterior(ids)[torch.arange(16), named]
+    assert (posterior >= 0.9).all() and len(set(named)) > 4
+
+
+def test_images_can_be_taken_along_as_png_and_as_a_growing_gif(answers):
+    html = answers.generate(SETTINGS._replace(num=3, seed=8))
+    png, gif = (
+        Image.open(io.BytesIO(base64.b64decode(code)))
+        for code in re.findall(r'download="class-3-seed-8.\w+" href="data:image/\w+;base64,([^"]+)', html)
+    )
+    images = images_in(html)
+    assert np.array_equal(np.asarray(png)[16:240:8, 16:240:8], images[0])  # a gap of two pixels around each
+    assert (gif.format, gif.n_frames) == ("GIF", 196 // 4 + 1)
+    first = np.asarray(gif.convert("RGB"))
+    assert not (first == 255).all(axis=2).any()  # nothing is drawn yet
+    gif.seek(gif.n_frames - 1)
+    assert np.array_equal(np.asarray(gif.convert("L"))[4:116:4, 4:116:4], images[0])
+
+
+def test_a_link_holds_what_was_asked_for(answers):
+    asked = Settings(label=4, num=5, seed=77, temperature=0.5, guidance=1.5, is_sure=True)
+    query = re.search(r'class="permalink" href="\?([^"]+)"', answers.generate(asked))[1].replace("&amp;", "&")
+    assert Settings.from_query(dict(parse_qsl(query)), answers.config) == asked
+    usual = {"label": ANY, "num": 9, "seed": 1}
+    assert Settings.from_query({"tab": "read"}, answers.config, **usual) == Settings(**usual)
+    for wrong, message in (({"num": "17"}, "not 17"), ({"seed": "x"}, "link is damaged"), ({"class": "x"}, "'x'")):
+        with pytest.raises(ValueError, match=message):
+            Settings.from_query(wrong, answers.config, **usual)
+
+
+# --- complete -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hidden", [ROWS >= 10, COLUMNS >= 14, (abs(ROWS - 14) < 5) & (abs(COLUMNS - 14) < 5)])
+def test_complete_keeps_what_is_given(hidden, answers):
+    html = answers.complete(data_uri(hide(digit(), hidden)), SETTINGS._replace(label=7, num=3))
+    given, *completions = images_in(html)
+    seen, known = np.asarray(digit())[::10, ::10], ~hidden[::10, ::10]
+    assert np.array_equal(given[..., 1] == 255, known)  # what is not given is not shown
+    assert np.array_equal(given[known, 0], seen[known])
+    assert len(completions) == 3
+    for completion in completions:
+        assert np.array_equal(completion[known], seen[known])
+    assert not np.array_equal(completions[0], completions[1])
+
+
+def test_what_a_half_seen_digit_could_be(answers):
+    html = answers.guess(data_uri(hide(digit(3), ROWS >= 14)))
+    shares = [float(x) for x in re.findall(r'class="share">([\d.]+)%', html)]
+    assert np.argmax(shares) == 3 and "it could be <b>۳  3</b>" in html
+
+
+@pytest.mark.parametrize(
+    "drawing, message",
+    [
+        (digit(), "Nothing is hidden"),
+        (hide(digit(), ROWS >= 0), "What is kept is empty"),
+        (hide(placed(digit(), 0.4, (90, 160)), ROWS >= 14), "What is kept is empty"),
+    ],
+)
+def test_there_must_be_something_given_and_something_hidden(drawing, message, answers):
+    for answer in (lambda x: answers.complete(x, SETTINGS), answers.guess):
+        with pytest.raises(ValueError, match=message):
+            answer(data_uri(drawing))
+
+
+def test_an_upload_is_cropped_and_thickened_as_the_data_is(answers):
+    light = 120 + 100 * np.linspace(0, 1, SIDE)[None] + np.random.default_rng(0).normal(0, 3, (SIDE, SIDE))
+    ink = Image.new("L", (SIDE, SIDE), 0)
+    ImageDraw.Draw(ink).ellipse((20, 30, 120, 130), outline=255, width=14)
+    photo = Image.fromarray((light * (1 - 0.8 * np.asarray(ink) / 255)).clip(0, 255).astype(np.uint8))
+    fitted = images_in(f'<img src="{answers.fit(data_uri(photo))}"')[0]
+    assert np.array_equal(fitted, np.asarray(answers.processor.fit_upload(photo)))
+    rows = np.flatnonzero(fitted.any(axis=1))
+    assert (rows[0], rows[-1]) == (2, 25)
+    with pytest.raises(ValueError, match="nothing is left of the image"):
+        answers.fit(data_uri(Image.new("L", (SIDE, SIDE), 200)))
+
+
+# --- read -----------------------------------------------------------------------------------------------------------
+
+
+def test_read_shows_the_posterior_and_a_surprise_that_adds_up(answers):
+    html = answers.read(data_uri(digit()))
+    seen, heat = images_in(html)
+    assert heat.shape == (28, 28, 3)
+    ids = answers.processor(seen > 0)["input_ids"]
+    posterior = answers.model.class_posterior(ids)[0]
+    shares = [float(x) for x in re.findall(r'class="share">([\d.]+)%', html)]
+    assert shares == pytest.approx((100 * posterior).tolist(), abs=0.06)
+    nats = -answers.model.class_log_likelihoods(ids)[0, posterior.argmax()].item()
+    assert f"its surprise: {nats:.1f} nats" in html and "It reads <b>۷  7</b>" in html
+
+
+def test_an_empty_sheet_says_that_there_is_nothing(answers):
+    for drawing in (None, data_uri(Image.new("L", (SIDE, SIDE), 25))):
+        html = answers.read(drawing)
+        assert "There is nothing here yet" in html and images_in(html) == []
+
+
+def test_strange_drawings_are_said_to_be_strange_in_both_directions(answers, monkeypatch):
+    smiley = Image.new("L", (SIDE, SIDE))
+    draw = ImageDraw.Draw(smiley)
+    draw.ellipse((40, 40, 240, 240), outline=255, width=11)
+    draw.arc((90, 100, 190, 200), 20, 160, fill=255, width=11)
+    for x in (105, 175):
+        draw.ellipse((x - 10, 100, x + 10, 120), fill=255)
+    assert "Stranger than anything I was trained on" in answers.read(data_uri(smiley))
+    assert "Strange" not in answers.read(data_uri(digit()))
+    quantiles = answers.config.nats_quantiles
+    monkeypatch.setattr(answers.config, "nats_quantiles", [x + 100 for x in quantiles])
+    assert "Simpler than anything I was trained on" in answers.read(data_uri(digit()))
+    monkeypatch.setattr(answers.config, "nats_quantiles", None)  # of a model from before they were stored
+    assert "It reads <b>۷  7</b> (99%)." in answers.read(data_uri(digit()))
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"num": MAX_IMAGES + 1}, "number of images must be a whole number from 1 to 16, not 17"),
+        ({"num": 1.5}, "whole number"),
+        ({"num": None}, "not None"),
+        ({"label": 10}, "class must be"),
+        ({"label": -2}, "class must be"),
+        ({"temperature": 0}, "temperature must be"),
+        ({"temperature": float("nan")}, "temperature must be"),
+        ({"guidance": 100}, "Guidance must be"),
+        ({"seed": 2**32}, "seed must be"),
+    ],
+)
+def test_settings_out_of_bounds_are_refused_in_words(wrong, message, answers):
+    with pytest.raises(ValueError, match=message):
+        answers.generate(SETTINGS._replace(**wrong))
+    with pytest.raises(ValueError, match=message):
+        answers.complete(data_uri(hide(digit(), ROWS >= 14)), SETTINGS._replace(**wrong))
+
+
+@pytest.mark.parametrize(
+    "drawing, message",
+    [
+        ("http://127.0.0.1/picture.png", "a PNG as a data: address"),
+        ("data:image/png;base64," + 2_000_000 * "A", "at most 2,000,000 characters"),
+        ("data:image/png;base64,AAAA", "could not be read as a PNG"),
+        (data_uri(digit())[:150], "could not be read as a PNG"),
+        (data_uri(Image.new("L", (3000, 3000))), "at most 2000 pixels a side"),
+    ],
+)
+def test_drawings_that_are_none_are_refused_in_words(drawing, message, answers):
+    for answer in (answers.read, answers.guess, answers.fit):
+        with pytest.raises(ValueError, match=message):
+            answer(drawing)
