@@ -176,7 +176,7 @@ class Answers:
         torch.manual_seed(int(settings.seed))
         labels = self._labels(settings)
         if labels is None and settings.is_sure:  # a class for each, so that it can be recognized
-            labels = torch.randint(self.config.num_labels, (int(settings.num),))
+            labels = torch.randint(self.config.num_labels, (int(settings.num),)).tolist()
         prompt = self.processor.prompt(class_labels=labels)["input_ids"]
         scales = {"temperature": float(settings.temperature), "guidance_scale": float(settings.guidance)}
         least = {"min_posterior": SURE} if settings.is_sure else {}

@@ -8,7 +8,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from ..plots import image_grid
+from ..plots import ImageGrid
 from .animation import growing_gif
 
 
@@ -91,7 +91,7 @@ def downloads(pixels: np.ndarray, processor, name: str, given: np.ndarray | None
     images = [Image.fromarray(one.astype(np.uint8) * 255) for one in pixels]
     rows = [images[i : i + columns] for i in range(0, len(images), columns)]
     files = {
-        "png": ("PNG", data_uri(image_grid(rows, scale=SHEET_SCALE))),
+        "png": ("PNG", data_uri(ImageGrid(rows, scale=SHEET_SCALE).image())),
         "gif": ("growing GIF", to_uri(growing_gif(pixels, processor, columns, given), "gif")),
     }
     links = [f'<a download="{name}.{kind}" href="{uri}">{text}</a>' for kind, (text, uri) in files.items()]

@@ -148,7 +148,7 @@ class Page:
     def restore(self, request: gr.Request):
         """The tab and the images that the address asks for, or new ones; and what is wrong with the address."""
         query, text = dict(request.query_params), ""
-        usual = {"label": ANY, "num": 9, "seed": secrets.randbelow(NEW_SEEDS), "is_sure": True}
+        usual: dict[str, Any] = {"label": ANY, "num": 9, "seed": secrets.randbelow(NEW_SEEDS), "is_sure": True}
         try:
             settings = Settings.from_query(query, self.config, **usual)
         except ValueError as error:
@@ -284,7 +284,7 @@ def launch(model, processor, **arguments) -> gr.Blocks:
     """
     app = build_app(model, processor)
     arguments |= {"ssr_mode": False, "share": False, "quiet": True, "prevent_thread_lock": True}
-    style = {"theme": make_theme(), "css_paths": FOLDER / "app.css", "js": template("page.js")}
+    style: dict[str, Any] = {"theme": make_theme(), "css_paths": FOLDER / "app.css", "js": template("page.js")}
     try:
         app.launch(**style, footer_links=["gradio"], **arguments)
     except ValueError as error:  # its advice is a public link, by a service of others
