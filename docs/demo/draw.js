@@ -49,19 +49,21 @@ class Draw {
       "sample",
       settings,
       (image, milliseconds) => {
+        if (mine !== this.number) return;
         this.judged = { ...image, ...settings, milliseconds };
-        if (image.tries !== this.tries) this.grow(image, mine); // none of its tries was good: the best of them
+        if (image.tries !== this.tries) this.grow(image); // none of its tries was good: the best of them
       },
-      ({ image }) => image && this.grow(image, mine), // before it is judged: seldom another follows
+      ({ image }) => image && mine === this.number && this.grow(image), // before it is judged: seldom another follows
     );
   }
 
-  grow(image, mine) {
+  grow(image) {
     document.body.dataset.state = "drawing";
     const duration = byId("slow").checked ? DURATION.slow : DURATION.fast, start = performance.now();
-    this.tries = image.tries;
+    const mine = this.number, growth = {};
+    Object.assign(this, { growth, tries: image.tries });
     const frame = (now) => {
-      if (mine !== this.number || image.tries !== this.tries) return;
+      if (mine !== this.number || growth !== this.growth) return; // another image grows
       const share = duration ? Math.min(Math.max(now - start, 0) / duration, 1) : 1;
       this.paint(image, Math.floor(share * image.tokens.length));
       if (share === 1) document.body.dataset.state = "judging";

@@ -1,6 +1,7 @@
 """What the page answers: settings and drawings in, HTML out. Without Gradio."""
 
 import base64
+import functools
 import html
 import io
 import math
@@ -16,7 +17,7 @@ from ..evaluation.surprise import surprise_maps
 from ..evaluation.typicality import percentiles
 from ..model.image_decision import is_photograph
 from .elements import bars, columns_for, data_uri, downloads, figure, grid, say, scale, waiting
-from .fitting import SURE, Reading, make_reference, read_drawing
+from .fitting import SURE, Reading, Reference, make_reference, read_drawing
 
 
 MAX_IMAGES, MAX_SEED, MAX_TEMPERATURE, MAX_GUIDANCE = 16, 2**32 - 1, 2.0, 5.0
@@ -153,13 +154,12 @@ class Answers:
     """The answers of one model.
 
     Attributes:
-        reference: What its own samples are like.
+        reference: What its own samples are like, found out at the first reading.
     """
 
     def __init__(self, model, processor):
         self.model, self.processor, self.config = model, processor, model.config
         self.names = {label: text for text, label in class_choices(model.config)}
-        self.reference = make_reference(model, processor)
 
     def examples(self) -> list[tuple[str, str]]:
         """Images to start from, samples of some classes: their names and data: addresses."""
@@ -169,6 +169,10 @@ class Answers:
             ids = self.model.generate(**self.processor.prompt(class_labels=labels), min_posterior=SURE)
         images = self.processor.decode(ids)
         return [(self.config.class_names[label], data_uri(image)) for label, image in zip(labels, images, strict=True)]
+
+    @functools.cached_property
+    def reference(self) -> Reference:
+        return make_reference(self.model, self.processor)
 
     def generate(self, settings: Settings) -> str:
         """Sample images."""
