@@ -9,7 +9,10 @@ section 4). At token t, with A the tokens that agree with the known pixels of it
 
 Where few particles hold most of the weight (effective sample size below half of them), particles are resampled: those
 with large weights continue as several, those with small ones end. Since p(A | prefix) does not depend on the token
-that is sampled next, this happens before the token is sampled, and copies part at once.
+that is sampled next, this happens before the token is sampled, and copies can part at once.
+
+Particles that have sampled the same tokens are one sequence of the decoder. Most tokens of an image are nearly
+certain: there are far fewer sequences than particles.
 
 A particle that is chosen by its weight at the end is a sample of p(image | known pixels, prompt), exactly so as the
 number of particles grows. The product of the mean weights is an unbiased estimate of p(known pixels | prompt), for any
@@ -43,17 +46,6 @@ def systematic_resampling(log_weights: torch.Tensor) -> torch.Tensor:
     return (cumulative - shift).ceil().clamp(0, num).long().diff(dim=1, prepend=torch.zeros_like(shift).long())
 
 
-def survivors(counts: torch.Tensor) -> torch.Tensor:
-    """Which particle each one continues, (R, P) counts -> (R * P,): those that continue stay where they are.
-
-    Then most need not be copied.
-    """
-    counts = counts.flatten()
-    index = torch.arange(len(counts), device=counts.device)
-    index[counts == 0] = index.repeat_interleave((counts - 1).clamp(min=0))  # as many in each row: counts sum to P
-    return index
-
-
 def effective_size(log_weights: torch.Tensor) -> torch.Tensor:
     """Effective sample size (sum of weights)**2 / sum of squared weights: (R, P) -> (R,)."""
     return 1 / log_weights.softmax(1).square().sum(1)
@@ -67,17 +59,17 @@ class Particles:
     """R runs of P particles each, with their weights.
 
     Attributes:
-        decoder: The R * P sequences, a run's side by side.
+        decoder: The different sequences among the particles of all runs.
+        rows: Which of them each particle is, (R, P).
         log_weights: (R, P), since the last resampling.
         log_evidence: ln of the estimates of p(known pixels so far | prompt), (R,), up to the last resampling.
         ancestors: Which of its run's first particles each one descends from, (R, P).
     """
 
-    def __init__(self, decoder: Decoder, num_particles: int):
-        runs = len(decoder.input_ids)
-        device = decoder.input_ids.device
-        decoder.reorder(torch.arange(runs, device=device).repeat_interleave(num_particles))
-        self.decoder = decoder
+    def __init__(self, model, beginnings: torch.LongTensor, num_particles: int):
+        runs, device = len(beginnings), beginnings.device
+        sequences, rows = beginnings.unique(dim=0, return_inverse=True)
+        self.decoder, self.rows = Decoder(model, sequences), rows[:, None].expand(-1, num_particles)
         self.log_weights = torch.zeros(runs, num_particles, dtype=torch.float64, device=device)
         self.log_evidence = torch.zeros(runs, dtype=torch.float64, device=device)
         self.ancestors = torch.arange(num_particles, device=device).expand(runs, -1)
@@ -85,28 +77,33 @@ class Particles:
     def step(self, is_allowed: torch.Tensor):
         """Weigh, resample where that is needed, and sample the next token among those allowed, (R, V)."""
         runs, num = self.log_weights.shape
-        log_probs = self.decoder.logits().double().log_softmax(1).view(runs, num, -1)
+        log_probs = self.decoder.logits().double().log_softmax(1)[self.rows]  # (R, P, V)
         log_probs = log_probs.masked_fill(~is_allowed[:, None], -math.inf)
         self.log_weights += log_probs.logsumexp(2)
         needs = effective_size(self.log_weights) < num / 2
         if needs.any():
-            counts = torch.ones_like(self.ancestors)
+            counts = torch.ones_like(self.rows)
             counts[needs] = systematic_resampling(self.log_weights[needs])
-            index = survivors(counts)
             self.log_evidence[needs] += log_mean_exp(self.log_weights[needs])
             self.log_weights[needs] = 0
-            self.ancestors = self.ancestors.flatten()[index].view(runs, num)
-            self.decoder.reorder(index)
-            log_probs = log_probs.flatten(0, 1)[index].view(runs, num, -1)
+            index = torch.arange(runs * num, device=counts.device).repeat_interleave(counts.flatten()).view(runs, num)
+            self.ancestors, self.rows = self.ancestors.flatten()[index], self.rows.flatten()[index]
+            log_probs = log_probs.flatten(0, 1)[index]
         cumulative = log_probs.softmax(2).cumsum(2)
         noise = torch.rand(runs, num, 1, dtype=torch.float64, device=cumulative.device) * cumulative[..., -1:]
-        self.decoder.push((cumulative <= noise).sum(2).flatten())
+        self._push((cumulative <= noise).sum(2))
+
+    def _push(self, tokens: torch.LongTensor):
+        """Append a token to each particle, (R, P); those that are still equal stay one sequence."""
+        vocab_size = self.decoder.logits().shape[1]
+        continued, self.rows = (self.rows * vocab_size + tokens).unique(return_inverse=True)
+        self.decoder.reorder(continued // vocab_size)
+        self.decoder.push(continued % vocab_size)
 
     def choose(self) -> torch.Tensor:
         """One particle of each run by its weight: the sequences so far, (R, 1 + tokens)."""
-        runs, num = self.log_weights.shape
-        chosen = torch.multinomial(self.log_weights.softmax(1), 1)[:, 0]
-        return self.decoder.input_ids.view(runs, num, -1)[torch.arange(runs, device=chosen.device), chosen]
+        chosen = torch.multinomial(self.log_weights.softmax(1), 1)
+        return self.decoder.input_ids[self.rows.gather(1, chosen)[:, 0]]
 
     def num_ancestors(self) -> torch.Tensor:
         """Effective number of the first particles that the last ones descend from, (R,)."""
@@ -128,7 +125,7 @@ def run_particles(model, prompts, known_tokens, known_masks, num_particles: int)
         ln p(known pixels | prompt), (r,); and how many of the run's first particles its last ones descend from, (r,).
     """
     config = model.config
-    size = 3 * 4 * config.num_hidden_layers * config.hidden_size * config.num_image_tokens  # values are kept twice
+    size = 2 * 4 * config.num_hidden_layers * config.hidden_size * config.num_image_tokens  # bytes of keys and values
     for rows in torch.arange(len(prompts)).split(max(1, MAX_BYTES // (size * num_particles))):
         tokens, masks = known_tokens[rows], known_masks[rows]
         is_given = (masks == config.vocab_size - 1).all(0)  # (N,)
@@ -139,7 +136,7 @@ def run_particles(model, prompts, known_tokens, known_masks, num_particles: int)
         if end <= start:  # nothing is known but the beginning: one particle would do, and ln p is exact
             yield ids, log_p, torch.full_like(log_p, num_particles)
             continue
-        particles = Particles(Decoder(model, ids), num_particles)
+        particles = Particles(model, ids, num_particles)
         vocabulary = torch.arange(config.vocab_size, device=ids.device)
         for place in range(start, end):
             differs = (vocabulary ^ tokens[:, place, None]) & masks[:, place, None]  # (r, V)

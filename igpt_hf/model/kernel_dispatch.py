@@ -372,22 +372,22 @@ class KernelState:
     def _grow(self, batch: int):
         """Make room for the pages of `batch` sequences; those that there are keep their places."""
         layers, channels = self.arguments[0][QKV_BIAS].shape
-        old, shapes = self.caches, ((channels // 3, LANES), (LANES, channels // 3))
-        self.caches = [torch.zeros(layers, batch * self.num_blocks, *shape) for shape in shapes]
+        old, shapes = self.caches, ((layers, channels // 3, LANES), (layers, LANES, channels // 3))
+        arrays = [np.zeros((batch * self.num_blocks, *shape), float32) for shape in shapes]  # costs nothing until used
+        self.caches = [torch.from_numpy(array) for array in arrays]
         for new, cache in zip(self.caches, old, strict=False):
-            new[:, : cache.shape[1]] = cache
+            new[: len(cache)] = cache
 
-    def _assign(self, begin: int, end: int):
-        """Give each sequence free pages for the blocks `begin` to `end` - 1."""
-        is_free = torch.ones(self.caches[0].shape[1], dtype=torch.bool)
-        is_free[self.pages[:, :begin]] = False
-        free = is_free.nonzero()[: len(self.pages) * (end - begin), 0]
-        self.pages[:, begin:end] = free.view(len(self.pages), -1)
+    def _free_pages(self, blocks: int, num: int) -> torch.Tensor:
+        """Pages that no sequence uses for its first `blocks` blocks, (num,)."""
+        is_free = torch.ones(len(self.caches[0]), dtype=torch.bool)
+        is_free[self.pages[:, :blocks]] = False
+        return is_free.nonzero()[:num, 0]
 
     def extend(self, ids: torch.LongTensor, begin: int, end: int) -> torch.Tensor:
         """Run positions `begin` to `end` - 1 of sequences (B, 1 + N): the logits of the last, (B, V)."""
-        if padded(begin) < padded(end):
-            self._assign(padded(begin) // LANES, padded(end) // LANES)
+        used, blocks = padded(begin) // LANES, padded(end) // LANES
+        self.pages[:, used:blocks] = self._free_pages(used, len(ids) * (blocks - used)).view(len(ids), -1)
         logits = torch.empty(len(ids), self.config.vocab_size)
         sequences = (ids.numpy(), gain_rows(ids, self.config).numpy())
         caches = (tuple(cache.view(-1).numpy() for cache in self.caches), self.pages.numpy())
@@ -396,17 +396,18 @@ class KernelState:
         return logits
 
     def select(self, index: torch.LongTensor, length: int):
-        """Sequence i becomes what sequence index[i] was, of which `length` positions are known."""
-        full, used, old = length // LANES, padded(length) // LANES, self.pages
-        if len(index) * self.num_blocks > self.caches[0].shape[1]:
-            self._grow(len(index))
-        self.pages = old[index]
-        if full < used:  # each has a page of its own that is being filled
-            if len(index) == len(old):
-                self.pages[:, full] = old[:, full]  # of particles most stay what they are
-            else:
-                self._assign(full, used)
-            sources, targets = old[index, full], self.pages[:, full]
-            changed = sources != targets
+        """Sequence i becomes what sequence index[i] was, of which `length` positions are known.
+
+        Of several, the first takes over the page that is being filled, and the others copy it.
+        """
+        num_pages, full = len(self.caches[0]), length // LANES
+        if len(index) * self.num_blocks > num_pages:
+            self._grow(max(len(index), 2 * num_pages // self.num_blocks))
+        self.pages = self.pages[index]
+        order = index.argsort(stable=True)
+        others = order[1:][index[order].diff() == 0]
+        if length % LANES and len(others):
+            sources, targets = self.pages[others, full], self._free_pages(full + 1, len(others))
+            self.pages[others, full] = targets
             for cache in self.caches:
-                cache[:, targets[changed]] = cache[:, sources[changed]]
+                cache[targets] = cache[sources]

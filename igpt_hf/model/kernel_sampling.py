@@ -117,7 +117,7 @@ def score_positions(query, start, keys, pages, own, page_size, offset, last, sco
     Args:
         start: The first of these channels in `query`.
         pages, own: The sequence's pages, from pages[own] on.
-        page_size, offset: Of each page of `keys`, and where the first of these channels is in page 0.
+        page_size, offset: Of each page of `keys`, and where in it the first of these channels is.
         adds: Add to the scores of other channels.
     """
     q0, q1, q2, q3 = get(query, start), get(query, start + 1), get(query, start + 2), get(query, start + 3)
@@ -174,12 +174,15 @@ def mix_values(scores, low, high, values, pages, own, page_size, offset, stride,
 
 
 @kernel
-def attend_row(query, start, keys, values, pages, own, offset, t, heads, size, channels, scores, mixed, mixed_start):
+def attend_row(
+    query, start, keys, values, pages, own, page_size, offset, t, heads, size, channels, scores, mixed, mixed_start
+):
     """Attention of query[start:] to positions up to t -> mixed[mixed_start:].
 
     Args:
-        keys, values, offset: Caches, as in `run_position`, and where this layer begins in both.
-        pages, own: The sequence's pages, from pages[own] on.
+        keys, values: Caches, as in `run_position`.
+        pages, own, page_size, offset: The sequence's pages, from pages[own] on; their size, and where in each this
+            layer begins.
         size, channels: Of a head and of all heads, padded.
         scores: Work space.
     """
@@ -189,7 +192,7 @@ def attend_row(query, start, keys, values, pages, own, offset, t, heads, size, c
         first, row = head * size, head * length
         for c in range(first, first + size, HALF):
             place = offset + c * LANES
-            score_positions(query, start + c, keys, pages, own, channels * LANES, place, last, scores, row, c > first)
+            score_positions(query, start + c, keys, pages, own, page_size, place, last, scores, row, c > first)
         put(scores, factors + head, exponentiate_scores(scores, row, t))
     head, next_head = 0, size  # of channel c, and the first channel of the head after it
     for c in range(0, channels, LANES):
@@ -199,15 +202,13 @@ def attend_row(query, start, keys, values, pages, own, offset, t, heads, size, c
         if c + HALF >= next_head and head < heads - 1:
             head, next_head = head + 1, next_head + size
         place = offset + c
-        s = mix_values(
-            scores, low * length, head * length, values, pages, own, channels * LANES, place, channels, last
-        )
+        s = mix_values(scores, low * length, head * length, values, pages, own, page_size, place, channels, last)
         factor = halves(get(scores, factors + low), get(scores, factors + head))
         store_flat(mixed, mixed_start + c, s * factor)
 
 
 @kernel
-def add_neighbors(values, places, t, pages, own, offset, weight, layer, channels, mixed, start):
+def add_neighbors(values, places, t, pages, own, page_size, offset, weight, layer, channels, mixed, start):
     """mixed[start:] += sum over neighbors k of weight[layer, k] value[places[t, k]]"""
     neighbors = weight.shape[1] // channels
     for c in range(0, channels, LANES):
@@ -215,7 +216,7 @@ def add_neighbors(values, places, t, pages, own, offset, weight, layer, channels
         for k in range(neighbors):
             near = get(places, t * neighbors + k)
             if near > 0:
-                place = offset + (get(pages, own + near // LANES) * LANES + near % LANES) * channels + c
+                place = get(pages, own + near // LANES) * page_size + offset + near % LANES * channels + c
                 s = fma(load_flat(weight, (layer * neighbors + k) * channels + c), load_flat(values, place), s)
         store_flat(mixed, start + c, s)
 
@@ -283,7 +284,7 @@ def run_position(weight_arrays, head, tables, shape, constants, sequences, cache
 
     Args:
         weight_arrays, head, tables, shape, constants, sequences: As in `complete_images`.
-        caches: Keys (layers, pages, A, LANES) and values (layers, pages, LANES, A) of LANES positions a page, both
+        caches: Keys (pages, layers, A, LANES) and values (pages, layers, LANES, A) of LANES positions a page, both
             flat, with A channels of all heads, padded; and each sequence's pages (S, blocks).
         work: From `work_space`.
         first: The first of the sequences; the others follow.
@@ -294,7 +295,7 @@ def run_position(weight_arrays, head, tables, shape, constants, sequences, cache
     (ids, rows), ((keys, values), pages) = sequences, caches
     logits, x, normed, qkv, mixed, hidden, scores, no_bias = work
     layers, channels, width, inner = len(weights.out_bias), x.shape[1], mixed.shape[1], hidden.shape[1]
-    one, layer_size, gain_size = float32(1), keys.size // layers, weights.attention_gain.shape[1]
+    one, gain_size, page_size = float32(1), weights.attention_gain.shape[1], layers * width * LANES
     for slot in range(count):
         for c in range(0, channels, LANES):
             s = load_flat(weights.position_table, t * channels + c)
@@ -306,7 +307,7 @@ def run_position(weight_arrays, head, tables, shape, constants, sequences, cache
             store_flat(x, slot * channels + c, s)
 
     for layer in range(layers):
-        offset = layer * layer_size
+        offset = layer * width * LANES
         for slot in range(count):
             start, q, out, up = slot * channels, slot * 3 * width, slot * width, slot * inner
             gain, own = layer * gain_size + rows[first + slot] * channels, (page_row + slot) * pages.shape[1]
@@ -314,12 +315,16 @@ def run_position(weight_arrays, head, tables, shape, constants, sequences, cache
             linear_row(
                 normed, start, channels, weights.qkv_weight, weights.qkv_bias, layer, 3 * width, scale, qkv, q, False
             )
-            page = offset + get(pages, own + t // LANES) * width * LANES
+            page = offset + get(pages, own + t // LANES) * page_size
             apply_rotary_row(qkv, q, q + width, cos_sin, t, heads, head_size, keys, page + t % LANES)
             for c in range(0, width, LANES):
                 store_flat(values, page + t % LANES * width + c, load_flat(qkv, q + 2 * width + c))
-            attend_row(qkv, q, keys, values, pages, own, offset, t, heads, head_size, width, scores, mixed, out)
-            add_neighbors(values, places, t, pages, own, offset, weights.mixing_weight, layer, width, mixed, out)
+            attend_row(
+                qkv, q, keys, values, pages, own, page_size, offset, t, heads, head_size, width, scores, mixed, out
+            )
+            add_neighbors(
+                values, places, t, pages, own, page_size, offset, weights.mixing_weight, layer, width, mixed, out
+            )
             linear_row(mixed, out, width, weights.out_weight, weights.out_bias, layer, channels, one, x, start, True)
             scale = normalize_row(x, start, channels, size, eps, weights.mlp_gain, gain, normed)
             linear_row(

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import set_seed
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
-from igpt_hf.model.completion import effective_size, survivors, systematic_resampling
+from igpt_hf.model.completion import Particles, effective_size, systematic_resampling
 
 
 MASKS = {  # true where a pixel of 4x4 is unknown
@@ -246,9 +246,19 @@ def test_systematic_resampling_keeps_each_particle_as_often_as_its_weight_says()
     assert abs(counts.mean(0) - expected).max() < 6 * 0.5 / 200**0.5
 
 
-def test_particles_that_continue_stay_where_they_are():
-    counts = torch.tensor([[0, 3, 0, 1], [1, 1, 1, 1], [4, 0, 0, 0]])
-    assert survivors(counts).tolist() == [1, 1, 1, 3, 4, 5, 6, 7, 8, 8, 8, 8]
+def test_particles_with_the_same_tokens_are_one_sequence(all_pictures):
+    model, _, _ = all_pictures
+    prompts = torch.tensor([[16], [17], [16]])
+    torch.manual_seed(0)
+    particles = Particles(model, prompts, num_particles=50)
+    assert len(particles.decoder.input_ids) == 2  # of two prompts
+    for _ in range(3):
+        particles.step(torch.ones(3, 16, dtype=torch.bool))
+    sequences = particles.decoder.input_ids
+    assert len(sequences.unique(dim=0)) == len(sequences) < 150
+    assert (sequences[particles.rows][..., 0] == prompts).all()  # each particle still has its run's prompt
+    expected = model(input_ids=sequences).logits[:, -1]
+    torch.testing.assert_close(particles.decoder.logits(), expected, rtol=0, atol=1e-5)
 
 
 def test_the_effective_size_is_that_of_equal_weights_or_of_one():
