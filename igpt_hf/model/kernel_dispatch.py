@@ -212,10 +212,11 @@ def is_plain(model: nn.Module, config) -> bool:
     kinds = (nn.Linear, nn.Embedding, nn.ModuleList, type(ACT2FN[config.hidden_act]))
 
     def is_own(module) -> bool:
-        weights = [weight for weight in module._parameters.values() if weight is not None]
-        are_plain = all(weight.dtype == torch.float32 and weight.device.type == "cpu" for weight in weights)
+        for weight in module._parameters.values():
+            if weight is not None and not (weight.is_cpu and weight.dtype == torch.float32):
+                return False
         is_known = type(module) in kinds or type(module).__module__ in MODEL_CODE
-        return is_known and are_plain and not is_changed(module)
+        return is_known and not is_changed(module)
 
     if not all(is_own(module) for module in model.modules()):
         return False
@@ -347,7 +348,9 @@ def model_arguments(model) -> tuple:
     shape = (heads, padded(config.hidden_size // heads, HALF), config.hidden_size, config.vocab_size)
     sizes = (*shape, config.num_labels, config.grid_size, config.neighborhood_radius, config.class_conditional_norm)
     constants = (float32(config.rms_norm_eps), float32(BETAS[config.hidden_act]))
-    weights = torch.cat([weight.detach().reshape(-1) for weight in model.parameters()])
+    tables = [weight for module in model.modules() for weight in module._parameters.values() if weight is not None]
+    with torch.no_grad():
+        weights = torch.cat([weight.reshape(-1) for weight in tables])
     old_sizes, old_weights, packed = PACKED.get(model, (None, None, None))
     if sizes != old_sizes or not torch.equal(weights, old_weights):
         packed = (*packed_weights(model), sampler_tables(model))
