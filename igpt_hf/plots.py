@@ -129,7 +129,8 @@ class ImageGrid:
             width = self.num_blocks * block + (self.num_blocks - 1) * TEXT
             width = max(width, 0 if self.title is None else _text_width([self.title], TEXT * 0.8) + TEXT)
             canvas = np.full((top + self.gap + self.block_rows * step, width), PAPER, np.uint8)
-            figure = Figure(figsize=(canvas.shape[1] / DPI, canvas.shape[0] / DPI), dpi=DPI)
+            height, width = ((side + 1e-6) / DPI for side in canvas.shape)  # matplotlib rounds down
+            figure = Figure(figsize=(width, height), dpi=DPI)
             axes = figure.add_axes((0, 0, 1, 1))
             axes.set_axis_off()
             if self.title is not None:

@@ -471,7 +471,7 @@ def test_samples_are_drawn_where_the_user_is(animals_run, tmp_path):
     assert os.listdir(tmp_path) == ["samples.png"]
     assert "Traceback" not in done.stderr
     with Image.open(tmp_path / "samples.png") as picture:
-        assert picture.size == (2 * (36 + 6) + 6, 36 + 2 * 6)  # two images of 12x12, three times as large
+        assert picture.size == (2 * (36 + 2) + 2, 36 + 2 * 2)  # two images of 12x12, three times as large
 
 
 def test_the_arrays_are_the_images_their_classes_ids_and_exact_nats(sample, animals_run):
