@@ -46,17 +46,17 @@ docs: $(VENV)/installed-dev  ## the documentation as a site in site/; checks its
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: $(VENV)/installed-dev  ## every test
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-fast: $(VENV)/installed-dev  ## the tests that take under two minutes together: no browser, no process of its own
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-oldest:  ## every test, with the oldest versions that pyproject.toml allows
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-min.txt
 
 test-newest: .venv-newest/installed  ## every test with the newest of everything but torch, and the core without numba
-	.venv-newest/bin/python -m pytest -n auto
-	IGPT_TEST_WITHOUT_NUMBA=1 .venv-newest/bin/python -m pytest -n auto $(CORE)
+	.venv-newest/bin/python -m pytest -n auto --dist worksteal
+	IGPT_TEST_WITHOUT_NUMBA=1 .venv-newest/bin/python -m pytest -n auto --dist worksteal $(CORE)
 
 .venv-newest/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-newest
@@ -76,9 +76,9 @@ test-transformers: $(VENV)/installed-dev  ## the core with the newest transforme
 	.venv-transformers/bin/python -m pip install --quiet --upgrade $(TORCH) transformers huggingface_hub accelerate datasets
 	.venv-transformers/bin/python $(VERSIONS)
 	[ "$$(.venv-transformers/bin/python $(VERSIONS))" = "$$($(BIN)/python $(VERSIONS))" ] || { \
-		.venv-transformers/bin/python -m pytest -n auto -m "not slow" $(CORE) && \
-		.venv-transformers/bin/python -m pytest -n auto -m slow tests/model/test_remote_code.py -k checkpoint_works; }
-	IGPT_TEST_WITHOUT_NUMBA=1 .venv-transformers/bin/python -m pytest -n auto -m "not slow" $(CORE) \
+		.venv-transformers/bin/python -m pytest -n auto --dist worksteal -m "not slow" $(CORE) && \
+		.venv-transformers/bin/python -m pytest -n auto --dist worksteal -m slow tests/model/test_remote_code.py -k checkpoint_works; }
+	IGPT_TEST_WITHOUT_NUMBA=1 .venv-transformers/bin/python -m pytest -n auto --dist worksteal -m "not slow" $(CORE) \
 		-k "not test_training or two_steps"
 
 lint: $(VENV)/installed-dev
