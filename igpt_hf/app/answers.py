@@ -262,9 +262,10 @@ class Answers:
             ValueError: Nothing is hidden, or all that is drawn.
         """
         size = (self.config.image_size,) * 2
-        *_, alpha = open_drawing(drawing).split()
+        image = open_drawing(drawing)
+        *_, alpha = image.split()
         hidden = np.asarray(alpha.resize(size, Image.Resampling.BOX)) < 128
-        gray = open_drawing(drawing).convert("L").resize(size, Image.Resampling.BOX)
+        gray = image.convert("L").resize(size, Image.Resampling.BOX)
         pixels = ((np.asarray(gray) >= 128) & ~hidden).astype(np.uint8)
         if not hidden.any():
             raise ValueError("Nothing is hidden: paint over the unknown part with Hide, or keep fewer rows.")

@@ -126,8 +126,7 @@ def place(drawn: np.ndarray, size: float, width: float, image_size: int) -> np.n
 
 def read_drawing(model, processor, reference: Reference, mask: np.ndarray) -> Reading:
     """Read a drawing: ink (h, w) of any size, booleans, not empty."""
-    ids = fit_drawing(model, processor, reference, mask)
-    scores = model.class_log_likelihoods(ids)
+    ids, scores = fit_drawing(model, processor, reference, mask)
     ids[:, 0] = model.config.vocab_size + scores.argmax(1)
     nats = marginal_nats({"classes": scores}).item()
     quantiles = model.config.nats_quantiles
@@ -149,8 +148,11 @@ def likeness_of(nats: float, quantiles: list[float], is_peaked: bool) -> str:
     return "simple" if nats < quantiles[1] else "typical"
 
 
-def fit_drawing(model, processor, reference: Reference, mask: np.ndarray) -> torch.Tensor:
-    """Fit a drawing as the model's images are: ink (h, w) of any size -> ids (1, 1 + N), with the start token."""
+def fit_drawing(model, processor, reference: Reference, mask: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fit a drawing as the model's images are: ink (h, w) of any size -> ids (1, 1 + N), with the start token.
+
+    And its `class_log_likelihoods`, (1, num_labels).
+    """
     drawn, size, width = crop(mask), reference.size, reference.stroke_width
     longest, thickness = max(drawn.shape), stroke_width(drawn)
     smaller = [longest * width / thickness]
@@ -158,7 +160,8 @@ def fit_drawing(model, processor, reference: Reference, mask: np.ndarray) -> tor
         smaller.append(processor.image_size * longest / max(mask.shape))
     sizes = [size, *(min(max(one, reference.sizes.min() + 2), size) for one in smaller)]
     ids = processor(np.stack([place(drawn, one, width, processor.image_size) for one in sizes]))["input_ids"]
-    excess = -model.class_log_likelihoods(ids) - reference.nats  # (sizes, num_labels)
+    scores = model.class_log_likelihoods(ids)  # (sizes, num_labels)
+    excess = -scores - reference.nats
     low, high = torch.from_numpy(reference.sizes).T[:, None]  # (1, num_labels) each
     tried = torch.tensor(sizes)[:, None]
     has_size = (low <= tried) & (tried <= high)
@@ -166,4 +169,4 @@ def fit_drawing(model, processor, reference: Reference, mask: np.ndarray) -> tor
     least = excess.masked_fill(~has_size, torch.inf).amin(1)
     least[1:] += MARGIN * reference.deviation
     best = int(least.argmin())
-    return ids[best : best + 1]
+    return ids[best : best + 1], scores[best : best + 1]

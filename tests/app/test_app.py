@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 from helpers.app import digit, images_in
+from helpers.browser import draw_stroke, serious_findings
 from helpers.paths import SCRIPTS
 
 
@@ -161,16 +162,8 @@ def wait_for(url: str, process: subprocess.Popen, seconds: float = 120) -> str:
 
 def draw_seven(page, size: float = 1.0, corner: tuple[float, float] = (0.0, 0.0)):
     """Draw with the mouse, in one stroke; sizes and places are fractions of the drawing area on the screen."""
-    canvas = page.locator(".pad-area canvas:first-child:visible")
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
     ends = [(corner[0] + size * x, corner[1] + size * y) for x, y in ((0.3, 0.06), (0.5, 0.9), (0.7, 0.06))]
-    points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in ends]
-    page.mouse.move(*points[0])
-    page.mouse.down()
-    for point in points[1:]:
-        page.mouse.move(*point, steps=10)
-    page.mouse.up()
+    draw_stroke(page, page.locator(".pad-area canvas:first-child:visible"), ends, steps=10)
 
 
 def press(page, name: str):
@@ -191,18 +184,6 @@ def wait_for_others(page, old: str):
 
 def sentence(page) -> str:
     return page.locator(".answer:visible").text_content()
-
-
-def serious_findings(page) -> list[str]:
-    """What axe-core finds wrong with the page for people who cannot see, or use no mouse."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install -e '.[test]'")
-    found = axe.Axe().run(page).response["violations"]
-    return [
-        f"{one['id']}: {node['html'][:200]}"
-        for one in found
-        if one["impact"] in ("serious", "critical")
-        for node in one["nodes"]
-    ]
 
 
 @pytest.mark.parametrize("width, height", [(1280, 800), (390, 844)])

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.browser import draw_stroke, serious_findings
 from helpers.paths import DOCS
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
 from igpt_hf.hub.export import export_page
@@ -311,14 +312,7 @@ def test_completions_agree_with_exact_sums(name, open_page, small, tmp_path):
 
 def stroke(page, *points):
     """Draw on the pad; points are fractions of its sides."""
-    page.locator("#pad").scroll_into_view_if_needed()
-    box = page.locator("#pad").bounding_box()
-    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
-    page.mouse.move(*places[0])
-    page.mouse.down()
-    for place in places[1:]:
-        page.mouse.move(*place, steps=4)
-    page.mouse.up()
+    draw_stroke(page, page.locator("#pad"), points, steps=4)
 
 
 def on_pad(page) -> tuple[np.ndarray, np.ndarray]:
@@ -397,10 +391,8 @@ def test_the_pad_is_drawn_on_by_keys(open_page, folder):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_axe_finds_nothing_serious(scheme, width, open_page, tiny_model, tmp_path):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install -e '.[test]'")
     page = open_page(write_page(tiny_model(), tmp_path), width)
     page.emulate_media(color_scheme=scheme)
     wait_until_drawn(page)
     complete(page)
-    violations = axe.Axe().run(page, options={"preload": False}).response["violations"]
-    assert [v["id"] for v in violations if v["impact"] in ("serious", "critical")] == []
+    assert serious_findings(page, preload=False) == []
