@@ -207,6 +207,14 @@ def run_blocks(model, input_ids: torch.LongTensor) -> torch.Tensor:
     return Blocks.apply(model, input_ids.contiguous(), rows, tables, constants, *stacked_weights(model))
 
 
+def all_modules(model: nn.Module) -> list[nn.Module]:
+    """The model and all modules in it; `model.modules()` takes as long as sampling a quarter of an image."""
+    modules = [model]
+    for module in modules:
+        modules.extend(child for child in module._modules.values() if child is not None)
+    return modules
+
+
 def is_plain(model: nn.Module, config) -> bool:
     """Whether all modules are the model's own, float32 on the CPU, and no hook or wrapper changes what they do."""
     kinds = (nn.Linear, nn.Embedding, nn.ModuleList, type(ACT2FN[config.hidden_act]))
@@ -218,7 +226,7 @@ def is_plain(model: nn.Module, config) -> bool:
         is_known = type(module) in kinds or type(module).__module__ in MODEL_CODE
         return is_known and not is_changed(module)
 
-    if not all(is_own(module) for module in model.modules()):
+    if not all(is_own(module) for module in all_modules(model)):
         return False
     # The kernels do not check bounds: a table of another size than the configuration's would be read beyond its end.
     embeddings = model.base_model.embeddings
@@ -275,8 +283,12 @@ def sampler_tables(model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     config = model.config
     positions = torch.arange(config.num_image_tokens)
     places, is_inside = neighbor_index(positions, config)
+    if config.neighborhood_radius == 0:
+        places, is_inside = places[:, :0], is_inside[:, :0]
     context = context_rows(len(positions), model.model.embeddings.first_rows, config)
-    return torch.where(is_inside, places, 0).numpy(), context.numpy(), rotary_cos_sin(positions, config).numpy()
+    is_usual = config.hidden_size == HALF * config.num_attention_heads
+    angles = rotary_table(len(positions), config) if is_usual else rotary_cos_sin(positions, config)
+    return torch.where(is_inside, places, 0).numpy(), context.numpy(), angles.contiguous().numpy()
 
 
 def sample_images(
@@ -348,7 +360,7 @@ def model_arguments(model) -> tuple:
     shape = (heads, padded(config.hidden_size // heads, HALF), config.hidden_size, config.vocab_size)
     sizes = (*shape, config.num_labels, config.grid_size, config.neighborhood_radius, config.class_conditional_norm)
     constants = (float32(config.rms_norm_eps), float32(BETAS[config.hidden_act]))
-    tables = [weight for module in model.modules() for weight in module._parameters.values() if weight is not None]
+    tables = [weight for module in all_modules(model) for weight in module._parameters.values() if weight is not None]
     with torch.no_grad():
         weights = torch.cat([weight.reshape(-1) for weight in tables])
     old_sizes, old_weights, packed = PACKED.get(model, (None, None, None))

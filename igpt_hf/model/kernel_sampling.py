@@ -26,6 +26,7 @@ import functools
 import numpy as np
 
 from .kernel_blocks import BlockWeights, activate
+from .kernel_choice import draw_token, exponentiate_logits, sample_token
 from .kernel_simd import (
     LANES,
     compile_kernel,
@@ -41,6 +42,7 @@ from .kernel_simd import (
     reduce_max,
     splat,
     store_flat,
+    swap_halves,
     total,
     up_to_lane,
 )
@@ -49,7 +51,16 @@ from .kernel_simd import (
 SLOTS = 2  # even: with guidance an image takes two
 HALF = LANES // 2  # a head's channels are padded to a multiple
 QKV_BIAS = BlockWeights._fields.index("qkv_bias")
+PLAIN = (1.0, 0.0, 1.0, 0.0, 1.0)  # settings that leave the probabilities as they are
 float32 = np.float32
+
+
+@kernel
+def store_row(s, out, place, adds):
+    """out[place:] = s, plus what it was if `adds`"""
+    if adds:
+        s += load_flat(out, place)
+    store_flat(out, place, s)
 
 
 @kernel
@@ -59,19 +70,30 @@ def linear_row(x, start, inputs, weight, bias, layer, outputs, scale, out, out_s
     Args:
         weight: For each layer, blocks of LANES outputs, each (inputs, LANES).
     """
-    w = layer * inputs * outputs
-    for o in range(0, outputs, LANES):
-        a = b = c = d = splat(0)
-        for i in range(start, start + inputs, 4):  # four sums: in one, each multiply-add would wait for the one before
-            a = fma(get(x, i), load_flat(weight, w), a)
-            b = fma(get(x, i + 1), load_flat(weight, w + LANES), b)
-            c = fma(get(x, i + 2), load_flat(weight, w + 2 * LANES), c)
-            d = fma(get(x, i + 3), load_flat(weight, w + 3 * LANES), d)
-            w += 4 * LANES
-        s = fma((a + b) + (c + d), scale, load_flat(bias, layer * outputs + o))
-        if adds:
-            s += load_flat(out, out_start + o)
-        store_flat(out, out_start + o, s)
+    w, o, size = layer * inputs * outputs, 0, inputs * LANES
+    while o < outputs:
+        a = b = c = d = splat(0)  # four sums: in one, each multiply-add would wait for the one before
+        if o + LANES < outputs:  # two blocks: each number of x is read once for both
+            for i in range(start, start + inputs, 2):
+                a = fma(get(x, i), load_flat(weight, w), a)
+                b = fma(get(x, i), load_flat(weight, w + size), b)
+                c = fma(get(x, i + 1), load_flat(weight, w + LANES), c)
+                d = fma(get(x, i + 1), load_flat(weight, w + size + LANES), d)
+                w += 2 * LANES
+            store_row(
+                fma(b + d, scale, load_flat(bias, layer * outputs + o + LANES)), out, out_start + o + LANES, adds
+            )
+            a, w = a + c, w + size
+        else:
+            for i in range(start, start + inputs, 4):
+                a = fma(get(x, i), load_flat(weight, w), a)
+                b = fma(get(x, i + 1), load_flat(weight, w + LANES), b)
+                c = fma(get(x, i + 2), load_flat(weight, w + 2 * LANES), c)
+                d = fma(get(x, i + 3), load_flat(weight, w + 3 * LANES), d)
+                w += 4 * LANES
+            a = (a + b) + (c + d)
+        store_row(fma(a, scale, load_flat(bias, layer * outputs + o)), out, out_start + o, adds)
+        o += 2 * LANES
 
 
 @kernel
@@ -89,14 +111,24 @@ def normalize_row(x, start, channels, size, eps, gains, gain_start, normed):
 
 
 @kernel
-def apply_rotary_row(qkv, start, key_start, cos_sin, t, heads, size, keys, place):
+def apply_rotary_row(qkv, start, key_start, cos_sin, t, shape, channels, keys, place):
     """Rotate query, qkv[start:], and key, qkv[key_start:], by a position's angles; the key goes to the cache.
 
     Args:
-        size: Of a head, padded.
+        cos_sin, shape: As in `complete_images`.
+        channels: Of all heads, padded.
         keys, place: The key's first channel is keys[place], the others follow LANES apart.
     """
-    _, length, pairs = cos_sin.shape
+    (heads, size, hidden_size, _), (_, length, pairs) = shape, cos_sin.shape
+    if hidden_size == heads * HALF:  # most models: a vector holds two heads, and the pairs are 4 channels apart
+        cos, sin = load_flat(cos_sin, t * LANES), load_flat(cos_sin, (length + t) * LANES)
+        for c in range(0, channels, LANES):
+            q, k = load_flat(qkv, start + c), load_flat(qkv, key_start + c)
+            store_flat(qkv, start + c, fma(swap_halves(q), sin, q * cos))
+            store_flat(qkv, key_start + c, fma(swap_halves(k), sin, k * cos))
+        for c in range(channels):
+            put(keys, place + c * LANES, get(qkv, key_start + c))
+        return
     for head in range(heads):
         for p in range(pairs):
             c, cos, sin = head * size + p, get(cos_sin, t * pairs + p), get(cos_sin, (length + t) * pairs + p)
@@ -208,74 +240,37 @@ def attend_row(
 
 
 @kernel
-def add_neighbors(values, places, t, pages, own, page_size, offset, weight, layer, channels, mixed, start):
-    """mixed[start:] += sum over neighbors k of weight[layer, k] value[places[t, k]]"""
-    neighbors = weight.shape[1] // channels
-    for c in range(0, channels, LANES):
-        s = load_flat(mixed, start + c)
-        for k in range(neighbors):
-            near = get(places, t * neighbors + k)
-            if near > 0:
-                place = get(pages, own + near // LANES) * page_size + offset + near % LANES * channels + c
-                s = fma(load_flat(weight, (layer * neighbors + k) * channels + c), load_flat(values, place), s)
-        store_flat(mixed, start + c, s)
-
-
-@kernel
-def log_sum_exp(scores):
-    """log of the sum of exp(scores)"""
-    largest, result = scores.max(), 0.0
-    for score in scores:
-        result += np.exp(score - largest)
-    return largest + np.log(result)
-
-
-@kernel
-def sample_token(scores, uniform, settings, order, weights):
-    """Sample a token by its score, as transformers' logits processors and sampling do; overwrites the scores (V,).
+def find_neighbors(places, t, pages, own, page_size, channels, neighbors):
+    """neighbors = for each neighbor of position t in the image, its weight's and its value's place in the first layer
 
     Args:
-        uniform: In [0, 1); the first token at which the cumulative probability is larger is chosen.
-        settings: temperature (0: the first of the highest scores), top_k (0: all), top_p, min_p, and more.
-        order, weights: Work space of V numbers each.
+        places: Those of the neighbors, 0 outside (N, K).
+        neighbors: (2 K + 1,), first their number.
     """
-    temperature, top_k, top_p, min_p, _ = settings
-    vocab = len(scores)
-    if temperature == 0:
-        return np.argmax(scores)
-    for v in range(vocab):
-        scores[v] /= temperature
-    largest = scores.max()
-    for v in range(vocab):
-        weights[v] = np.exp(scores[v] - largest)
-    if 0 < top_k < vocab or top_p < 1:
-        for v in range(vocab):  # insertion sort: order[0] is the token of the lowest score
-            i = v
-            while i > 0 and scores[order[i - 1]] > scores[v]:
-                order[i] = order[i - 1]
-                i -= 1
-            order[i] = v
-        lowest = scores[order[vocab - int(top_k)]] if 0 < top_k < vocab else -np.inf
-        mass, cumulative = 0.0, 0.0
-        for v in range(vocab):
-            if scores[v] < lowest:  # all that equal the k-th stay
-                weights[v] = 0
-            mass += weights[v]
-        for v in order[:-1]:  # the most likely always stays
-            cumulative += weights[v]
-            if cumulative <= (1 - top_p) * mass:
-                weights[v] = 0
-    mass = 0.0
-    for v in range(vocab):
-        if weights[v] < min_p:  # the highest weight is 1
-            weights[v] = 0
-        mass += weights[v]
-    token, cumulative = 0, 0.0
-    for v in range(vocab):
-        if weights[v] > 0 and cumulative <= uniform * mass:
-            token = v
-            cumulative += weights[v]
-    return token
+    n = 0
+    for k in range(places.shape[1]):
+        near = places[t, k]
+        if near > 0:
+            neighbors[2 * n + 1] = k * channels
+            neighbors[2 * n + 2] = get(pages, own + near // LANES) * page_size + near % LANES * channels
+            n += 1
+    neighbors[0] = n
+
+
+@kernel
+def add_neighbors(values, neighbors, offset, weight, weight_start, channels, mixed, start):
+    """mixed[start:] += sum over neighbors of weight times value
+
+    Args:
+        neighbors: From `find_neighbors`.
+        offset, weight_start: Where in each page of the values, and in the weights, this layer begins.
+    """
+    for c in range(0, channels, LANES):
+        s = load_flat(mixed, start + c)
+        for n in range(1, 2 * neighbors[0], 2):
+            place, near = weight_start + neighbors[n] + c, offset + neighbors[n + 1] + c
+            s = fma(load_flat(weight, place), load_flat(values, near), s)
+        store_flat(mixed, start + c, s)
 
 
 @kernel
@@ -293,7 +288,7 @@ def run_position(weight_arrays, head, tables, shape, constants, sequences, cache
     weights = BlockWeights(*weight_arrays)
     (places, context, cos_sin), (heads, head_size, size, _), (eps, beta) = tables, shape, constants
     (ids, rows), ((keys, values), pages) = sequences, caches
-    logits, x, normed, qkv, mixed, hidden, scores, no_bias = work
+    logits, x, normed, qkv, mixed, hidden, scores, no_bias, neighbors = work
     layers, channels, width, inner = len(weights.out_bias), x.shape[1], mixed.shape[1], hidden.shape[1]
     one, gain_size, page_size = float32(1), weights.attention_gain.shape[1], layers * width * LANES
     for slot in range(count):
@@ -305,6 +300,7 @@ def run_position(weight_arrays, head, tables, shape, constants, sequences, cache
                     row += ids[first + slot, place]
                 s += load_flat(weights.context_table, row * channels + c)
             store_flat(x, slot * channels + c, s)
+        find_neighbors(places, t, pages, (page_row + slot) * pages.shape[1], page_size, width, neighbors[slot])
 
     for layer in range(layers):
         offset = layer * width * LANES
@@ -316,15 +312,14 @@ def run_position(weight_arrays, head, tables, shape, constants, sequences, cache
                 normed, start, channels, weights.qkv_weight, weights.qkv_bias, layer, 3 * width, scale, qkv, q, False
             )
             page = offset + get(pages, own + t // LANES) * page_size
-            apply_rotary_row(qkv, q, q + width, cos_sin, t, heads, head_size, keys, page + t % LANES)
+            apply_rotary_row(qkv, q, q + width, cos_sin, t, shape, width, keys, page + t % LANES)
             for c in range(0, width, LANES):
                 store_flat(values, page + t % LANES * width + c, load_flat(qkv, q + 2 * width + c))
             attend_row(
                 qkv, q, keys, values, pages, own, page_size, offset, t, heads, head_size, width, scores, mixed, out
             )
-            add_neighbors(
-                values, places, t, pages, own, page_size, offset, weights.mixing_weight, layer, width, mixed, out
-            )
+            mixing = layer * weights.mixing_weight.shape[1]
+            add_neighbors(values, neighbors[slot], offset, weights.mixing_weight, mixing, width, mixed, out)
             linear_row(mixed, out, width, weights.out_weight, weights.out_bias, layer, channels, one, x, start, True)
             scale = normalize_row(x, start, channels, size, eps, weights.mlp_gain, gain, normed)
             linear_row(
@@ -343,16 +338,17 @@ def run_position(weight_arrays, head, tables, shape, constants, sequences, cache
 
 
 @kernel
-def work_space(count, weight_arrays, head, shape, length):
+def work_space(count, weight_arrays, head, shape, places):
     """What `run_position` writes into, for `count` sequences; first the logits."""
     weights = BlockWeights(*weight_arrays)
     channels, width, inner = weights.out_bias.shape[1], weights.qkv_bias.shape[1] // 3, weights.up_bias.shape[1]
     x, normed = np.zeros((count, channels), float32), np.zeros((count, channels), float32)
     qkv, mixed = np.zeros((count, 3 * width), float32), np.zeros((count, width), float32)
     hidden = np.zeros((count, inner), float32)
-    scores = np.zeros(shape[0] * (length + LANES), float32)  # each head's in whole pages, then a factor for each
+    scores = np.zeros(shape[0] * (len(places) + LANES), float32)  # each head's in whole pages, then a factor for each
     logits, no_bias = np.zeros((count, head.size // channels), float32), np.zeros(head.size // channels, float32)
-    return logits, x, normed, qkv, mixed, hidden, scores, no_bias
+    neighbors = np.zeros((count, 2 * places.shape[1] + 1), np.int64)
+    return logits, x, normed, qkv, mixed, hidden, scores, no_bias, neighbors
 
 
 def complete_images(
@@ -363,8 +359,8 @@ def complete_images(
     Args:
         weight_arrays: The fields of `BlockWeights`, from `packed_weights`: for each layer a row of numbers.
         head: Matrix of the head, as `linear_row` takes it.
-        tables: Places of the neighbors that mixing reads, 0 outside (N, K), `context_rows`, and `rotary_cos_sin`
-            (2, N, P).
+        tables: Places of the neighbors that mixing reads, 0 outside (N, K), `context_rows`, and the angles:
+            `rotary_table` where a head has HALF channels, `rotary_cos_sin` where not.
         shape: Number of heads, channels of a head (padded), hidden size and vocabulary (both without padding).
         constants: eps of the norms, beta of the activation.
         sequences: Prompts and tokens (S, 1 + N), of which all after the first `given` are filled in, and the row of
@@ -381,9 +377,10 @@ def complete_images(
     size = slots * blocks * len(weight_arrays[QKV_BIAS]) * weight_arrays[QKV_BIAS].shape[1] // 3 * LANES
     arrays = np.zeros(size, float32), np.zeros(size, float32)
     caches = (arrays, np.arange(slots * blocks).reshape(slots, blocks))
-    work = work_space(slots, weight_arrays, head, shape, length)
-    logits, chances = work[0], np.zeros((slots, vocab))
+    work = work_space(slots, weight_arrays, head, shape, tables[0])
+    logits, chances, norms = work[0], np.zeros((slots, work[0].shape[1]), float32), np.zeros(slots)
     guided, weights, order = np.zeros(vocab), np.zeros(vocab), np.zeros(vocab, np.int64)
+    is_plain = settings == PLAIN
     for start in range(first, last, slots // branches):
         active = min(slots, branches * (last - start))
         for t in range(length):
@@ -391,20 +388,23 @@ def complete_images(
                 weight_arrays, head, tables, shape, constants, sequences, caches, work, t, branches * start, 0, active
             )
             for slot in range(active):
-                norm = log_sum_exp(logits[slot, :vocab])
-                for v in range(vocab):
-                    chances[slot, v] = logits[slot, v] - norm
+                norms[slot] = exponentiate_logits(logits, slot * logits.shape[1], vocab, chances[slot])
             for slot in range(0, active, branches):
                 image = start + slot // branches
                 sequence = branches * image
-                for v in range(vocab):
-                    guided[v] = chances[slot, v]
-                    if branches == 2:
-                        guided[v] = chances[slot + 1, v] + guidance * (guided[v] - chances[slot + 1, v])
                 if t >= given:
-                    token = sample_token(guided, noise[image, t - given], settings, order, weights)
+                    uniform = noise[image, t - given]
+                    if is_plain:
+                        token = draw_token(chances[slot], vocab, uniform)
+                    else:
+                        for v in range(vocab):
+                            guided[v] = logits[slot, v] - norms[slot]
+                            if branches == 2:
+                                other = logits[slot + 1, v] - norms[slot + 1]
+                                guided[v] = other + guidance * (guided[v] - other)
+                        token = sample_token(guided, uniform, settings, order, weights)
                     ids[sequence : sequence + branches, t + 1] = token
-                log_probs[image, t] = chances[slot, ids[sequence, t + 1]]
+                log_probs[image, t] = logits[slot, ids[sequence, t + 1]] - norms[slot]
 
 
 def extend_sequences(
@@ -418,7 +418,7 @@ def extend_sequences(
         caches: As in `run_position`: keys and values of the positions before `begin`, which are added to.
     """
     slots = min(SLOTS, last - first)
-    work = work_space(slots, weight_arrays, head, shape, len(tables[0]))
+    work = work_space(slots, weight_arrays, head, shape, tables[0])
     for start in range(first, last, slots):
         active = min(slots, last - start)
         for t in range(begin, end):

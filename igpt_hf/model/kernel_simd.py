@@ -35,7 +35,8 @@ except ImportError:
     store = store_flat = swap_halves = total = up_to_lane = None
 
 LANES = 16
-SOURCES = ("kernel_simd.py", "kernel_blocks.py", "kernel_sampling.py")  # a kernel calls functions of all of them
+# A kernel calls functions of all of them.
+SOURCES = ("kernel_simd.py", "kernel_blocks.py", "kernel_choice.py", "kernel_sampling.py")
 logger = logging.getLogger(__name__)
 
 

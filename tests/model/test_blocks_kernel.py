@@ -381,6 +381,7 @@ def test_a_kernel_is_compiled_again_after_an_edit_in_another_file_that_it_calls(
         "kernel = compile_kernel(call, (numba.int64,))\n"
         "print(kernel(1), sum(kernel.stats.cache_hits.values()))\n"
     )
+    (folder / "kernel_choice.py").write_text("")
     helper = "from .kernel_simd import kernel\n@kernel\ndef helper(x):\n    return x + {}\n"
     printed = []
     for number in (1, 1, 2, 1):
