@@ -19,12 +19,14 @@ number of particles grows. The product of the mean weights is an unbiased estima
 number of particles. Weights are kept as logarithms.
 """
 
+import contextlib
 import logging
 import math
 
 import torch
 
 from .decoder import Decoder
+from .kernel_dispatch import single_thread_of_torch
 
 
 NUM_PARTICLES = 128
@@ -69,7 +71,8 @@ class Particles:
     def __init__(self, model, beginnings: torch.LongTensor, num_particles: int):
         runs, device = len(beginnings), beginnings.device
         sequences, rows = beginnings.unique(dim=0, return_inverse=True)
-        self.decoder, self.rows = Decoder(model, sequences), rows[:, None].expand(-1, num_particles)
+        self.decoder = Decoder(model, sequences, max_batch=runs * num_particles)
+        self.rows = rows[:, None].expand(-1, num_particles)
         self.log_weights = torch.zeros(runs, num_particles, dtype=torch.float64, device=device)
         self.log_evidence = torch.zeros(runs, dtype=torch.float64, device=device)
         self.ancestors = torch.arange(num_particles, device=device).expand(runs, -1)
@@ -138,9 +141,10 @@ def run_particles(model, prompts, known_tokens, known_masks, num_particles: int)
             continue
         particles = Particles(model, ids, num_particles)
         vocabulary = torch.arange(config.vocab_size, device=ids.device)
-        for place in range(start, end):
-            differs = (vocabulary ^ tokens[:, place, None]) & masks[:, place, None]  # (r, V)
-            particles.step(differs == 0)
+        with single_thread_of_torch() if particles.decoder.is_compiled else contextlib.nullcontext():
+            for place in range(start, end):
+                differs = (vocabulary ^ tokens[:, place, None]) & masks[:, place, None]  # (r, V)
+                particles.step(differs == 0)
         log_p = log_p + particles.log_evidence + log_mean_exp(particles.log_weights)
         yield particles.choose(), log_p, particles.num_ancestors()
 

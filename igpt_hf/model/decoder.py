@@ -11,7 +11,7 @@ from .neighborhood import context_ids
 class CacheState:
     """Keys and values in transformers' cache, for a `Decoder`: any device, any size, the model's own forward."""
 
-    def __init__(self, model, batch: int):
+    def __init__(self, model, batch: int, max_batch: int):
         self.model, self.cache = model, DynamicCache(config=model.config)
 
     def extend(self, ids: torch.LongTensor, begin: int, end: int) -> torch.Tensor:
@@ -37,6 +37,7 @@ class Decoder:
     Args:
         model: An `IGPTForCausalImageModeling`.
         input_ids: Prompts, (B, 1), or the beginnings of images, (B, 1 + given tokens).
+        max_batch: The most sequences that `reorder` will make, if known: room for them is kept from the start.
 
     Raises:
         ValueError: Ids out of range, or whole images.
@@ -48,12 +49,13 @@ class Decoder:
         >>> decoder.input_ids.shape                              # (1, 1 + N)
     """
 
-    def __init__(self, model, input_ids: torch.LongTensor):
+    def __init__(self, model, input_ids: torch.LongTensor, max_batch: int | None = None):
         check_prompt(input_ids, model.config)
         batch, self.length = input_ids.shape
         missing = model.config.max_position_embeddings - self.length
         self._ids = torch.nn.functional.pad(input_ids.long(), (0, missing)).contiguous()
-        self._state = (KernelState if is_sampler_usable(model) else CacheState)(model, batch)
+        self._state = (KernelState if is_sampler_usable(model) else CacheState)(model, batch, max_batch or batch)
+        self.is_compiled = isinstance(self._state, KernelState)
         self._logits: torch.Tensor | None = None
         self._computed = 0  # positions whose keys and values are kept
 

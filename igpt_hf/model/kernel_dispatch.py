@@ -1,6 +1,9 @@
 """When a compiled kernel replaces the model's modules, how it is called, and its gradients."""
 
+import contextlib
 import functools
+import math
+import mmap
 import os
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -56,10 +59,21 @@ def thread_pool(process, threads):
     return ThreadPoolExecutor(threads, thread_name_prefix="igpt")
 
 
-def run_tasks(kernel, tasks: int):
-    """Call kernel(first, last) for all tasks, on torch's number of threads, including this one."""
-    threads = max(1, min(torch.get_num_threads(), tasks))
-    share = max(1, tasks // (4 * threads))  # several shares per thread: one that is held up takes fewer of them
+@contextlib.contextmanager
+def single_thread_of_torch():
+    """Run torch's own operations on one thread: its others would keep a core busy while they wait for the next one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def run_tasks(kernel, tasks: int, threads: int | None = None):
+    """Call kernel(first, last) for all tasks, on `threads` threads (default: torch's number), including this one."""
+    threads = max(1, min(threads or torch.get_num_threads(), tasks))
+    share = max(1, tasks // (8 * threads))  # several shares per thread: one that is held up takes fewer of them
     starts = iter(range(0, tasks, share))  # all threads take from it
 
     def work():
@@ -370,6 +384,19 @@ def model_arguments(model) -> tuple:
     return (*packed, shape, constants)
 
 
+def lazy_zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros that cost no memory until they are used; in large pages of memory, where the system has them.
+
+    A sequence's keys and values lie far apart: with small pages, most of the time would go into looking up addresses.
+    """
+    if not hasattr(mmap, "MADV_HUGEPAGE"):  # Windows, macOS
+        return np.zeros(shape, float32)
+    memory = mmap.mmap(-1, max(1, 4 * math.prod(shape)), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # not every Linux kernel has them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, float32, math.prod(shape)).reshape(shape)
+
+
 class KernelState:
     """Keys and values of B sequences on the CPU, for a `Decoder`: the kernel `extend_sequences`.
 
@@ -377,19 +404,18 @@ class KernelState:
     its full pages, and only the page that is being filled is copied.
     """
 
-    def __init__(self, model, batch: int):
-        self.config, self.arguments = model.config, model_arguments(model)
+    def __init__(self, model, batch: int, max_batch: int):
+        self.config, self.arguments, self.threads = model.config, model_arguments(model), torch.get_num_threads()
         self.num_blocks = padded(self.config.num_image_tokens) // LANES
-        self.caches: list[torch.Tensor] = []
+        self.caches: list[np.ndarray] = []
         self.pages = torch.zeros(batch, self.num_blocks, dtype=torch.long)
-        self._grow(batch)
+        self._grow(max_batch)
 
     def _grow(self, batch: int):
         """Make room for the pages of `batch` sequences; those that there are keep their places."""
         layers, channels = self.arguments[0][QKV_BIAS].shape
         old, shapes = self.caches, ((layers, channels // 3, LANES), (layers, LANES, channels // 3))
-        arrays = [np.zeros((batch * self.num_blocks, *shape), float32) for shape in shapes]  # costs nothing until used
-        self.caches = [torch.from_numpy(array) for array in arrays]
+        self.caches = [lazy_zeros((batch * self.num_blocks, *shape)) for shape in shapes]
         for new, cache in zip(self.caches, old, strict=False):
             new[: len(cache)] = cache
 
@@ -405,9 +431,9 @@ class KernelState:
         self.pages[:, used:blocks] = self._free_pages(used, len(ids) * (blocks - used)).view(len(ids), -1)
         logits = torch.empty(len(ids), self.config.vocab_size)
         sequences = (ids.numpy(), gain_rows(ids, self.config).numpy())
-        caches = (tuple(cache.view(-1).numpy() for cache in self.caches), self.pages.numpy())
+        caches = (tuple(cache.reshape(-1) for cache in self.caches), self.pages.numpy())
         arguments = (*self.arguments, sequences, caches, logits.numpy(), begin, end)
-        run_tasks(functools.partial(make_decoding_kernels()[1], *arguments), len(ids))
+        run_tasks(functools.partial(make_decoding_kernels()[1], *arguments), len(ids), self.threads)
         return logits
 
     def select(self, index: torch.LongTensor, length: int):
@@ -425,4 +451,4 @@ class KernelState:
             sources, targets = self.pages[others, full], self._free_pages(full + 1, len(others))
             self.pages[others, full] = targets
             for cache in self.caches:
-                cache[targets] = cache[sources]
+                cache[targets.numpy()] = cache[sources.numpy()]
