@@ -4,7 +4,8 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from .input_checks import check_prompt
-from .kernel_dispatch import KernelState, is_sampler_usable
+from .kernel_dispatch import is_sampler_usable
+from .kernel_state import KernelState
 from .neighborhood import context_ids
 
 

@@ -5,7 +5,7 @@ import torch
 
 from igpt_hf.model import kernel_simd
 from igpt_hf.model.decoder import CacheState, Decoder
-from igpt_hf.model.kernel_dispatch import KernelState
+from igpt_hf.model.kernel_state import KernelState
 
 
 KINDS = {
