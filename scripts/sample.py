@@ -32,10 +32,17 @@ from igpt_hf.model.masks import transparent_pixels
 from igpt_hf.plots import ImageGrid
 
 
+SURE = 0.999  # `min_posterior` where nothing is asked for
+
+
 def parse_arguments():
     parser = command_parser("sample", __doc__)
     add_model_argument(parser)
-    parser.add_argument("--labels", nargs="+", help="class names or indices, one image each; any class if left out")
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        help="class names or indices, one image each; any class if left out, or, if the model is too, one of each",
+    )
     parser.add_argument("--num", type=int, help="how many images in all; labels are repeated in order (default 10)")
     parser.add_argument("--temperature", type=float, default=1.0, help="below 1: more typical images")
     parser.add_argument(
@@ -113,6 +120,9 @@ def main():
     hide_library_bars()
     model, processor = load_pretrained(args.model or bundled(DEFAULT_MODEL))
     labels = None if args.labels is None else [class_index(name, model.config) for name in args.labels]
+    if args.model is None and args.complete is None and args.labels is None:  # the first look: one image of each class
+        labels = list(range(model.config.num_labels))
+        args.min_posterior = SURE if args.min_posterior is None else args.min_posterior
     num = args.num if args.num is not None else len(labels or [0] * 10)
     given = given_part(args, processor)
     settings = {name: getattr(args, name) for name in ("temperature", "top_p", "guidance_scale")}

@@ -60,7 +60,12 @@ class Complete {
 
   run() {
     this.forget();
-    const { tokens, masks } = this.pad.read(), choice = byId("pad-class").value;
+    const { tokens, masks } = this.pad.read();
+    if (!tokens.some((token, place) => token & masks[place])) {
+      this.say("What is seen is empty: draw there, or start from an example.");
+      return;
+    }
+    const choice = byId("pad-class").value;
     const settings = {
       tokens,
       masks,
@@ -86,7 +91,8 @@ class Complete {
     byId("answers").replaceChildren(...groups.map((group) => answerFigure(group, masks)));
     const isOpen = label === null && NUM_LABELS > 1; // which class it is, is a question
     byId("posterior-part").hidden = !isOpen;
-    if (isOpen) showBars(byId("posterior"), result.posterior);
+    if (isOpen) showBars(byId("posterior"), result.posterior, 1 / result.numParticles);
+    byId("answers").scrollIntoView({ block: "nearest" });
     this.say(summary(result, { isWhole, isOpen, num: groups.length, milliseconds }));
   }
 }
@@ -127,7 +133,7 @@ function summary({ posterior, numAncestors, numParticles }, { isWhole, isOpen, n
   if (isWhole) parts.push("Nothing is hidden, so there is nothing to fill in.");
   else parts.push(`${num} different ${num === 1 ? "answer" : "answers"} in ${(milliseconds / 1000).toFixed(1)} s.`);
   const best = posterior.indexOf(Math.max(...posterior));
-  if (isOpen) parts.push(`Most likely ${NAMES[best]}: ${percent(posterior[best])}.`);
+  if (isOpen) parts.push(`Most likely ${NAMES[best]}: ${percent(posterior[best], 1 / numParticles)}.`);
   if (!isWhole && numAncestors < FEW_ANCESTORS) {
     parts.push(`What is seen hardly fits what the ${numParticles} particles tried: more of them do better.`);
   }

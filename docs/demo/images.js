@@ -71,7 +71,7 @@ const NOUN = Object.values(NAMES).every((name) => /^\p{Nd}$/u.test(name)) ? "dig
 // The bars of the likeliest classes.
 const MAX_BARS = 5;
 
-function showBars(list, posterior) {
+function showBars(list, posterior, least) {
   const order = posterior.map((_, label) => label).sort((a, b) => posterior[b] - posterior[a]);
   list.replaceChildren(
     ...order.slice(0, MAX_BARS).map((label) => {
@@ -79,14 +79,15 @@ function showBars(list, posterior) {
       const bar = document.createElement("i"), share = document.createElement("span");
       name.textContent = NAMES[label];
       bar.style.setProperty("--share", posterior[label]);
-      share.textContent = percent(posterior[label]);
+      share.textContent = percent(posterior[label], least);
       item.append(name, bar, share);
       return item;
     }),
   );
 }
 
-function percent(share) {
-  if (share > 0 && share < 0.001) return "<0.1%";
-  return share > 0.999 && share < 1 ? ">99.9%" : `${+(100 * share).toFixed(1)}%`;
+// least: the smallest share that can be told from none; of an estimate by n particles, 1 / n.
+function percent(share, least = 0.001) {
+  if (share < least) return `<${+(100 * least).toFixed(1)}%`;
+  return share > 1 - least ? `>${+(100 * (1 - least)).toFixed(1)}%` : `${+(100 * share).toFixed(1)}%`;
 }

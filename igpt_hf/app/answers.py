@@ -16,11 +16,12 @@ from PIL import Image
 from ..evaluation.surprise import surprise_maps
 from ..evaluation.typicality import percentiles
 from ..model.image_decision import is_photograph
-from .elements import bars, columns_for, data_uri, downloads, figure, grid, say, scale, waiting
-from .fitting import SURE, Reading, Reference, make_reference, read_drawing
+from .elements import bars, columns_for, data_uri, downloads, figure, grid, percent, say, scale, waiting
+from .fitting import Reading, Reference, make_reference, read_drawing
 
 
 MAX_IMAGES, MAX_SEED, MAX_TEMPERATURE, MAX_GUIDANCE = 16, 2**32 - 1, 2.0, 5.0
+TEMPERATURE, SURE = 0.8, 0.999  # with which the page begins; `min_posterior` of images that should be recognizable
 MAX_CANVAS_BYTES = 2_000_000
 MAX_CANVAS_SIDE = 2000
 NUM_EXAMPLES = 5
@@ -219,7 +220,8 @@ class Answers:
         torch.manual_seed(0)
         posterior = self.model.class_posterior(self.processor(pixels)["input_ids"], mask=hidden)[0]
         best = int(posterior.argmax())
-        text = f"By what is seen, it could be <b>{html.escape(self.names[best])}</b> ({posterior[best]:.0%})."
+        name, share = html.escape(self.names[best]), html.escape(percent(posterior[best]))
+        text = f"By what is seen, it could be <b>{name}</b> ({share})."
         return say(text) + bars([self.names[label] for label in range(len(posterior))], posterior.tolist())
 
     def read(self, drawing) -> str:
@@ -239,7 +241,7 @@ class Answers:
         )
         surprised = figure(
             Image.fromarray((colors * 255).astype(np.uint8)),
-            f"its surprise: {surprise.sum():.1f} nats, up to {surprise.max():.1f} in one pixel",
+            f"its surprise, given the class: {surprise.sum():.1f} nats, up to {surprise.max():.1f} in one pixel",
             "The same, bright where a pixel surprises the model.",
         )
         usual = scale(nats, self.config.nats_quantiles) if self.config.nats_quantiles else ""
@@ -281,7 +283,7 @@ class Answers:
         rows = zip(self.processor.decode(ids), labels.tolist(), -self.model.log_likelihood(ids), strict=True)
         for image, label, nats in rows:
             name = self.config.class_names[label]
-            caption = f"{nats:.1f} nats"
+            caption = f"{self.names[label]}: {nats:.1f} nats" if is_any else f"{nats:.1f} nats"
             alt = f"A sampled image that {'reads as' if is_any else 'was asked to be'} {name}."
             figures.append(figure(image, caption, alt, given, self.config.patch_size))
         return grid(figures, columns_for(len(figures)))
@@ -289,10 +291,11 @@ class Answers:
     def _verdict(self, reading: Reading) -> str:
         """What it reads, and whether it is like the images that the model was trained on."""
         best = int(reading.posterior.argmax())
-        name = f"<b>{html.escape(self.names[best])}</b> ({reading.posterior[best]:.0%})"
+        name = f"<b>{html.escape(self.names[best])}</b>"
         if reading.likeness in VERDICTS:
             return f"{VERDICTS[reading.likeness]}. The closest class is {name}."
+        name += f" ({html.escape(percent(reading.posterior[best]))})"
         if reading.likeness is None:
             return f"It reads {name}."
         rank = percentiles(torch.tensor([reading.nats]), self.config.nats_quantiles)[0]
-        return f"It reads {name}; {rank:.0f}% of the validation images surprise less."
+        return f"It reads {name}; it surprises more than {rank:.0f}% of the validation images."

@@ -67,14 +67,21 @@ def refusal(text: str) -> str:
     return f'<p class="refusal" role="alert">{html.escape(text)}</p>' if text else ""
 
 
+def percent(share: float) -> str:
+    """A probability in words; an image is never certain."""
+    if share > 0.999:
+        return ">99.9%"
+    return "<0.1%" if share < 0.001 else f"{100 * share:.1f}%"
+
+
 def bars(names: list[str], shares: list[float]) -> str:
     """A bar for each class, the longest in another color."""
     lines = []
     for name, share in zip(names, shares, strict=True):
-        percent, best = f"{100 * share:.1f}%", " best" * (share == max(shares))
+        best = " best" * (share == max(shares))
         lines.append(
             f'<div class="name">{html.escape(name)}</div><div class="track"><div class="bar{best}" '
-            f'style="width: {percent}"></div></div><div class="share">{percent}</div>'
+            f'style="width: {100 * share:.1f}%"></div></div><div class="share">{html.escape(percent(share))}</div>'
         )
     return f'<div class="bars">{"".join(lines)}</div>'
 

@@ -21,7 +21,7 @@ SAMPLES = 256  # in all, but at least two of each class
 MARGIN = 1.5  # standard deviations of the samples' nats: by so much less must a smaller size surprise
 SUBPIXELS = 8  # strokes are widened on a grid of so many pixels to one of the model
 THIN = 0.9  # of the samples' stroke width
-SURE = 0.9  # `min_posterior` of samples that should be recognizable
+RECOGNIZABLE = 0.9  # `min_posterior` of these samples
 
 
 class Reference(NamedTuple):
@@ -88,7 +88,7 @@ def make_reference(model, processor) -> Reference:
     labels = np.repeat(np.arange(num_labels), per_class)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        ids = model.generate(**processor.prompt(class_labels=labels), min_posterior=SURE)
+        ids = model.generate(**processor.prompt(class_labels=labels), min_posterior=RECOGNIZABLE)
     crops = [crop(pixels > 0) if pixels.any() else np.ones((1, 1), bool) for pixels in processor.decode_pixels(ids)]
     sizes = np.array([max(one.shape) for one in crops])
     by_class = sizes.reshape(num_labels, per_class)

@@ -19,12 +19,13 @@ from .answers import (
     MAX_SEED,
     MAX_TEMPERATURE,
     NUM_COMPLETIONS,
+    SURE,
+    TEMPERATURE,
     Answers,
     Settings,
     class_choices,
 )
 from .elements import refusal, waiting
-from .fitting import SURE
 
 
 QUEUE_SIZE = 32
@@ -148,7 +149,8 @@ class Page:
     def restore(self, request: gr.Request):
         """The tab and the images that the address asks for, or new ones; and what is wrong with the address."""
         query, text = dict(request.query_params), ""
-        usual: dict[str, Any] = {"label": ANY, "num": 9, "seed": secrets.randbelow(NEW_SEEDS), "is_sure": True}
+        usual: dict[str, Any] = {"label": ANY, "num": 9, "seed": secrets.randbelow(NEW_SEEDS)}
+        usual |= {"temperature": TEMPERATURE, "is_sure": True}
         try:
             settings = Settings.from_query(query, self.config, **usual)
         except ValueError as error:
@@ -180,7 +182,7 @@ def add_generate_tab(page: Page) -> list:
                 temperature = gr.Slider(
                     0.1,
                     MAX_TEMPERATURE,
-                    value=1,
+                    value=TEMPERATURE,
                     step=0.1,
                     label="Temperature",
                     info="low: typical, high: adventurous",
@@ -191,7 +193,7 @@ def add_generate_tab(page: Page) -> list:
                 is_sure = gr.Checkbox(
                     True,
                     label="Only recognizable ones",
-                    info=f"Sampled again, up to ten times, if the model itself gives the class less than {SURE:.0%}.",
+                    info=f"Sampled again, up to ten times, if the model itself gives the class less than {SURE:.1%}.",
                 )
             button = gr.Button("Draw", variant="primary")
             wrong = gr.HTML("", elem_classes="wrong")
