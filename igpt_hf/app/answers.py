@@ -220,7 +220,7 @@ class Answers:
         torch.manual_seed(0)
         posterior = self.model.class_posterior(self.processor(pixels)["input_ids"], mask=hidden)[0]
         best = int(posterior.argmax())
-        name, share = html.escape(self.names[best]), html.escape(percent(posterior[best]))
+        name, share = html.escape(self.names[best]), html.escape(percent(posterior[best].item()))
         text = f"By what is seen, it could be <b>{name}</b> ({share})."
         return say(text) + bars([self.names[label] for label in range(len(posterior))], posterior.tolist())
 
@@ -294,7 +294,7 @@ class Answers:
         name = f"<b>{html.escape(self.names[best])}</b>"
         if reading.likeness in VERDICTS:
             return f"{VERDICTS[reading.likeness]}. The closest class is {name}."
-        name += f" ({html.escape(percent(reading.posterior[best]))})"
+        name += f" ({html.escape(percent(reading.posterior[best].item()))})"
         if reading.likeness is None:
             return f"It reads {name}."
         rank = percentiles(torch.tensor([reading.nats]), self.config.nats_quantiles)[0]
