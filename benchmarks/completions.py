@@ -77,7 +77,7 @@ def measure(model, processor, classifier, images: Images, masks: np.ndarray, arg
         answers = processor.decode_pixels(answers)
         if (answers != pixels)[:, ~mask].any():
             raise AssertionError("a known pixel was not kept")
-        recognized.append((predict(classifier, answers) == label).mean())
+        recognized.append((classifier.predict(answers) == label).mean())
         distinct.append(len(np.unique(answers, axis=0)))
     return {
         "recognized": float(np.mean(recognized)),
@@ -85,11 +85,6 @@ def measure(model, processor, classifier, images: Images, masks: np.ndarray, arg
         "distinct": float(np.mean(distinct)),
         "seconds_per_image": float(np.median(seconds)),
     }
-
-
-@torch.no_grad()
-def predict(classifier, pixels: np.ndarray) -> np.ndarray:
-    return classifier(torch.from_numpy(pixels)).argmax(1).numpy()
 
 
 def main():
@@ -103,8 +98,7 @@ def main():
     torch.manual_seed(SEED)
 
     results: dict = {"num_images": len(images.labels), "answers": args.answers}
-    whole = data[args.split]
-    results["whole_images_recognized"] = float((predict(classifier, whole.pixels) == whole.labels).mean())
+    results["whole_images_recognized"] = classifier.accuracy(data[args.split])
     masks = make_masks(len(images.labels), model.config.image_size)
     for name, kind in masks.items():
         results[name] = measure(model, processor, classifier, images, kind, args)

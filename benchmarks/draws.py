@@ -15,11 +15,11 @@ import torch
 
 from harness import write_results
 from igpt_hf import load_splits
-from igpt_hf.app.answers import SURE, TEMPERATURE
+from igpt_hf.app.answers import TEMPERATURE
 from igpt_hf.data.tokenized import tokenize
 from igpt_hf.evaluation.likelihood import accuracy_stderr
 from igpt_hf.evaluation.sample_quality import Images, cached_classifier
-from igpt_hf.hub.bundled import DEFAULT_MODEL, bundled
+from igpt_hf.hub.bundled import DEFAULT_MODEL, SURE, bundled
 from igpt_hf.hub.loading import load_pretrained
 
 
@@ -37,9 +37,8 @@ def parse_arguments():
     return parser.parse_args()
 
 
-@torch.no_grad()
-def recognized(classifier, pixels: np.ndarray, labels: np.ndarray) -> dict:
-    is_right = classifier(torch.from_numpy(pixels)).argmax(1).numpy() == labels
+def recognized(classifier, images: Images) -> dict:
+    labels, is_right = images.labels, classifier.predict(images.pixels) == images.labels
     share = float(is_right.mean())
     by_class = {int(label): float(is_right[labels == label].mean()) for label in np.unique(labels)}
     return {"recognized": share, "stderr": accuracy_stderr(share, len(labels)), "by_class": by_class}
@@ -58,11 +57,14 @@ def main():
     prompt = processor.prompt(class_labels=labels.tolist())
     settings = {"temperature": args.temperature, "min_posterior": args.min_posterior}
     results: dict = {"settings": settings, "seed": args.seed, "num": args.num}
-    for name, choice in (("as the model is", {}), ("as app and page begin", settings)):
+    choices: dict = {"as the model is": {}, "as app and page begin": settings}
+    for name, choice in choices.items():
         torch.manual_seed(args.seed)
-        results[name] = recognized(classifier, processor.decode_pixels(model.generate(**prompt, **choice)), labels)
-    results["unseen digits"] = recognized(classifier, data["test"].pixels, data["test"].labels)
-    for name in ("as the model is", "as app and page begin", "unseen digits"):
+        results[name] = recognized(
+            classifier, Images(processor.decode_pixels(model.generate(**prompt, **choice)), labels)
+        )
+    results["unseen digits"] = recognized(classifier, data["test"])
+    for name in (*choices, "unseen digits"):
         row = results[name]
         classes = " ".join(f"{100 * share:.1f}" for share in row["by_class"].values())
         print(f"{name:22} {100 * row['recognized']:.2f}% (+-{100 * row['stderr']:.2f})   by class: {classes}")

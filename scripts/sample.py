@@ -26,13 +26,10 @@ from igpt_hf.cli import (
     hide_library_bars,
     run_main,
 )
-from igpt_hf.hub.bundled import DEFAULT_MODEL, bundled
+from igpt_hf.hub.bundled import DEFAULT_MODEL, SURE, bundled
 from igpt_hf.hub.loading import load_pretrained
 from igpt_hf.model.masks import transparent_pixels
 from igpt_hf.plots import ImageGrid
-
-
-SURE = 0.999  # `min_posterior` where nothing is asked for
 
 
 def parse_arguments():

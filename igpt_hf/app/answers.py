@@ -15,13 +15,14 @@ from PIL import Image
 
 from ..evaluation.surprise import surprise_maps
 from ..evaluation.typicality import percentiles
+from ..hub.bundled import SURE
 from ..model.image_decision import is_photograph
 from .elements import bars, columns_for, data_uri, downloads, figure, grid, percent, say, scale, waiting
 from .fitting import Reading, Reference, make_reference, read_drawing
 
 
 MAX_IMAGES, MAX_SEED, MAX_TEMPERATURE, MAX_GUIDANCE = 16, 2**32 - 1, 2.0, 5.0
-TEMPERATURE, SURE = 0.8, 0.999  # with which the page begins; `min_posterior` of images that should be recognizable
+TEMPERATURE = 0.8  # with which the page begins
 MAX_CANVAS_BYTES = 2_000_000
 MAX_CANVAS_SIDE = 2000
 NUM_EXAMPLES = 5
@@ -220,7 +221,7 @@ class Answers:
         torch.manual_seed(0)
         posterior = self.model.class_posterior(self.processor(pixels)["input_ids"], mask=hidden)[0]
         best = int(posterior.argmax())
-        name, share = html.escape(self.names[best]), html.escape(percent(posterior[best].item()))
+        name, share = html.escape(self.names[best]), percent(posterior[best].item())
         text = f"By what is seen, it could be <b>{name}</b> ({share})."
         return say(text) + bars([self.names[label] for label in range(len(posterior))], posterior.tolist())
 
@@ -294,7 +295,7 @@ class Answers:
         name = f"<b>{html.escape(self.names[best])}</b>"
         if reading.likeness in VERDICTS:
             return f"{VERDICTS[reading.likeness]}. The closest class is {name}."
-        name += f" ({html.escape(percent(reading.posterior[best].item()))})"
+        name += f" ({percent(reading.posterior[best].item())})"
         if reading.likeness is None:
             return f"It reads {name}."
         rank = percentiles(torch.tensor([reading.nats]), self.config.nats_quantiles)[0]

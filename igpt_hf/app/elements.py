@@ -68,10 +68,10 @@ def refusal(text: str) -> str:
 
 
 def percent(share: float) -> str:
-    """A probability in words; an image is never certain."""
+    """A probability in words, as HTML; an image is never certain."""
     if share > 0.999:
-        return ">99.9%"
-    return "<0.1%" if share < 0.001 else f"{100 * share:.1f}%"
+        return "&gt;99.9%"
+    return "&lt;0.1%" if share < 0.001 else f"{100 * share:.1f}%"
 
 
 def bars(names: list[str], shares: list[float]) -> str:
@@ -81,7 +81,7 @@ def bars(names: list[str], shares: list[float]) -> str:
         best = " best" * (share == max(shares))
         lines.append(
             f'<div class="name">{html.escape(name)}</div><div class="track"><div class="bar{best}" '
-            f'style="width: {100 * share:.1f}%"></div></div><div class="share">{html.escape(percent(share))}</div>'
+            f'style="width: {100 * share:.1f}%"></div></div><div class="share">{percent(share)}</div>'
         )
     return f'<div class="bars">{"".join(lines)}</div>'
 

@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from ..errors import IGPTError
+from ..hub.bundled import SURE
 from .answers import (
     ANY,
     MAX_GUIDANCE,
@@ -19,7 +20,6 @@ from .answers import (
     MAX_SEED,
     MAX_TEMPERATURE,
     NUM_COMPLETIONS,
-    SURE,
     TEMPERATURE,
     Answers,
     Settings,

@@ -18,7 +18,7 @@ import contextlib
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from ..errors import DataError, IGPTError
 from ..model.decoder import Decoder
 from ..model.input_checks import check_ids, check_whole_images
-from ..model.kernel_dispatch import is_sampler_usable
+from ..model.kernel_dispatch import is_sampler_usable, single_thread_of_torch
 from .container import ARITHMETICS, COMPILED, MAGIC, MAX_BATCH_SIZE, TORCH, VERSION, Header, pack, unpack
 from .rounding import PRECISION, integer_probabilities
 
@@ -258,16 +258,9 @@ def _check_repeatable(model, data: bytes):
         ) from error
 
 
-@contextlib.contextmanager
-def _reproducible(model) -> Iterator[None]:
+def _reproducible(model) -> contextlib.AbstractContextManager[None]:
     """One thread for torch's sums, whose order may depend on the number of threads; kernels have one order."""
-    threads = torch.get_num_threads()
-    if _arithmetic(model) == TORCH:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    return single_thread_of_torch() if _arithmetic(model) == TORCH else contextlib.nullcontext()
 
 
 # --- what both directions need --------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from tqdm.auto import tqdm
 
 from ..errors import IGPTError
+from ..model.kernel_dispatch import single_thread_of_torch
 from .likelihood import accuracy_stderr
 
 
@@ -79,23 +80,13 @@ class LeNet(nn.Module):
         return float((self.predict(images.pixels) == images.labels).mean())
 
 
-@contextlib.contextmanager
-def _one_thread():
-    """Small convolutions gain little from a second thread, and take tenfold if others need the same cores."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
-
-
 def train_classifier(images: Images, num_labels: int, seed: int, what: str = "classifier") -> LeNet:
     """Train a LeNet with AdamW and one cycle of the learning rate, for 30 epochs but at most 1,500 steps."""
     pixels, labels = torch.from_numpy(images.pixels), torch.from_numpy(images.labels).long()
     num_batches = math.ceil(len(labels) / RECIPE["batch_size"])
     steps = min(RECIPE["max_steps"], RECIPE["max_epochs"] * num_batches)
-    with torch.random.fork_rng(), _one_thread():
+    # Small convolutions gain little from a second thread, and take tenfold if others need the same cores.
+    with torch.random.fork_rng(), single_thread_of_torch():
         torch.manual_seed(seed)
         model = LeNet(images.pixels.shape[-1], num_labels)
         optimizer = torch.optim.AdamW(model.parameters())

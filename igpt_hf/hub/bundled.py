@@ -8,6 +8,7 @@ from ..errors import IGPTError
 
 FOLDER = Path(__file__).resolve().parents[1] / "bundled"
 DEFAULT_MODEL = "persian-digits"  # of the commands, where no model is named
+SURE = 0.999  # `min_posterior` where people want to see good images, not the model as it is
 
 
 @overload

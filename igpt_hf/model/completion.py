@@ -141,6 +141,7 @@ def run_particles(model, prompts, known_tokens, known_masks, num_particles: int)
             continue
         particles = Particles(model, ids, num_particles)
         vocabulary = torch.arange(config.vocab_size, device=ids.device)
+        # Torch's other threads would keep a core from the kernel's, while they wait for the next small operation.
         with single_thread_of_torch() if particles.decoder.is_compiled else contextlib.nullcontext():
             for place in range(start, end):
                 differs = (vocabulary ^ tokens[:, place, None]) & masks[:, place, None]  # (r, V)

@@ -59,7 +59,7 @@ def thread_pool(process, threads):
 
 @contextlib.contextmanager
 def single_thread_of_torch():
-    """Run torch's own operations on one thread: its others would keep a core busy while they wait for the next one."""
+    """Run torch's own operations on one thread; afterwards on as many as before."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
