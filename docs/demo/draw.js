@@ -44,43 +44,33 @@ class Draw {
     byId("temperature-value").value = settings.temperature.toFixed(1);
     document.body.dataset.state = "drawing";
     byId("status").textContent = "";
-    this.judged = null;
-    this.engine.ask(
-      "sample",
-      settings,
-      (image, milliseconds) => {
-        if (mine !== this.number) return;
-        this.judged = { ...image, ...settings, milliseconds };
-        if (image.tries !== this.tries) this.grow(image); // none of its tries was good: the best of them
-      },
-      ({ image }) => image && mine === this.number && this.grow(image), // before it is judged: seldom another follows
-    );
+    byId("growth").textContent = "sampling …";
+    this.engine.ask("sample", settings, (image, milliseconds) => {
+      if (mine === this.number) this.grow({ ...image, ...settings, milliseconds });
+    });
   }
 
+  // What is shown has been judged: no image that is sampled again is seen.
   grow(image) {
-    document.body.dataset.state = "drawing";
     const duration = byId("slow").checked ? DURATION.slow : DURATION.fast, start = performance.now();
-    const mine = this.number, growth = {};
-    Object.assign(this, { growth, tries: image.tries });
+    const mine = this.number;
     const frame = (now) => {
-      if (mine !== this.number || growth !== this.growth) return; // another image grows
+      if (mine !== this.number) return; // another image is wanted
       const share = duration ? Math.min(Math.max(now - start, 0) / duration, 1) : 1;
       this.paint(image, Math.floor(share * image.tokens.length));
-      if (share === 1) document.body.dataset.state = "judging";
-      if (share === 1 && this.judged?.tries === image.tries) this.finish(this.judged);
+      if (share === 1) this.finish(image);
       else requestAnimationFrame(frame);
     };
     frame(start);
   }
 
   paint(image, known) {
-    const { tokens, steps, tries } = image;
+    const { tokens, steps } = image;
     paintImage(this.canvas, tokens.slice(0, known));
     if (known < tokens.length) paintNextBlock(this.canvas, known);
     this.paintBlocks(steps[Math.min(known, tokens.length - 1)].probabilities);
     const nats = sumNats(steps.slice(0, known)).toFixed(1);
-    const step = `block ${known + 1} of ${tokens.length} · ${nats} nats so far`;
-    byId("growth").textContent = known === tokens.length ? "reading it …" : tries > 1 ? `try ${tries}: ${step}` : step;
+    byId("growth").textContent = `block ${known + 1} of ${tokens.length} · ${nats} nats so far`;
   }
 
   // What it says in the end is in an element of its own, which screen readers read aloud.

@@ -7,8 +7,8 @@
 function serve() {
   "use strict";
   const BREATH = 40; // milliseconds of work between looks at the messages
-  const igpt = defineModel(), { complete } = defineCompletion(igpt);
-  const computations = { sample: igpt.sampleImage, complete };
+  const igpt = defineModel();
+  const computations = { sample: defineSampling(igpt).sampleImage, complete: defineCompletion(igpt).complete };
   const latest = {};
   let model = null;
 
@@ -19,7 +19,7 @@ function serve() {
     for (let since = performance.now(); ; ) {
       const { done, value } = computation.next();
       if (done) return postMessage({ id, result: value });
-      if (!value.image && performance.now() - since < BREATH) continue;
+      if (performance.now() - since < BREATH) continue;
       postMessage({ id, progress: value });
       await new Promise((resolve) => setTimeout(resolve));
       if (latest[kind] !== id) return;
@@ -35,7 +35,7 @@ function serve() {
 
 class Engine {
   constructor(checkpoint, onError) {
-    const source = [defineModel, defineCompletion, serve, "serve();"].join("\n");
+    const source = [defineModel, defineSampling, defineCompletion, serve, "serve();"].join("\n");
     this.worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
     this.worker.onerror = (event) => onError(event.message);
     this.worker.onmessage = ({ data }) => this.receive(data);

@@ -9,8 +9,6 @@ function defineModel() {
   "use strict";
 
   const QUAD = 4; // inner loops take 4 channels at a time, which halves their time
-  const MAX_TRIES = 10; // of sampleImage, as of generate(min_posterior=...)
-  const HOPELESS = 30; // nats: a class that is further behind the best one is no longer followed
 
   class ImageGPT {
     // checkpoint: {config, tensors: {name: shape}, weights: base64}, as igpt_hf/hub/export.py writes it.
@@ -406,60 +404,11 @@ function defineModel() {
     };
   }
 
-  // One image of class `label` (null: of any) whose posterior by the model's own Bayes rule is at least minPosterior,
-  // as generate(min_posterior=...) samples; after MAX_TRIES the best is taken. What takes long is a generator, so that
-  // others can have a turn: this one yields each image before it is judged.
-  function* sampleImage(model, { label = null, temperature = 1, minPosterior = 0, random }) {
-    let best = null;
-    for (let tries = 1; tries <= MAX_TRIES; tries++) {
-      const image = { ...(yield* tryImage(model, label, temperature, random)), tries };
-      yield { image };
-      const posterior = yield* classPosterior(model, image.tokens);
-      const own = label === null ? 1 : posterior[label];
-      if (!best || own > best.own) best = { ...image, posterior, own };
-      if (own >= minPosterior) break;
-    }
-    return best;
-  }
-
-  // {tokens, steps}, where a step is {probabilities, nats} of its token at temperature 1.
-  function* tryImage(model, label, temperature, random) {
-    const decoder = new Decoder(model, [model.promptId(label)]);
-    const steps = [];
-    for (let t = 0; t < model.numImageTokens; t++) {
-      const logits = decoder.logits();
-      const token = sampleIndex(softmax(logits, temperature), random());
-      const probabilities = softmax(logits);
-      steps.push({ probabilities, nats: -Math.log(probabilities[token]) });
-      decoder.push([token]);
-      yield {};
-    }
-    return { tokens: decoder.tokens(0), steps };
-  }
-
-  // p(class | image) by Bayes' rule, all classes alike before: (L). The image grows under all classes side by side.
-  function* classPosterior(model, tokens) {
-    const logP = new Array(model.config.num_labels).fill(0);
-    let followed = [...logP.keys()];
-    const decoder = new Decoder(model, followed.map((label) => model.promptId(label)));
-    for (const token of tokens) {
-      const rows = splitRows(decoder.logits(), decoder.count);
-      followed.forEach((label, b) => (logP[label] += Math.log(softmax(rows[b])[token])));
-      const best = Math.max(...followed.map((label) => logP[label]));
-      const kept = [...followed.keys()].filter((b) => logP[followed[b]] > best - HOPELESS);
-      followed = kept.map((b) => followed[b]);
-      decoder.reorder(kept);
-      decoder.push(followed.map(() => token));
-      yield {};
-    }
-    return [...softmax(logP.map((x, label) => (followed.includes(label) ? x : -Infinity)))];
-  }
-
   // (B, V) -> B arrays (V), views of the same memory.
   function splitRows(array, count) {
     const width = array.length / count;
     return Array.from({ length: count }, (_, b) => array.subarray(b * width, (b + 1) * width));
   }
 
-  return { ImageGPT, Decoder, softmax, sampleIndex, randomNumbers, sampleImage, classPosterior, splitRows };
+  return { ImageGPT, Decoder, softmax, sampleIndex, randomNumbers, splitRows };
 }

@@ -18,7 +18,7 @@ from ..evaluation.typicality import percentiles
 from ..hub.bundled import SURE
 from ..model.image_decision import is_photograph
 from .elements import bars, columns_for, data_uri, downloads, figure, grid, percent, say, scale, waiting
-from .fitting import Reading, Reference, make_reference, read_drawing
+from .fitting import Reading, Reference, make_reference, read_drawing, stroke_width
 
 
 MAX_IMAGES, MAX_SEED, MAX_TEMPERATURE, MAX_GUIDANCE = 16, 2**32 - 1, 2.0, 5.0
@@ -156,21 +156,30 @@ class Answers:
     """The answers of one model.
 
     Attributes:
-        reference: What its own samples are like, found out at the first reading.
+        examples: Images to start from, samples of some classes, with their names.
+        stroke_width: Of the examples, in pixels.
+        reference: What its samples are like, class by class, found out at the first reading.
     """
 
     def __init__(self, model, processor):
         self.model, self.processor, self.config = model, processor, model.config
         self.names = {label: text for text, label in class_choices(model.config)}
 
-    def examples(self) -> list[tuple[str, str]]:
-        """Images to start from, samples of some classes: their names and data: addresses."""
-        labels = np.linspace(0, self.config.num_labels - 1, min(NUM_EXAMPLES, self.config.num_labels)).astype(int)
+    @functools.cached_property
+    def examples(self) -> list[tuple[str, Image.Image]]:
+        num = min(NUM_EXAMPLES, self.config.num_labels)
+        labels = np.arange(1, num + 1) * self.config.num_labels // num - 1  # the last of them is the last class
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            ids = self.model.generate(**self.processor.prompt(class_labels=labels), min_posterior=SURE)
-        images = self.processor.decode(ids)
-        return [(self.config.class_names[label], data_uri(image)) for label, image in zip(labels, images, strict=True)]
+            prompt = self.processor.prompt(class_labels=labels)
+            ids = self.model.generate(**prompt, temperature=TEMPERATURE, min_posterior=SURE)
+        names = [self.config.class_names[label] for label in labels]
+        return list(zip(names, self.processor.decode(ids), strict=True))
+
+    @property
+    def stroke_width(self) -> float:
+        masks = [np.asarray(image) > 0 for _, image in self.examples]
+        return float(np.median([stroke_width(mask) for mask in masks if mask.any()] or [1]))
 
     @functools.cached_property
     def reference(self) -> Reference:
@@ -236,7 +245,7 @@ class Answers:
         reading = read_drawing(self.model, self.processor, self.reference, ink)
         ids, posterior, nats, _ = reading
         surprise = surprise_maps(self.model, ids)["pixels"][0]
-        colors = colormaps["magma"](surprise / max(surprise.max(), 1))[..., :3]
+        colors = colormaps["magma"](np.sqrt(surprise / max(surprise.max(), 1)))[..., :3]  # or one pixel outshines all
         seen = figure(
             self.processor.decode(ids)[0], "what the model sees", "The drawing, fitted as the model sees it."
         )

@@ -3,7 +3,7 @@
 // a stroke ends; what is hidden is transparent.
 
 const MAX_BYTES = 2e7, MAX_UNDO = 30, UPLOAD_SIDE = 512, WAIT = 200; // milliseconds after the last stroke
-const SLATE = "#15182b", CHALK = "#fbf7ee", VEIL = "rgb(56 198 180 / 0.62)";
+const SLATE = "#15182b", CHALK = "#fbf7ee", VEIL = "rgb(141 134 201 / 0.8)";
 const pad = element.querySelector(".pad"), message = element.querySelector(".pad-message");
 const [canvas, veil] = element.querySelectorAll("canvas"), rows = element.querySelector(".pad-rows input");
 const context = canvas.getContext("2d", { willReadFrequently: true });

@@ -25,7 +25,7 @@ from .answers import (
     Settings,
     class_choices,
 )
-from .elements import refusal, waiting
+from .elements import data_uri, refusal, waiting
 
 
 QUEUE_SIZE = 32
@@ -97,8 +97,8 @@ def drawing_area(title: str, answers: Answers, pen: float, has_mask: bool = Fals
             f'<button type="button" data-tool="{name.lower()}">{name}</button>' for name in ("Hide", "Reveal")
         )
         examples = "".join(
-            f'<button type="button"><img src="{uri}" alt="Example: {html.escape(name)}"></button>'
-            for name, uri in answers.examples()
+            f'<button type="button"><img src="{data_uri(image)}" alt="Example: {html.escape(name)}"></button>'
+            for name, image in answers.examples
         )
         half = answers.processor.half_rows
         more = template("pad_mask.html").format(step=patch, most=size - patch, half=half, examples=examples)
@@ -116,12 +116,12 @@ def class_field(config) -> gr.Dropdown | gr.Radio:
     return gr.Radio(choices, value=ANY, label="Class", elem_classes="classes")
 
 
-def seed_field() -> tuple[gr.Number, gr.Button]:
-    """The seed beside the images, and the button that uses it again."""
-    with gr.Row(elem_classes="seed"):
+def seed_field(visible: bool = True) -> tuple[gr.Row, gr.Number, gr.Button]:
+    """A row of the seed of the images and the button that uses it again."""
+    with gr.Row(elem_classes="seed", visible=visible) as row:
         seed = gr.Number(None, minimum=0, maximum=MAX_SEED, precision=0, label="Seed", scale=3, min_width=100)
         again = gr.Button("Again the same", scale=2, min_width=100)
-    return seed, again
+    return row, seed, again
 
 
 class Page:
@@ -141,7 +141,7 @@ class Page:
         return self.complete(drawing, label, secrets.randbelow(NEW_SEEDS))
 
     def complete(self, drawing, label, seed):
-        return self.answers.complete(drawing, Settings(label, NUM_COMPLETIONS, seed)), seed
+        return self.answers.complete(drawing, Settings(label, NUM_COMPLETIONS, seed)), seed, gr.Row(visible=True)
 
     def guess(self, drawing):
         return (self.answers.guess(drawing),)
@@ -198,8 +198,8 @@ def add_generate_tab(page: Page) -> list:
             button = gr.Button("Draw", variant="primary")
             wrong = gr.HTML("", elem_classes="wrong")
         with gr.Column(scale=3, min_width=300):
-            seed, again = seed_field()
-            images = gr.HTML(waiting("Choose a class and press <b>Draw</b>."))
+            _, seed, again = seed_field()
+            images = gr.HTML(waiting("Choose a class and press <b>Draw</b>."), elem_classes="answers")
     settings = [label, num, seed, temperature, guidance, is_sure]
     outputs = [images, seed, wrong]
     for event, function in (
@@ -208,7 +208,7 @@ def add_generate_tab(page: Page) -> list:
         (seed.submit, page.draw),
     ):
         given = [x for x in settings if x is not seed] if function == page.draw_anew else settings
-        done = event(in_words(function, 2), given, outputs, api_name="generate", **ALONE)
+        done = event(in_words(function, 2), given, outputs, api_name="generate", show_progress_on=images, **ALONE)
         done.then(None, js=KEEP_LINK)
     return [*settings, images, wrong]
 
@@ -216,24 +216,24 @@ def add_generate_tab(page: Page) -> list:
 def add_complete_tab(page: Page):
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            pen = page.answers.reference.stroke_width / page.config.image_size
+            pen = page.answers.stroke_width / page.config.image_size
             drawing = drawing_area("Draw, and <span>hide</span> what is unknown", page.answers, pen, has_mask=True)
         with gr.Column(scale=3, min_width=300):
             label = class_field(page.config)
             with gr.Row(equal_height=True):
                 button = gr.Button("Complete", variant="primary", min_width=120)
                 ask = gr.Button("What could this be?", min_width=120)
-            seed, again = seed_field()
+            row, seed, again = seed_field(visible=False)  # until there is something to repeat
             wrong = gr.HTML("", elem_classes="wrong")
-            images = gr.HTML(waiting("Draw something, and press <b>Complete</b>."))
-    settings, outputs = [drawing, label, seed], [images, seed, wrong]
+            images = gr.HTML(waiting("Draw something, and press <b>Complete</b>."), elem_classes="answers")
+    settings, outputs = [drawing, label, seed], [images, seed, row, wrong]
     for event, function in (
         (button.click, page.complete_anew),
         (again.click, page.complete),
         (seed.submit, page.complete),
     ):
-        event(in_words(function, 2), settings, outputs, api_name="complete", **ALONE)
-    ask.click(in_words(page.guess, 1), drawing, [images, wrong], api_name="guess", **ALONE)
+        event(in_words(function, 3), settings, outputs, api_name="complete", show_progress_on=images, **ALONE)
+    ask.click(in_words(page.guess, 1), drawing, [images, wrong], api_name="guess", show_progress_on=images, **ALONE)
 
 
 def add_read_tab(page: Page):

@@ -193,7 +193,7 @@ def test_every_tab_can_be_used_by_everybody(width, height, address, open_page, t
     for tab in ("Generate", "Complete", "Read"):
         page.get_by_role("tab", name=tab).click()
         if tab == "Complete":
-            page.get_by_role("button", name="Example: 4").click()
+            page.get_by_role("button", name="Example: 3").click()
             press(page, "Complete")
             assert len(shown(page)) == 8
             box = page.locator(".images:visible").bounding_box()
@@ -247,7 +247,7 @@ def test_a_person_hides_any_part_and_asks_what_it_could_be(address, open_page):
     wrong = page.locator(".refusal:visible")
     wrong.wait_for()
     assert wrong.text_content() == "There is nothing here yet: draw something first."
-    page.get_by_role("button", name="Example: 4").click()
+    page.get_by_role("button", name="Example: 3").click()
     page.get_by_role("slider", name="Upper rows kept").fill("26")
     press(page, "Hide")
     draw_seven(page)  # a stripe that is unknown
@@ -323,7 +323,7 @@ def test_a_keyboard_reaches_tabs_classes_and_examples(address, open_page):
     page.get_by_role("tab", name="Generate").focus()
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.textContent").strip() == "Complete"
-    example = page.get_by_role("button", name="Example: 0")
+    example = page.get_by_role("button", name="Example: 1")
     example.focus()
     page.keyboard.press("Enter")
     page.get_by_role("radio", name="any").locator("visible=true").focus()
