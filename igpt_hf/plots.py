@@ -91,6 +91,7 @@ class ImageGrid:
         title: Above all.
         headers: Words above columns, by the column.
         scale: Screen pixels per pixel; None: about 84 screen pixels an image.
+        blocks: How many blocks; None: so many that all is about 3 to 2.
 
     Raises:
         ValueError: No image at all.
@@ -101,14 +102,14 @@ class ImageGrid:
     title: str | None = None
     headers: Mapping[int, str] = field(default_factory=dict)
     scale: int | None = None
+    blocks: int | None = None
 
     def __post_init__(self):
         if not self.rows or not self.rows[0]:
             raise ValueError("a grid needs at least one image.")
         self.columns, side = max(len(row) for row in self.rows), self.rows[0][0].width
-        aspect = 1.5 * len(self.rows) / (self.columns + 1)  # blocks so that all is about 3 to 2
-        self.num_blocks = max(1, round(math.sqrt(aspect)))
-        self.block_rows = math.ceil(len(self.rows) / self.num_blocks)
+        num_blocks = self.blocks or max(1, round(math.sqrt(1.5 * len(self.rows) / (self.columns + 1))))
+        self.block_rows = math.ceil(len(self.rows) / num_blocks)
         self.num_blocks = math.ceil(len(self.rows) / self.block_rows)
         if self.scale is None:
             fitting = MAX_SIDE // (max(self.block_rows, self.num_blocks * (self.columns + 1)) * side)

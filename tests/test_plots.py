@@ -86,6 +86,7 @@ def test_many_rows_stand_in_blocks_beside_each_other_each_name_once():
     grid = ImageGrid(rows, names, "title", {0: "first"}, scale=3)
     figure = grid.figure()
     assert (grid.num_blocks, grid.block_rows) == (2, 18)
+    assert ImageGrid(rows, blocks=1).block_rows == 36
     assert sorted(texts(figure)) == sorted([*names, "title", "first", "first"])
     pixels = np.asarray(grid.image())
     whole = [((pixels == i).sum(axis=1) >= 10 * grid.side).sum() for i in (1, 17, 18, 35)]

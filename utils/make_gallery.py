@@ -7,6 +7,7 @@ given away.
 """
 
 import argparse
+from dataclasses import replace
 
 from transformers import set_seed
 
@@ -31,7 +32,8 @@ def main():
     kinds = sorted(set(labels))
     shown = test.select([labels.index(kinds[i * len(kinds) // 4]) for i in range(4)])  # four classes
     set_seed(args.seed)
-    sample_sheet(model, processor, per_class=8).save(f"{args.output}_samples.png")
+    samples = replace(sample_sheet(model, processor, per_class=8), blocks=1)  # to be read on a telephone, too
+    samples.save(f"{args.output}_samples.png")
     names = test.features["label"].names
     classes = [model.config.label_index(names[label]) for label in shown["label"][:]]
     parts_sheet(model, processor, shown["image"][:], classes).save(f"{args.output}_completions.png")
