@@ -8,6 +8,8 @@ Nothing heavy is imported before a script runs: some set environment variables t
 
 import argparse
 import difflib
+import gc
+import os
 import runpy
 import subprocess
 import sys
@@ -70,9 +72,16 @@ def find_command(argv: list[str]) -> tuple[str, list[str]]:
 
 
 def run_script(script: Path, argv: list[str]):
-    """Run a script in this process, as if it had been started by itself."""
+    """Run a script in this process, as if it had been started by itself.
+
+    Its imports make a million objects, all of which stay: garbage is looked for from `run_main` on.
+    """
     sys.argv = [str(script), *argv]
-    runpy.run_path(str(script), run_name="__main__")
+    gc.disable()
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    finally:
+        gc.enable()
 
 
 def launch(script: Path, argv: list[str]):
@@ -117,6 +126,8 @@ def run_main(main: Callable[[], Any]):
     Besides `IGPTError`: the model and its processor raise ValueError, files OSError, the Trainer FloatingPointError at
     a NaN or infinite loss, and a missing extra ModuleNotFoundError.
     """
+    gc.freeze()  # what was imported is no garbage: looking through it takes seconds, most of them at the end
+    gc.enable()
     try:
         main()
     except KeyboardInterrupt as stop:
@@ -130,12 +141,15 @@ def run_main(main: Callable[[], Any]):
 
 def hide_library_bars():
     """Hide the bars that libraries show for each file and, where stderr is not a terminal, those for data sets too."""
-    from datasets import disable_progress_bars
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    if not sys.stderr.isatty():
-        disable_progress_bars()
+    if sys.stderr.isatty():
+        return
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
+    else:  # it takes a second to import, and some commands do without it
+        os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
 
 def command_parser(command: str, description: str) -> CommandParser:

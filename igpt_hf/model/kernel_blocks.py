@@ -96,6 +96,26 @@ class TransposedWeights(NamedTuple):
     down: np.ndarray
 
 
+# --- rows -----------------------------------------------------------------------------------------------------------
+# numba has slices for both, which take seconds to compile.
+
+
+@kernel
+def copy(source, target):
+    """target = source, as many rows as the target has"""
+    for t in range(len(target)):
+        for c in range(0, target.shape[1], LANES):
+            store(target, t, c, load(source, t, c))
+
+
+@kernel
+def fill(x, first, value):
+    """x[first:] = value"""
+    for t in range(first, len(x)):
+        for c in range(0, x.shape[1], LANES):
+            store(x, t, c, splat(value))
+
+
 # --- matrices, norms, activation -------------------------------------------------------------------------------------
 
 
@@ -485,28 +505,29 @@ def blocks_forward(
     scores, columns = np.empty((rows + LANES, LANES), float32), np.empty((HEAD_SIZE, LANES), float32)
     for image in range(first, last):
         gain_row = gain_rows[image]
-        x[length:] = float32(0)
+        fill(x, length, 0)
         embed(ids[image], weights.context_table[0], weights.position_table[0], context, x)
         if save_for_backward:
-            states[image, 0] = x
+            copy(x, states[image, 0])
         for layer in range(len(weights.qkv_weight)):
             normalize(x, eps, weights.attention_gain[layer], gain_row, normed, scales)
             linear(normed, weights.qkv_weight[layer], weights.qkv_bias[layer], qkv, PAD_ROWS, False)
             apply_rotary(qkv, cos_sin, length, 1)
             attend(qkv, statistic[:heads], statistic[heads:], attention_output, scores, columns, length)
-            mixed[:] = attention_output
+            copy(attention_output, mixed)
             mix(qkv, weights.mixing_weight[layer], places, mixed)
             if save_for_backward:
-                attention_outputs[image, layer], statistics[image, layer] = attention_output, statistic
+                copy(attention_output, attention_outputs[image, layer])
+                copy(statistic, statistics[image, layer])
             linear(mixed, weights.out_weight[layer], weights.out_bias[layer], x, 0, True)
             normalize(x, eps, weights.mlp_gain[layer], gain_row, normed, scales)
             linear(normed, weights.up_weight[layer], weights.up_bias[layer], hidden, 0, False)
             activate(hidden, beta, hidden, False)
             linear(hidden, weights.down_weight[layer], weights.down_bias[layer], x, 0, True)
             if save_for_backward:
-                states[image, layer + 1] = x
+                copy(x, states[image, layer + 1])
         normalize(x, eps, weights.last_gain[0], gain_row, normed, scales)
-        out[image] = normed[:length]
+        copy(normed, out[image])
 
 
 def blocks_backward(
@@ -551,7 +572,7 @@ def blocks_backward(
     for group in range(first, last):
         for image in range(group * images // len(grads.qkv_weight), (group + 1) * images // len(grads.qkv_weight)):
             x, gain_row = states[image, len(weights.qkv_weight)], gain_rows[image]
-            dx[:] = float32(0)
+            fill(dx, 0, 0)
             normalize(x, eps, weights.last_gain[0], gain_row, normed, scales)
             add_normalize_gradient(
                 x, scales, weights.last_gain[0], gain_row, grad[image], dx, grads.last_gain[group, 0]
@@ -562,7 +583,8 @@ def blocks_backward(
                 normalize(x, eps, weights.attention_gain[layer], gain_row, normed, scales)
                 linear(normed, weights.qkv_weight[layer], weights.qkv_bias[layer], qkv, PAD_ROWS, False)
                 apply_rotary(qkv, cos_sin, length, 1)
-                mixed[:], after[:] = attention_output, x
+                copy(attention_output, mixed)
+                copy(x, after)
                 mix(qkv, weights.mixing_weight[layer], places, mixed)
                 linear(mixed, weights.out_weight[layer], weights.out_bias[layer], after, 0, True)
                 normalize(after, eps, weights.mlp_gain[layer], gain_row, normed2, scales2)
@@ -594,15 +616,26 @@ def blocks_backward(
             embed_backward(ids[image], context, dx, grads.context_table[group, 0], grads.position_table[group, 0])
 
 
+def _types() -> tuple:
+    """numba's types of `ids` to `statistics`, and of `places` to `beta`."""
+    four, number, real = numba.float32[:, :, :, ::1], numba.int64, numba.float32
+    saved = (number[:, ::1], number[::1], four, four, four)
+    return saved, (number[:, ::1], number[:, :, ::1], real[:, :, ::1], real, real)
+
+
 @functools.cache
-def make_kernels():
-    """Compile (forward, backward)."""
-    three, four, number = numba.float32[:, :, ::1], numba.float32[:, :, :, ::1], numba.int64
-    ids, places, context, real = number[:, ::1], number[:, ::1], number[:, :, ::1], numba.float32
-    saved, tables = (ids, number[::1], four, four, four), (places, context, three, real, real)
-    weights, grads = (numba.types.UniTuple(array, len(BlockWeights._fields)) for array in (three, four))
+def forward_kernel():
+    """Compile `blocks_forward`."""
+    (saved, tables), three, number = _types(), numba.float32[:, :, ::1], numba.int64
+    weights = numba.types.UniTuple(three, len(BlockWeights._fields))
+    return compile_kernel(blocks_forward, (*saved, three, weights, *tables, numba.boolean, number, number))
+
+
+@functools.cache
+def backward_kernel():
+    """Compile `blocks_backward`."""
+    (saved, tables), three, number = _types(), numba.float32[:, :, ::1], numba.int64
+    weights = numba.types.UniTuple(three, len(BlockWeights._fields))
     transposed = numba.types.UniTuple(three, len(TransposedWeights._fields))
-    return (
-        compile_kernel(blocks_forward, (*saved, three, weights, *tables, numba.boolean, number, number)),
-        compile_kernel(blocks_backward, (*saved, weights, transposed, *tables, three, grads, number, number)),
-    )
+    grads = numba.types.UniTuple(numba.float32[:, :, :, ::1], len(BlockWeights._fields))
+    return compile_kernel(blocks_backward, (*saved, weights, transposed, *tables, three, grads, number, number))

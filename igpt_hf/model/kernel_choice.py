@@ -48,13 +48,15 @@ def sample_token(scores, uniform, settings, order, weights):
         order, weights: Work space of V numbers each.
     """
     temperature, top_k, top_p, min_p, _ = settings
-    vocab = len(scores)
+    vocab, best = len(scores), 0
+    for v in range(vocab):
+        if scores[v] > scores[best]:
+            best = v
     if temperature == 0:
-        return np.argmax(scores)
+        return best
+    largest = scores[best] / temperature
     for v in range(vocab):
         scores[v] /= temperature
-    largest = scores.max()
-    for v in range(vocab):
         weights[v] = np.exp(scores[v] - largest)
     if 0 < top_k < vocab or top_p < 1:
         for v in range(vocab):  # insertion sort: order[0] is the token of the lowest score
@@ -69,11 +71,10 @@ def sample_token(scores, uniform, settings, order, weights):
             if scores[v] < lowest:  # all that equal the k-th stay
                 weights[v] = 0
             mass += weights[v]
-        for v in order[:-1]:  # the most likely always stays
-            cumulative += weights[v]
+        for i in range(vocab - 1):  # the most likely always stays
+            cumulative += weights[order[i]]
             if cumulative <= (1 - top_p) * mass:
-                weights[v] = 0
-    mass = 0.0
+                weights[order[i]] = 0
     for v in range(vocab):
         if weights[v] < min_p:  # the highest weight is 1
             weights[v] = 0

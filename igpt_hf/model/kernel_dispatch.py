@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.activations import ACT2FN
 
 from .input_checks import check_prompt
-from .kernel_blocks import HEAD_SIZE, PAD_ROWS, BlockWeights, float32, make_kernels
+from .kernel_blocks import HEAD_SIZE, PAD_ROWS, BlockWeights, backward_kernel, float32, forward_kernel
 from .kernel_packing import (
     context_rows,
     gain_rows,
@@ -28,8 +28,7 @@ from .kernel_packing import (
     scale_queries,
     stacked_weights,
 )
-from .kernel_sampling import HALF
-from .kernel_sampling import make_kernels as make_decoding_kernels
+from .kernel_sampling import HALF, completion_kernel
 from .kernel_simd import LANES, numba
 from .neighborhood import context_ids, neighbor_index, rotary_cos_sin
 
@@ -121,7 +120,7 @@ class Blocks(torch.autograd.Function):
         ctx.scaled = tuple(weight.detach().numpy() for weight in scale_queries(weights, HEAD_SIZE))
         ctx.settings = (*(table.numpy() for table in tables), *map(float32, constants))
         arrays = (*ctx.arrays, out.numpy(), ctx.scaled, *ctx.settings, save_for_backward)
-        run_tasks(functools.partial(make_kernels()[0], *arrays), batch)
+        run_tasks(functools.partial(forward_kernel(), *arrays), batch)
         return out
 
     @staticmethod
@@ -134,7 +133,7 @@ class Blocks(torch.autograd.Function):
         matrices = (scaled.qkv_weight, scaled.out_weight, scaled.up_weight, scaled.down_weight)
         transposed = tuple(np.ascontiguousarray(matrix.transpose(0, 2, 1)) for matrix in matrices)
         arrays = (*ctx.arrays, ctx.scaled, transposed, *ctx.settings, grad.contiguous().numpy())
-        kernel = functools.partial(make_kernels()[1], *arrays, tuple(x.numpy() for x in grads))
+        kernel = functools.partial(backward_kernel(), *arrays, tuple(x.numpy() for x in grads))
         run_tasks(kernel, len(grads.context_table))
         return *[None] * 5, *map(pairwise_sum, scale_queries(grads, HEAD_SIZE))
 
@@ -354,7 +353,7 @@ def complete(model, input_ids, noise, settings: tuple[float, ...]) -> tuple[torc
     log_probs = torch.empty(batch, config.num_image_tokens, dtype=torch.float64)
     sequences = (ids.numpy(), gain_rows(ids, config).numpy())
     arguments = (*model_arguments(model), sequences, length - 1, noise.numpy(), settings, log_probs.numpy())
-    run_tasks(functools.partial(make_decoding_kernels()[0], *arguments), batch)
+    run_tasks(functools.partial(completion_kernel(), *arguments), batch)
     return ids[::branches], log_probs
 
 

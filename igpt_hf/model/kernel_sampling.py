@@ -376,7 +376,11 @@ def complete_images(
     blocks = (length + LANES - 1) // LANES
     size = slots * blocks * len(weight_arrays[QKV_BIAS]) * weight_arrays[QKV_BIAS].shape[1] // 3 * LANES
     arrays = np.zeros(size, float32), np.zeros(size, float32)
-    caches = (arrays, np.arange(slots * blocks).reshape(slots, blocks))
+    pages = np.empty((slots, blocks), np.int64)
+    for slot in range(slots):
+        for block in range(blocks):
+            pages[slot, block] = slot * blocks + block
+    caches = (arrays, pages)
     work = work_space(slots, weight_arrays, head, shape, tables[0])
     logits, chances, norms = work[0], np.zeros((slots, work[0].shape[1]), float32), np.zeros(slots)
     guided, weights, order = np.zeros(vocab), np.zeros(vocab), np.zeros(vocab, np.int64)
@@ -403,7 +407,8 @@ def complete_images(
                                 other = logits[slot + 1, v] - norms[slot + 1]
                                 guided[v] = other + guidance * (guided[v] - other)
                         token = sample_token(guided, uniform, settings, order, weights)
-                    ids[sequence : sequence + branches, t + 1] = token
+                    for branch in range(branches):
+                        ids[sequence + branch, t + 1] = token
                 log_probs[image, t] = logits[slot, ids[sequence, t + 1]] - norms[slot]
 
 
@@ -430,18 +435,26 @@ def extend_sequences(
                 logits[start + slot, v] = work[0][slot, v]
 
 
-@functools.cache
-def make_kernels():
-    """Compile `complete_images` and `extend_sequences`."""
+def _model_types() -> tuple:
+    """numba's types of the arguments with which both kernels begin, up to `sequences`."""
     number, real, types = numba.int64, numba.float32, numba.types
-    matrix, numbers = number[:, ::1], numba.float64[:, ::1]
+    tables = types.Tuple((number[:, ::1], number[:, :, ::1], real[:, :, ::1]))
     weights = types.UniTuple(real[:, ::1], len(BlockWeights._fields))
-    tables = types.Tuple((matrix, number[:, :, ::1], real[:, :, ::1]))
-    model = (weights, real[::1], tables, types.UniTuple(number, 4), types.UniTuple(real, 2))
-    sequences = types.Tuple((matrix, number[::1]))
-    sampling = (number, numbers, types.UniTuple(numba.float64, 5), numbers)
-    decoding = (types.Tuple((types.UniTuple(real[::1], 2), matrix)), real[:, ::1], number, number)
-    return (
-        compile_kernel(complete_images, (*model, sequences, *sampling, number, number)),
-        compile_kernel(extend_sequences, (*model, sequences, *decoding, number, number)),
-    )
+    sequences = types.Tuple((number[:, ::1], number[::1]))
+    return (weights, real[::1], tables, types.UniTuple(number, 4), types.UniTuple(real, 2), sequences)
+
+
+@functools.cache
+def completion_kernel():
+    """Compile `complete_images`."""
+    number, numbers = numba.int64, numba.float64[:, ::1]
+    sampling = (number, numbers, numba.types.UniTuple(numba.float64, 5), numbers)
+    return compile_kernel(complete_images, (*_model_types(), *sampling, number, number))
+
+
+@functools.cache
+def extension_kernel():
+    """Compile `extend_sequences`."""
+    number, real, types = numba.int64, numba.float32, numba.types
+    caches = types.Tuple((types.UniTuple(real[::1], 2), number[:, ::1]))
+    return compile_kernel(extend_sequences, (*_model_types(), caches, real[:, ::1], *[number] * 4))

@@ -42,7 +42,10 @@ logger = logging.getLogger(__name__)
 
 def kernel(function):
     """Mark a function that numba compiles for kernels to call, for the types that it is called with."""
-    return function if numba is None else numba.njit(error_model="numpy", fastmath={"contract"})(function)
+    if numba is None:
+        return function
+    options = {"error_model": "numpy", "fastmath": {"contract"}}
+    return numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)(function)  # Python calls none of them
 
 
 def source_digest() -> str:

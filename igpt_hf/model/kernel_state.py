@@ -10,7 +10,7 @@ import torch
 
 from .kernel_dispatch import model_arguments, run_tasks
 from .kernel_packing import gain_rows, padded
-from .kernel_sampling import QKV_BIAS, make_kernels
+from .kernel_sampling import QKV_BIAS, extension_kernel
 from .kernel_simd import LANES
 
 
@@ -66,7 +66,7 @@ class KernelState:
         sequences = (ids.numpy(), gain_rows(ids, self.config).numpy())
         caches = (tuple(cache.reshape(-1) for cache in self.caches), self.pages.numpy())
         arguments = (*self.arguments, sequences, caches, logits.numpy(), begin, end)
-        run_tasks(functools.partial(make_kernels()[1], *arguments), len(ids), self.threads)
+        run_tasks(functools.partial(extension_kernel(), *arguments), len(ids), self.threads)
         return logits
 
     def select(self, index: torch.LongTensor, length: int):
