@@ -3,6 +3,7 @@
 import functools
 import logging
 import math
+from contextlib import nullcontext
 
 import torch
 from transformers import PreTrainedModel
@@ -12,7 +13,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from .completion import NUM_PARTICLES, run_particles, warn_of_few_ancestors
 from .decoder import Decoder
 from .input_checks import check_known, check_no_padding, check_num_particles, check_prompt
+from .kernel_blocks import blocks_forward, forward_kernel
 from .kernel_dispatch import is_sampler_usable, sample_images
+from .kernel_simd import compiled_beside
 from .neighborhood import context_ids
 
 
@@ -171,7 +174,8 @@ class IGPTGenerationMixin(GenerationMixin):
             if len(wanted) == 0:
                 return samples
             some = {name: x[wanted.to(x.device)] for name, x in rows.items()}
-            new = self.generate(None, generation_config, logits_processor, **some, **kwargs)
+            with compiled_beside(forward_kernel, blocks_forward) if is_sampler_usable(self) else nullcontext():
+                new = self.generate(None, generation_config, logits_processor, **some, **kwargs)
             any_class = torch.ones(len(new), 1, dtype=torch.float64, device=self.device)  # the start token's column
             posterior = torch.cat([self.class_posterior(new), any_class], dim=1).gather(1, labels[wanted, None])[:, 0]
             is_better = posterior > best[wanted]

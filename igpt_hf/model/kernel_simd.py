@@ -15,9 +15,13 @@ order, like `array.flat`: where rows have a constant length, the compiler then k
 Without numba, `numba` and the names of these operations are None, so that other modules can import them.
 """
 
+import contextlib
 import hashlib
 import logging
 import operator
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -28,6 +32,7 @@ try:
     import numba
     from llvmlite import ir
     from numba.core import cgutils, types
+    from numba.core.caching import FunctionCache
     from numba.core.extending import intrinsic, lower_builtin, models, register_model, type_callable
 except ImportError:
     numba = None
@@ -55,22 +60,52 @@ def source_digest() -> str:
 
 
 def compile_kernel(function, signature):
-    """Compile a kernel for one signature; the result is kept on disk where possible, and slow compilation is logged.
-
-    numba recompiles when the kernel's own file changes, but not when a function that it calls from another file does.
-    The name of the file in numba's cache contains the kernel's qualified name: a digest of all sources is put there.
-    """
+    """Compile a kernel for one signature; the result is kept on disk where possible, and slow compilation is logged."""
     message = f"compiling `{function.__name__}` for this processor, once; the result is kept on disk"
     timer = threading.Timer(2, logger.warning, [message])  # loading from disk does not take that long
     timer.start()
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}  # contract: a * b + c rounds once
     try:
-        function.__qualname__ = f"{function.__name__}_{source_digest()}"
+        name_for_cache(function)
         return numba.njit(signature, cache=True, **options)(function)
     except (RuntimeError, OSError, ImportError):  # no folder to cache in, or this file was cached under another name
         return numba.njit(signature, **options)(function)
     finally:
         timer.cancel()
+
+
+def name_for_cache(function):
+    """Put a digest of all sources into a kernel's qualified name, and so into the name of its file in numba's cache.
+
+    numba recompiles when the kernel's own file changes, but not when a function that it calls from another file does.
+    """
+    function.__qualname__ = f"{function.__name__}_{source_digest()}"
+
+
+def is_on_disk(function) -> bool:
+    """Whether numba's cache has a kernel, or can have none."""
+    try:
+        name_for_cache(function)
+        folder = Path(FunctionCache(function).cache_path)
+    except RuntimeError:  # no folder to cache in
+        return True
+    return any(folder.glob(f"*{function.__qualname__}*.nbi"))
+
+
+@contextlib.contextmanager
+def compiled_beside(make_kernel, function):
+    """While the body compiles a kernel, have another process compile `function`, unless that is on disk.
+
+    Args:
+        make_kernel: A function of a module, which compiles it.
+    """
+    if is_on_disk(function):
+        yield
+        return
+    program = f"from {make_kernel.__module__} import {make_kernel.__name__}; {make_kernel.__name__}()"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", program], env=environment):  # waits for it in the end
+        yield
 
 
 if numba is not None:
