@@ -2,7 +2,7 @@
 "use strict";
 
 const SCALE = 16; // canvas pixels per pixel of the image
-const DURATION = { fast: 400, slow: 15000, still: 0 }; // of an image's growth, milliseconds
+const DURATION = { fast: 200, slow: 15000, still: 0 }; // of an image's growth, milliseconds
 const MAX_HISTORY = 12, MAX_SEED = 2 ** 32 - 1;
 const MIN_POSTERIOR = 0.999, TEMPERATURE = 0.8; // what the page begins with
 const MAX_BLOCKS = 16; // of the alphabet that are shown; of a larger one the likeliest
@@ -52,6 +52,7 @@ class Draw {
 
   // What is shown has been judged: no image that is sampled again is seen.
   grow(image) {
+    document.body.dataset.state = "growing";
     const duration = byId("slow").checked ? DURATION.slow : DURATION.fast, start = performance.now();
     const mine = this.number;
     const frame = (now) => {
