@@ -170,15 +170,18 @@ def wire_trainer(start: InitialModel, tokens, train_images, script_args, args):
     if script_args.task == "generation":
         callbacks.append(SampleSheetCallback(lambda model: sample_sheet(model, start.processor, per_class=4)))
     options = {"layout": start.layout, "shuffle_buffer": script_args.shuffle_buffer}
-    options["new_images"] = new_images(train_images, start.processor, script_args, args.seed)
+    options["new_images"] = new_images(train_images, start.processor, script_args, args)
     return make_trainer(start.model, args, tokens, start.saved_processor, callbacks=callbacks, **options)
 
 
-def new_images(split, processor, script_args, seed: int) -> NewImages | None:
+def new_images(split, processor, script_args, args) -> NewImages | None:
     """What makes training images that are new in each epoch; None where they stay the same."""
     if not (script_args.draws_digits or script_args.augment > 0):
         return None
-    return NewImages(split, processor, seed, script_args.draws_digits, script_args.augment)
+    num_epochs = args.num_train_epochs
+    if args.max_steps != -1:
+        num_epochs = args.max_steps * args.images_per_step / len(split)
+    return NewImages(split, processor, args.seed, script_args.draws_digits, script_args.augment, num_epochs)
 
 
 def save_model(trainer):

@@ -17,6 +17,7 @@ from .inspection import sample_images
 from .synthetic import draw_digit
 
 
+FADE = (0.6, 0.9)  # parts of the training between which the transforms become smaller, from full strength to none
 _STREAM = 2  # second word of the random key; `synthetic_digits` has 0 and 1
 
 
@@ -30,6 +31,7 @@ class NewImages:
         seed: Of the images.
         draws_digits: Whether the images are synthetic digits, drawn anew; else they are those of `split`.
         strength: Of the random affine transform, `random_affine`; 0: none.
+        num_epochs: Of the whole training; None: the transforms do not fade.
     """
 
     split: Dataset
@@ -37,6 +39,7 @@ class NewImages:
     seed: int
     draws_digits: bool = False
     strength: float = 0.0
+    num_epochs: float | None = None
 
     def __post_init__(self):
         if not self.processor.is_decided:
@@ -44,20 +47,27 @@ class NewImages:
 
     def tokens(self, epoch: int, indices: list[int]) -> np.ndarray:
         """Tokens of the epoch's images: (n,) indices -> (n, num_image_tokens), unsigned integers."""
-        column = "label" if self.draws_digits else "image"
+        column, strength = "label" if self.draws_digits else "image", self.strength_in(epoch)
         rows = self.split.select_columns(column)[indices][column]
         pixels = [
-            self._pixels(row, np.random.default_rng([self.seed, _STREAM, epoch, index]))
+            self._pixels(row, strength, np.random.default_rng([self.seed, _STREAM, epoch, index]))
             for index, row in zip(indices, rows, strict=True)
         ]
         return pixels_to_tokens(np.stack(pixels), self.processor.patch_size)
 
-    def _pixels(self, row, generator: np.random.Generator) -> np.ndarray:
+    def strength_in(self, epoch: int) -> float:
+        """Strength of the transforms in an epoch: in the end, the model sees the images as they are."""
+        if self.num_epochs is None:
+            return self.strength
+        first, last = (part * self.num_epochs for part in FADE)
+        return self.strength * min(max((last - epoch) / (last - first), 0.0), 1.0)
+
+    def _pixels(self, row, strength: float, generator: np.random.Generator) -> np.ndarray:
         """One image, or the digit to draw -> binary pixels (image_size, image_size)."""
         image = self.processor.read(draw_digit(row, generator) > 0 if self.draws_digits else row)
         is_crop = self.processor.is_crop(image)
-        if self.strength > 0:
-            image = random_affine(image, self.strength, generator, expand=is_crop)
+        if strength > 0:
+            image = random_affine(image, strength, generator, expand=is_crop)
             image = self._crop(image) if is_crop else image
         return self.processor.binarize_gray(self.processor.fit(image, is_crop), generator)
 

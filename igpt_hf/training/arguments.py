@@ -78,7 +78,7 @@ class ScriptArguments:
         default=0.0,
         metadata={
             "help": "Standard deviation of a random rotation, shear and stretch of each training image, anew in each "
-            "epoch, such as 0.04; 0: none."
+            "epoch, such as 0.04, fading out before the end; 0: none."
         },
     )
     streaming: bool = field(default=False, metadata={"help": "Parquet and Hub: tokenize into a cache, train from it."})
@@ -251,6 +251,11 @@ class IGPTTrainingArguments(TrainingArguments):
         if self.greater_is_better is None:
             self.greater_is_better = self.metric_for_best_model.endswith("accuracy")
         super().__post_init__()
+
+    @property
+    def images_per_step(self) -> int:
+        """Images per step of the optimizer, in all processes."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
 
 METRICS = {  # of each evaluated split; the best model can be chosen by any of them

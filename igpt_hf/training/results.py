@@ -57,7 +57,6 @@ def collect_results(trainer, test: dict[str, float], script_args: ScriptArgument
     args, history = trainer.args, LossHistory.from_log(trainer.state.log_history)
     kept = best_evaluation(trainer, history)
     stopwatch = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch))
-    images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {
         "train_nats_per_image": history.train[kept],
         "validation_nats_per_image": history.validation[kept],
@@ -69,7 +68,7 @@ def collect_results(trainer, test: dict[str, float], script_args: ScriptArgument
         "stopped": end_reached(args, trainer.state),
         "best_epoch": history.epochs[kept],
         "train_runtime": stopwatch.seconds,
-        "train_images_per_second": trainer.state.global_step * images_per_step / stopwatch.seconds,
+        "train_images_per_second": trainer.state.global_step * args.images_per_step / stopwatch.seconds,
         **_about_data(args, script_args, given),
         "monotonic_train_loss": history.is_monotonic("train"),
         "monotonic_validation_loss": history.is_monotonic("validation"),
@@ -233,7 +232,7 @@ def _card_facts(trainer, processor, splits, results: dict, script_args: ScriptAr
         "optimizer": f"Muon ({args.muon_learning_rate}) and AdamW" if args.use_muon else args.optim.value,
         "scheduler": args.lr_scheduler_type.value,
         "warmup_steps": f"{args.warmup_steps:.0%} of the steps" if args.warmup_steps < 1 else args.warmup_steps,
-        "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "batch_size": args.images_per_step,
         "weights_kept": f"EMA, decay {args.ema_decay}" if args.ema_decay else "those of the step",
         "class_dropout_prob": trainer.train_dataset.class_dropout_prob,
         "num_train_epochs": f"{trainer.state.num_train_epochs:.4g}",

@@ -189,7 +189,7 @@ def few_steps_hint(args: IGPTTrainingArguments, num_images: int) -> str | None:
         args: Of the run.
         num_images: To train on.
     """
-    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    per_step = args.images_per_step
     steps = math.ceil(args.num_train_epochs * math.ceil(num_images / per_step))
     if steps >= FEW_STEPS or per_step <= 8 or args.max_steps > 0:
         return None
