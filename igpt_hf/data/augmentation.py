@@ -97,8 +97,9 @@ def random_affine(image: Image.Image, strength: float, generator: np.random.Gene
     a, b = width * cos, height * (shear * cos - sin)  # [[a, b], [c, d]] = rotation @ shear @ stretch
     c, d = width * sin, height * (shear * sin + cos)
     old, new = image.size, image.size
-    if expand:
-        new = math.ceil(abs(a) * old[0] + abs(b) * old[1]), math.ceil(abs(c) * old[0] + abs(d) * old[1])
+    if expand:  # by as much on both sides, so that a small transform does not move edges by half a pixel
+        needed = abs(a) * old[0] + abs(b) * old[1], abs(c) * old[0] + abs(d) * old[1]
+        new = tuple(side + 2 * max(0, math.ceil((more - side) / 2)) for side, more in zip(old, needed, strict=True))
     # Pillow asks for the inverse: from a place in the new image, seen from its upper left corner, to one in the old.
     a, b, c, d = (entry / (width * height) for entry in (d, -b, -c, a))
     x, y = (old[0] - a * new[0] - b * new[1]) / 2, (old[1] - c * new[0] - d * new[1]) / 2

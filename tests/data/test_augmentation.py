@@ -90,6 +90,16 @@ def test_an_affine_transform_moves_the_ink_by_its_matrix_about_the_center(expand
     assert (moved.size == (80, 80)) is not expand
 
 
+@pytest.mark.parametrize("expand", [False, True])
+@pytest.mark.parametrize("size", [(20, 29), (21, 30)])
+def test_a_tiny_transform_leaves_the_image_as_it_is(size, expand):
+    image = PIL.Image.effect_noise(size, 80)
+    moved = random_affine(image, 1e-7, np.random.default_rng(0), expand=expand)
+    left, upper = ((new - old) // 2 for new, old in zip(moved.size, size, strict=True))
+    inside = np.asarray(moved.crop((left, upper, left + size[0], upper + size[1])))
+    assert np.abs(inside.astype(int) - np.asarray(image))[2:-2, 2:-2].max() <= 1
+
+
 def moments(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean (2,) and covariance (2, 2) of the ink, x before y, from the image's center."""
     weights = image / image.sum()
