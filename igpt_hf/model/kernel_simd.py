@@ -60,7 +60,7 @@ def source_digest() -> str:
 
 
 def compile_kernel(function, signature):
-    """Compile a kernel for one signature; the result is kept on disk where possible, and slow compilation is logged."""
+    """Compile a kernel for one signature; it is kept on disk where possible, and slow compilation is logged."""
     message = f"compiling `{function.__name__}` for this processor, once; the result is kept on disk"
     timer = threading.Timer(2, logger.warning, [message])  # loading from disk does not take that long
     timer.start()
