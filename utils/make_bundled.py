@@ -41,7 +41,7 @@ nats = -model.log_likelihood(ids)
 
 def make_card(text: str, name: str) -> str:
     """The run's card with the model's new name and use, and without figures, which are not bundled."""
-    text = re.sub(r"^# .*$", f"# {name}", text, count=1, flags=re.MULTILINE)
+    text = re.sub(r"^(# |- name: ).*$", rf"\g<1>{name}", text, flags=re.MULTILINE)
     text = re.sub(r"^## Use\n.*?(?=^## )", lambda _: USE.format(name=name), text, flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"^(?:!\[.*\]\(.*\)|\*The first ten samples.*)\n\n", "", text, flags=re.MULTILINE)
 

@@ -3,7 +3,8 @@
     python utils/make_figures.py runs/synthetic docs/images
 
 Writes real_and_sampled.png (a row per class: digits that the model has not seen on the left, samples on the right),
-completions.png and growing.gif (one digit of each class, token by token). All digits are synthetic.
+completions.png and growing.gif (one digit of each class, token by token). Samples are made as the app makes them. All
+digits are synthetic.
 """
 
 import argparse
@@ -16,12 +17,15 @@ from transformers.utils import logging as transformers_logging
 
 from igpt_hf import IGPTError, synthetic_digits
 from igpt_hf.app.animation import growing, save_gif
+from igpt_hf.app.answers import TEMPERATURE
 from igpt_hf.cli import run_main
+from igpt_hf.hub.bundled import SURE
 from igpt_hf.hub.loading import load_pretrained
 from igpt_hf.plots import PAPER, ImageGrid, completion_sheet
 
 
 COLUMNS = 7  # images of each kind in a row
+AS_THE_APP: dict[str, float] = {"temperature": TEMPERATURE, "min_posterior": SURE}
 SEED_OF_REAL = 20_240  # another than that of any training data
 
 
@@ -35,10 +39,10 @@ def real_and_sampled(model, processor, real: dict[int, np.ndarray]) -> ImageGrid
     """A row per class: real images as the model sees them, a gap, samples."""
     rows, side = [], processor.image_size
     for label, images in real.items():
-        samples = processor.decode(model.generate(**processor.prompt(class_labels=[label] * COLUMNS)))
+        samples = processor.decode(model.generate(**processor.prompt(class_labels=[label] * COLUMNS), **AS_THE_APP))
         rows.append([*processor.decode(processor.tokenize(images)), Image.new("L", (side, side), PAPER), *samples])
     names = [model.config.class_names[label] for label in real]
-    return ImageGrid(rows, names, headers={0: "unseen test digits", COLUMNS + 1: "samples"})
+    return ImageGrid(rows, names, headers={0: "unseen test digits", COLUMNS + 1: "samples, as the app draws them"})
 
 
 def main():
@@ -59,7 +63,7 @@ def main():
     labels = list(real)
     sheet = completion_sheet(model, processor, np.stack([real[label][0] for label in labels]), labels)
     sheet.save(args.output / "completions.png")
-    ids = model.generate(**processor.prompt(class_labels=labels))
+    ids = model.generate(**processor.prompt(class_labels=labels), **AS_THE_APP)
     path = args.output / "growing.gif"
     save_gif(growing(processor.decode_pixels(ids), processor), path)
     print(f"real_and_sampled.png, completions.png, growing.gif ({path.stat().st_size // 1000} kB) -> {args.output}")

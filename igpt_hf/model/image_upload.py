@@ -23,7 +23,8 @@ def fit_upload(processor, image) -> Image.Image:
         pixels = processor.decide(images).fit_binary(read)
         if not read.is_white and (not pixels.any() or _edges_are_ink(pixels)):
             pixels = by_itself.decide(images).fit_binary(read)
-    if not pixels.any():
+    low, high = read.gray.getextrema()
+    if not pixels.any() or (low == high and read.opacity is None and not read.is_white):  # an empty sheet is no square
         raise ValueError(NOTHING_LEFT)
     return to_marked_image(pixels.astype(np.uint8) * 255)
 
