@@ -2,7 +2,7 @@
 "use strict";
 
 const SCALE = 16; // canvas pixels per pixel of the image
-const DURATION = { fast: 200, slow: 15000, still: 0 }; // of an image's growth, milliseconds
+const DURATION = { fast: 600, slow: 15000, still: 0 }; // from the press of a button to the whole image, milliseconds
 const MAX_HISTORY = 12, MAX_SEED = 2 ** 32 - 1;
 const MIN_POSTERIOR = 0.999, TEMPERATURE = 0.8; // what the page begins with
 const MAX_BLOCKS = 16; // of the alphabet that are shown; of a larger one the likeliest
@@ -39,22 +39,21 @@ class Draw {
   }
 
   draw() {
-    const settings = this.settings(), mine = ++this.number; // an earlier image stops growing when it sees another
+    const settings = this.settings(), start = performance.now();
+    const mine = ++this.number; // an earlier image stops growing when it sees another
     byId("seed").value = settings.seed;
     byId("temperature-value").value = settings.temperature.toFixed(1);
     document.body.dataset.state = "drawing";
     byId("status").textContent = "";
     byId("growth").textContent = "sampling …";
     this.engine.ask("sample", settings, (image, milliseconds) => {
-      if (mine === this.number) this.grow({ ...image, ...settings, milliseconds });
+      if (mine === this.number) this.grow({ ...image, ...settings, milliseconds }, start);
     });
   }
 
   // What is shown has been judged: no image that is sampled again is seen.
-  grow(image) {
-    document.body.dataset.state = "growing";
-    const duration = byId("slow").checked ? DURATION.slow : DURATION.fast, start = performance.now();
-    const mine = this.number;
+  grow(image, start) {
+    const duration = byId("slow").checked ? DURATION.slow : DURATION.fast, mine = this.number;
     const frame = (now) => {
       if (mine !== this.number) return; // another image is wanted
       const share = duration ? Math.min(Math.max(now - start, 0) / duration, 1) : 1;
@@ -62,7 +61,7 @@ class Draw {
       if (share === 1) this.finish(image);
       else requestAnimationFrame(frame);
     };
-    frame(start);
+    frame(performance.now());
   }
 
   paint(image, known) {

@@ -16,6 +16,7 @@ Without numba, `numba` and the names of these operations are None, so that other
 """
 
 import contextlib
+import functools
 import hashlib
 import logging
 import operator
@@ -53,6 +54,7 @@ def kernel(function):
     return numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)(function)  # Python calls none of them
 
 
+@functools.cache
 def source_digest() -> str:
     """Digest of the files whose code is compiled into a kernel, in hexadecimal."""
     folder = Path(__file__).parent
