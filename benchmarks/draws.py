@@ -18,7 +18,7 @@ from igpt_hf import load_splits
 from igpt_hf.app.answers import TEMPERATURE
 from igpt_hf.data.tokenized import tokenize
 from igpt_hf.evaluation.likelihood import accuracy_stderr
-from igpt_hf.evaluation.sample_quality import Images, cached_classifier
+from igpt_hf.evaluation.sample_quality import Images, LeNet, cached_classifier
 from igpt_hf.hub.bundled import DEFAULT_MODEL, SURE, bundled
 from igpt_hf.hub.loading import load_pretrained
 
@@ -37,22 +37,28 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def recognized(classifier, images: Images) -> dict:
+def recognized(classifier: LeNet, images: Images) -> dict:
+    """The share of images whose class the classifier sees, its standard error, and the share of each class."""
     labels, is_right = images.labels, classifier.predict(images.pixels) == images.labels
     share = float(is_right.mean())
     by_class = {int(label): float(is_right[labels == label].mean()) for label in np.unique(labels)}
     return {"recognized": share, "stderr": accuracy_stderr(share, len(labels)), "by_class": by_class}
 
 
-def main():
-    args = parse_arguments()
-    model, processor = load_pretrained(args.model)
-    splits = tokenize(load_splits("synthetic", seed=DATA_SEED), processor)
+def data_and_judge(source: str, processor, seed: int) -> tuple[dict[str, Images], LeNet]:
+    """The splits of the data as the model sees them, and a classifier that was trained on the training split."""
+    splits = tokenize(load_splits(source, seed=seed), processor)
     data = {
         name: Images(processor.decode_pixels(torch.tensor(split["tokens"])), np.array(split["label"]))
         for name, split in splits.items()
     }
-    classifier = cached_classifier(data["train"], model.config.num_labels, DATA_SEED)
+    return data, cached_classifier(data["train"], processor.num_labels, seed)
+
+
+def main():
+    args = parse_arguments()
+    model, processor = load_pretrained(args.model)
+    data, classifier = data_and_judge("synthetic", processor, DATA_SEED)
     labels = np.arange(args.num) % model.config.num_labels
     prompt = processor.prompt(class_labels=labels.tolist())
     settings = {"temperature": args.temperature, "min_posterior": args.min_posterior}

@@ -219,6 +219,13 @@ class IGPTTrainingArguments(TrainingArguments):
     ema_decay: float = field(
         default=0.998, metadata={"help": "Evaluate and keep a moving average of the weights; 0: the weights."}
     )
+    built_in_guidance: float = field(
+        default=1.15,
+        metadata={
+            "help": "Learn, in the last two fifths of the training, to sample as with this guidance scale, without its "
+            "cost: more samples are of the class that was asked for; 1: none."
+        },
+    )
     lr_scheduler_type: str = field(default="linear", metadata={"help": "Shape of the learning rate's decay."})
     warmup_steps: float = field(default=0.02, metadata={"help": "Steps, or a fraction below 1, of linear warm-up."})
     adam_beta2: float = field(default=0.95, metadata={"help": "As in the paper, section 3.5."})
@@ -266,7 +273,7 @@ METRICS = {  # of each evaluated split; the best model can be chosen by any of t
 
 AT_LEAST = {  # smallest value -> flags
     1: """per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_threads
-        shuffle_buffer max_eval_images""".split(),
+        shuffle_buffer max_eval_images built_in_guidance""".split(),
     0: """early_stopping_patience eval_steps save_steps logging_steps warmup_steps eval_delay save_total_limit
         learning_rate muon_learning_rate weight_decay max_grad_norm ema_decay dataloader_num_workers seed data_seed
         split_seed augment""".split(),

@@ -19,7 +19,7 @@ from ..data.tokenized import LabelDataset, TokenDataset, collate
 from ..errors import IGPTError
 from ..hub.push import push_folder, retry_hub_request
 from ..model.configuration_igpt import IGPTConfig
-from ..model.modeling_igpt import IGPTForImageClassification
+from ..model.modeling_igpt import IGPTForCausalImageModeling, IGPTForImageClassification
 from .arguments import IGPTTrainingArguments
 from .callbacks import (
     EpochCallback,
@@ -30,6 +30,7 @@ from .callbacks import (
     Stopwatch,
 )
 from .checkpoints import last_complete_checkpoint, sealed_checkpoint
+from .guidance import built_in_guidance_loss
 from .metrics import classification_metrics, likelihood_metrics, nats_per_image
 from .optimizer import MuonAdamW, average_weights, swap_average
 
@@ -37,6 +38,7 @@ from .optimizer import MuonAdamW, average_weights, swap_average
 logger = logging.getLogger(__name__)
 
 FEW_STEPS = 500
+GUIDED_FROM = 0.6  # from this part of the training on, guidance is built in: the start token is learned by then
 
 
 class IGPTTrainer(Trainer):
@@ -47,6 +49,28 @@ class IGPTTrainer(Trainer):
     """
 
     args: IGPTTrainingArguments
+
+    @property
+    def has_guidance(self) -> bool:
+        """Whether guidance is built in at this step: late, and if a class and any class are learned, by likelihood."""
+        config = self.model.config
+        return (
+            self.args.built_in_guidance > 1
+            and self.state.global_step >= GUIDED_FROM * self.state.max_steps
+            and isinstance(self.model, IGPTForCausalImageModeling)
+            and (config.num_labels > 1 and config.class_dropout_prob > 0)
+            and (self.compute_loss_func is None and self.label_smoother is None)
+        )
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        """The mean NLL per token; late in a training with `--built_in_guidance`, that of `built_in_guidance_loss`."""
+        if not (model.training and self.has_guidance):
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        self.compute_loss_func = built_in_guidance_loss(model, inputs, self.model, self.args.built_in_guidance)
+        try:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        finally:
+            self.compute_loss_func = None
 
     def training_step(self, *args, **kwargs):
         self.last_loss = super().training_step(*args, **kwargs)

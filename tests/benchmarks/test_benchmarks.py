@@ -8,16 +8,18 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import ablations
 import baselines
 import crash_test
+import presets
 import speed
 import streaming
 from helpers.paths import BENCHMARKS
 from helpers.scripts import run_python
-from igpt_hf import load_splits
+from igpt_hf import IGPTConfig, load_splits
 
 
 BENCHMARK_NAMES = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
@@ -114,6 +116,23 @@ def test_the_crash_test_names_each_tensor_that_is_not_equal(tmp_path):
     assert crash_test.differences(tmp_path / "whole", tmp_path / "whole") == []
     different = crash_test.differences(tmp_path / "whole", tmp_path / "killed")
     assert different == ["/weight", "/state/0/moment", "/groups/0/lr"]
+
+
+def test_the_table_of_presets_is_made_of_finished_runs_in_order_of_their_size(tmp_path):
+    for preset, size in (("xs", 400), ("xxs", 30)):
+        IGPTConfig.from_preset(preset).save_pretrained(tmp_path / preset)
+        results = {"num_parameters": size, "epochs": 2.0, "train_runtime": 90.0, "train_images_per_second": 7.0}
+        (tmp_path / preset / "all_results.json").write_text(json.dumps(results))
+        report = {name: float(size) for name in presets.OF_REPORT}
+        (tmp_path / preset / "report.json").write_text(json.dumps(report))
+    plot = tmp_path / "presets.png"
+    run_python(BENCHMARKS / "presets.py", "--mnist", tmp_path / "xs", tmp_path / "xxs", "--output", plot)
+    rows = json.loads(plot.with_suffix(".json").read_text())["MNIST"]
+    assert [(row["preset"], row["minutes"], row["nats_per_image"]) for row in rows] == [
+        ("xxs", 1.5, 30.0),
+        ("xs", 1.5, 400.0),
+    ]
+    assert Image.open(plot).width > 1000
 
 
 @pytest.mark.parametrize("name", BENCHMARK_NAMES)
