@@ -1,4 +1,4 @@
-"""What guidance toward the class, and other settings of sampling, do to samples: are they recognized, are they diverse?
+"""What guidance toward the class, and other settings of sampling, do: are samples recognized, and diverse?
 
     python benchmarks/guidance.py --output guidance.json
     python benchmarks/guidance.py runs/hoda --data RemainingSamples.cdb --seed 42

@@ -1,7 +1,7 @@
 """Which preset? Likelihood, samples and time against parameters: a plot and a table from finished runs.
 
     python scripts/evaluate.py runs/hoda --data RemainingSamples.cdb --samples 3000 --output runs/hoda/report.json
-    python benchmarks/presets.py --hoda runs/hoda runs/hoda-xs --mnist runs/mnist-xxs runs/mnist-xs --output presets.png
+    python benchmarks/presets.py --hoda runs/hoda runs/hoda-xs --mnist runs/mnist-xxs --output presets.png
 
 Each run has beside its `all_results.json` the `report.json` of scripts/evaluate.py, with samples. The table is the
 .json file beside the plot.

@@ -11,8 +11,8 @@ def built_in_guidance_loss(model, inputs: dict[str, torch.Tensor], unwrapped, sc
     Guidance multiplies by `scale` what the class adds to the prediction of the next token (`generate` with
     `guidance_scale`). Here the prediction that is fitted to the images has 1 / `scale` of what the class adds to the
     model's own: where that fits best, the model's own prediction is the guided one (Chen et al. 2025, "Visual
-    Generation Without Guidance", section 3.2, with beta = 1 / scale). The prediction of any class is taken as it is: it
-    learns from the images with class dropout alone, by their plain likelihood.
+    Generation Without Guidance", with beta = 1 / scale). The prediction of any class is taken as it is:
+    it learns from the images with class dropout alone, by their plain likelihood.
 
     Args:
         model: What the Trainer trains, perhaps wrapped for several processes.
@@ -21,8 +21,8 @@ def built_in_guidance_loss(model, inputs: dict[str, torch.Tensor], unwrapped, sc
         scale: The guidance scale, above 1.
 
     Returns:
-        A function of the model's outputs and the labels (B, 1 + N), as the Trainer's `compute_loss_func`: mean nats per
-        token.
+        A function of the model's outputs and the labels (B, 1 + N), as the Trainer's `compute_loss_func`: mean nats
+        per token.
     """
     ids, config = inputs["input_ids"], unwrapped.config
     of_any_class = torch.cat([torch.full_like(ids[:, :1], config.start_token_id), ids[:, 1:]], dim=1)

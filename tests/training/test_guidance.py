@@ -6,10 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from helpers.training import BY_FOUR_STEPS, assert_equal_weights, new_trainer, random_split
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling
 from igpt_hf.training.guidance import built_in_guidance_loss
-
-from helpers.training import BY_FOUR_STEPS, assert_equal_weights, new_trainer, random_split
 
 
 SCALE = 1.3
