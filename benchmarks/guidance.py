@@ -5,7 +5,8 @@
 
 As many samples of each class for each setting, from the same random numbers. A LeNet that was trained on the training
 split judges them, as in `benchmarks/draws.py`; FID and coverage compare them with the validation images in its
-features. The last row has these numbers for test images.
+features. `nats` is the mean NLL of the validation images by the predictions that are sampled from: near no guidance it
+changes little, and what is recognized much. The last row has these numbers for test images.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.functional import cross_entropy
 
 from draws import DATA_SEED, data_and_judge, recognized
 from harness import write_results
@@ -39,10 +41,23 @@ def parse_arguments():
     return parser.parse_args()
 
 
+@torch.no_grad()
+def nats_per_image(model, ids: torch.Tensor, guidance_scale: float = 1.0, temperature: float = 1.0) -> float:
+    """Mean NLL of images with their class, (n, 1 + N), by the predictions that `generate` would sample from."""
+    total = 0.0
+    for batch in ids.split(128):
+        start = torch.cat([torch.full_like(batch[:, :1], model.config.start_token_id), batch[:, 1:]], dim=1)
+        of_class, of_any = (model(x[:, :-1], use_cache=False).logits.log_softmax(-1) for x in (batch, start))
+        guided = (of_any + guidance_scale * (of_class - of_any)) / temperature
+        total += cross_entropy(guided.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").item()
+    return total / len(ids)
+
+
 def print_row(name: str, row: dict):
     classes = " ".join(f"{100 * share:5.1f}" for share in row["by_class"].values())
+    nats = f"{row['nats']:6.2f}" if "nats" in row else " " * 6
     print(
-        f"{name:18} {100 * row['recognized']:6.2f}% (+-{100 * row['stderr']:.2f})   FID {row['fid']:6.2f}   "
+        f"{name:18} {nats}   {100 * row['recognized']:6.2f}% (+-{100 * row['stderr']:.2f})   FID {row['fid']:6.2f}   "
         f"coverage {row['coverage']:.3f}   by class {classes}"
     )
 
@@ -51,6 +66,7 @@ def main():
     args = parse_arguments()
     model, processor = load_pretrained(args.model)
     data, judge = data_and_judge(args.data, processor, args.seed)
+    ids = processor(data["validation"].pixels, class_labels=data["validation"].labels)["input_ids"]
     real = judge.features(data["validation"].pixels)
     labels = np.arange(args.num) % model.config.num_labels
     prompt = processor.prompt(class_labels=labels.tolist())
@@ -63,6 +79,8 @@ def main():
         torch.manual_seed(args.seed)
         samples = Images(processor.decode_pixels(model.generate(**prompt, **settings)), labels)
         rows[name] = measure(samples)
+        if "min_posterior" not in settings:  # which has no predictions of its own
+            rows[name]["nats"] = nats_per_image(model, ids, **settings)
         print_row(name, rows[name])
     rows["test images"] = measure(data["test"])
     print_row("test images", rows["test images"])
