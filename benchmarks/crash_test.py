@@ -5,7 +5,7 @@
 An uninterrupted run is the reference. The same run is then started, killed (SIGKILL) and resumed until it has been
 killed `--kills` times: in turn while it writes a checkpoint, while it trains, and at any time. Each resume must go on
 from the last complete checkpoint, pass over the incomplete one with a message and keep it; at the end weights,
-optimizer and schedule must be equal to the reference's, bit by bit.
+optimizer and schedule must be equal to the reference's, bit for bit.
 """
 
 import json
@@ -91,7 +91,7 @@ def leaves(state, path: str = "") -> dict[str, Any]:
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """Names of the tensors that are not equal, bit by bit, in two checkpoints."""
+    """Names of the tensors that are not equal, bit for bit, in two checkpoints."""
     different = []
     for name in ("model.safetensors", "optimizer.pt", "scheduler.pt"):
         load = load_file if name == "model.safetensors" else partial(torch.load, weights_only=True)

@@ -62,7 +62,7 @@ class Complete {
     this.forget();
     const { tokens, masks } = this.pad.read();
     if (!tokens.some((token, place) => token & masks[place])) {
-      this.say("What is seen is empty: draw there, or start from an example.");
+      this.say("Nothing is visible: draw something, show a part, or press “Complete it” above.");
       return;
     }
     const choice = byId("pad-class").value;
@@ -132,7 +132,7 @@ function summary({ posterior, numAncestors, numParticles }, { isWhole, isOpen, n
   const parts = [];
   if (isWhole) parts.push("Nothing is hidden, so there is nothing to fill in.");
   else parts.push(`${num} different ${num === 1 ? "answer" : "answers"} in ${(milliseconds / 1000).toFixed(1)} s.`);
-  const best = posterior.indexOf(Math.max(...posterior));
+  const best = indexOfLargest(posterior);
   if (isOpen) parts.push(`Most likely ${NAMES[best]}: ${percent(posterior[best], 1 / numParticles)}.`);
   if (!isWhole && numAncestors < FEW_ANCESTORS) {
     parts.push(`What is seen hardly fits what the ${numParticles} particles tried: more of them do better.`);

@@ -44,7 +44,7 @@ class Draw {
     byId("seed").value = settings.seed;
     byId("temperature-value").value = settings.temperature.toFixed(1);
     document.body.dataset.state = "drawing";
-    byId("status").textContent = "";
+    byId("status").textContent = byId("which-block").textContent = "";
     byId("growth").textContent = "sampling …";
     this.engine.ask("sample", settings, (image, milliseconds) => {
       if (mine === this.number) this.grow({ ...image, ...settings, milliseconds }, start);
@@ -78,7 +78,10 @@ class Draw {
     const { label, seed, tries, posterior, milliseconds } = image;
     this.image = image;
     byId("growth").textContent = "";
-    const reads = label === null ? posterior.indexOf(Math.max(...posterior)) : label;
+    const hardest = indexOfLargest(image.steps.map((step) => entropy(step.probabilities)));
+    this.paintBlocks(image.steps[hardest].probabilities);
+    byId("which-block").textContent = ` · block ${hardest + 1}, its least certain`;
+    const reads = label === null ? indexOfLargest(posterior) : label;
     const facts = [`${sumNats(image.steps).toFixed(1)} nats`];
     if (NUM_LABELS > 1) facts.push(`read as ${NAMES[reads]} with ${percent(posterior[reads])}`);
     if (tries > 1) facts.push(`try ${tries}`);
@@ -89,8 +92,8 @@ class Draw {
     document.body.dataset.state = "done";
   }
 
-  remember({ tokens, label, seed, temperature }) {
-    const text = `${className(label)}, seed ${seed}, temperature ${temperature}`;
+  remember({ tokens, label, seed, temperature, minPosterior }) {
+    const text = `${className(label)}, seed ${seed}, temperature ${temperature}${minPosterior ? "" : ", unclear or not"}`;
     const button = document.createElement("button"), canvas = makeCanvas(SIZE, text);
     button.type = "button";
     button.title = `${text}: draw it again`;
@@ -100,6 +103,7 @@ class Draw {
       document.querySelector(`#classes input[value="${label ?? "any"}"]`).checked = true;
       byId("seed").value = seed;
       byId("temperature").value = temperature;
+      byId("again").checked = minPosterior > 0;
       this.draw();
     });
     byId("history").prepend(button);
@@ -128,6 +132,14 @@ class Draw {
       block.title = percent(probabilities[shown[i]]);
     });
   }
+}
+
+function indexOfLargest(numbers) {
+  return numbers.indexOf(Math.max(...numbers));
+}
+
+function entropy(probabilities) {
+  return probabilities.reduce((sum, p) => (p > 0 ? sum - p * Math.log(p) : sum), 0);
 }
 
 function sumNats(steps) {

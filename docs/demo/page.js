@@ -16,11 +16,17 @@ function fillTexts() {
   for (const element of document.querySelectorAll("[data-text]")) element.textContent = texts[element.dataset.text];
 }
 
+const IS_PERSIAN = /persian/i.test(CHECKPOINT.subject ?? "");
+
+function persianDigit(name) {
+  return String.fromCharCode(0x6f0 + Number(name));
+}
+
 function addChoice(value, name, isChecked) {
   const label = document.createElement("label"), input = document.createElement("input");
   const face = document.createElement("span");
   Object.assign(input, { type: "radio", name: "class", value, checked: isChecked });
-  face.textContent = label.title = name;
+  face.textContent = label.title = IS_PERSIAN && /^\d$/.test(name) ? `${persianDigit(name)} ${name}` : name;
   label.append(input, face);
   byId("classes").append(label);
 }

@@ -5,6 +5,8 @@ import functools
 import html
 import io
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlencode
 
@@ -18,7 +20,7 @@ from ..evaluation.typicality import percentiles
 from ..hub.bundled import SURE
 from ..model.image_decision import is_photograph
 from .elements import bars, columns_for, data_uri, downloads, figure, grid, percent, say, scale, waiting
-from .fitting import Reading, Reference, make_reference, read_drawing, stroke_width
+from .fitting import Reading, Reference, fit_drawing, make_reference, read_drawing, stroke_width
 
 
 MAX_IMAGES, MAX_SEED, MAX_TEMPERATURE, MAX_GUIDANCE = 16, 2**32 - 1, 2.0, 5.0
@@ -28,13 +30,14 @@ MAX_CANVAS_SIDE = 2000
 NUM_EXAMPLES = 5
 NUM_COMPLETIONS = 7  # with what is given, two rows
 ANY = -1  # stands for no class
+PERSIAN = ("persian", "hoda", "synthetic")  # names of folders of models of Persian digits
 VERDICTS = {
     "stranger": "Stranger than anything I was trained on",
     "strange": "Strange beside 99 of 100 images that I know",
     "simpler": "Simpler than anything I was trained on",
     "simple": "Simpler than 99 of 100 images that I know",
 }
-NATS = "<b>Nats</b> measure how much a whole image surprises the model: −ln of its probability. Fewer are likelier."
+NATS = "<b>Nats</b> measure how much a whole image surprises the model: −ln of its probability. Fewer: more likely."
 
 
 # --- requests -------------------------------------------------------------------------------------------------------
@@ -45,10 +48,13 @@ class NothingDrawnError(ValueError):
 
 
 def class_choices(config) -> list[tuple[str, int]]:
-    """(text, class index) of each class, and of any; a Persian digit stands before the name of a digit."""
-    choices = []
+    """(text, class index) of each class, and of any; a Persian digit stands before the name of one.
+
+    A model's folder tells whether its digits are Persian.
+    """
+    choices, is_persian = [], any(word in Path(config.name_or_path).name.lower() for word in PERSIAN)
     for label, name in sorted(config.id2label.items()):
-        is_digit = name.isascii() and name.isdigit() and len(name) == 1
+        is_digit = is_persian and name.isascii() and name.isdigit() and len(name) == 1
         choices.append((f"{chr(0x6F0 + int(name))}  {name}" if is_digit else name, label))
     return [*choices, ("any", ANY)]
 
@@ -57,7 +63,8 @@ def check_range(name: str, value, low: float, high: float, is_whole: bool = Fals
     """Raises ValueError, in words, unless `value` is a number from `low` to `high`."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not low <= value <= high or (is_whole and value != int(value)):
-        raise ValueError(f"{name} must be a {'whole ' * is_whole}number from {low} to {high}, not {value}.")
+        kind, given = "whole number" if is_whole else "number", "empty" if value is None else value
+        raise ValueError(f"{name} must be a {kind} from {low:,} to {high:,}, not {given}.")
 
 
 class Settings(NamedTuple):
@@ -98,10 +105,12 @@ class Settings(NamedTuple):
         Raises:
             ValueError: A value that is no number or out of its range, or a class that the model does not have.
         """
-        try:
-            values = {name: float(query[name]) for name in cls._fields if name in query}
-        except ValueError as error:
-            raise ValueError(f"The link is damaged: {error}.") from error
+        values = {}
+        for name in (name for name in cls._fields if name in query):
+            try:
+                values[name] = float(query[name])
+            except ValueError as error:
+                raise ValueError(f"The link is damaged: {name}={query[name]} is no number.") from error
         values = {name: int(value) if value == int(value) else value for name, value in values.items()}
         if query.get("class", "any") != "any":
             values["label"] = config.label_index(query["class"])
@@ -133,13 +142,20 @@ def open_drawing(drawing: str | None) -> Image.Image:
         raise ValueError("The drawing could not be read as a PNG.") from error
 
 
-def find_ink(processor, image: Image.Image) -> np.ndarray:
-    """The ink of a drawing or an upload, dark or light: booleans, in its own size; a photograph fitted to the model.
+def flatten(image: Image.Image) -> Image.Image:
+    """The gray levels of an image that may be transparent, on a ground that contrasts with what is opaque."""
+    gray, alpha = image.convert("L"), image.getchannel("A")
+    levels = np.asarray(gray)[np.asarray(alpha) >= 128]
+    ground = 255 if len(levels) and levels.mean() < 128 else 0
+    return Image.composite(gray, Image.new("L", image.size, ground), alpha)
+
+
+def find_ink(processor, gray: Image.Image) -> np.ndarray:
+    """The ink of a gray image, dark or light: booleans, in its own size; a photograph fitted to the model.
 
     Raises:
         NothingDrawnError: There is none.
     """
-    gray = image.convert("L")
     low, high = gray.getextrema()
     if high - low < 64:  # type: ignore[operator]  # PIL: or pairs, of several bands
         raise NothingDrawnError("There is nothing here yet: draw something first.")
@@ -206,7 +222,8 @@ class Answers:
         )
         what = "of any class" if settings.label == ANY else f"of class {html.escape(name)}"
         intro = say(f"{len(ids)} {'image' if len(ids) == 1 else 'images'} {what}, seed {int(settings.seed)}.")
-        return intro + self._sheet(ids, blank) + files + f'<p class="note">{NATS}</p>'
+        sheet = self._sheet(ids, blank, is_named=settings.label == ANY, is_sure=settings.is_sure)
+        return intro + sheet + files + f'<p class="note">{NATS}</p>'
 
     def complete(self, drawing, settings: Settings) -> str:
         """Keep what of a drawing is opaque, and sample the rest."""
@@ -231,13 +248,13 @@ class Answers:
         posterior = self.model.class_posterior(self.processor(pixels)["input_ids"], mask=hidden)[0]
         best = int(posterior.argmax())
         name, share = html.escape(self.names[best]), percent(posterior[best].item())
-        text = f"By what is seen, it could be <b>{name}</b> ({share})."
+        text = f"From the visible part, most likely <b>{name}</b> ({share})."
         return say(text) + bars([self.names[label] for label in range(len(posterior))], posterior.tolist())
 
     def read(self, drawing) -> str:
         """The class of a drawing, by Bayes' rule, how strange it is, and how surprising each of its pixels is."""
         try:
-            ink = find_ink(self.processor, open_drawing(drawing))
+            ink = find_ink(self.processor, flatten(open_drawing(drawing)))
             if not ink.any():
                 raise NothingDrawnError
         except NothingDrawnError:
@@ -261,8 +278,19 @@ class Answers:
         )
 
     def fit(self, drawing) -> str:
-        """Fit an upload as the data is, cropped and thickened where needed -> its image as a data: address."""
-        return data_uri(self.processor.fit_upload(open_drawing(drawing).convert("L")))
+        """Fit an upload as the data is, cropped and thickened where needed -> its image as a data: address.
+
+        An image of the model's size stays as it is.
+
+        Raises:
+            ValueError: Nothing is left of it.
+        """
+        image = flatten(open_drawing(drawing))
+        fitted = self.processor.fit_upload(image)
+        if image.size == fitted.size or is_photograph(image):  # which is cropped and thickened already
+            return data_uri(fitted)
+        ids, _ = fit_drawing(self.model, self.processor, self.reference, find_ink(self.processor, image))
+        return data_uri(self.processor.decode(ids)[0])
 
     def _labels(self, settings: Settings) -> list[int] | None:
         return None if settings.label == ANY else [int(settings.label)]
@@ -282,19 +310,37 @@ class Answers:
         if not hidden.any():
             raise ValueError("Nothing is hidden: paint over the unknown part with Hide, or keep fewer rows.")
         if not pixels.any():
-            raise NothingDrawnError("What is kept is empty: draw there, or start from an example.")
+            raise NothingDrawnError("Nothing is visible: draw something, reveal a part, or start from an example.")
         return pixels, hidden
 
-    def _sheet(self, ids: torch.Tensor, given: Image.Image, first: list[str] | None = None) -> str:
-        """Images that grow over what is given, with their nats and, of any class, what they read as."""
+    def _sheet(
+        self,
+        ids: torch.Tensor,
+        given: Image.Image,
+        first: Sequence[str] = (),
+        is_named: bool = False,
+        is_sure: bool = False,
+    ) -> str:
+        """Images that grow over what is given, with their nats.
+
+        Args:
+            first: Figures before them.
+            is_named: Write the class beside the nats; of images of any class, always what they read as.
+            is_sure: Say of which images the model is not sure, after all tries.
+        """
         is_any = bool((ids[:, 0] == self.config.start_token_id).all())
-        labels = self.model.class_posterior(ids).argmax(1) if is_any else ids[:, 0] - self.config.vocab_size
-        figures = list(first or [])
+        labels = ids[:, 0] - self.config.vocab_size
+        if is_any or is_sure:
+            posterior = self.model.class_posterior(ids)  # (n, num_labels)
+            labels = posterior.argmax(1) if is_any else labels
+            is_unsure = (posterior.gather(1, labels[:, None])[:, 0] < SURE).tolist()
+        figures = list(first)
         rows = zip(self.processor.decode(ids), labels.tolist(), -self.model.log_likelihood(ids), strict=True)
-        for image, label, nats in rows:
-            name = self.config.class_names[label]
-            caption = f"{self.names[label]}: {nats:.1f} nats" if is_any else f"{nats:.1f} nats"
-            alt = f"A sampled image that {'reads as' if is_any else 'was asked to be'} {name}."
+        for index, (image, label, nats) in enumerate(rows):
+            caption = f"{self.names[label]}: " if is_any or is_named else ""
+            caption += f"{nats:.1f} nats" + (", unsure" if is_sure and is_unsure[index] else "")
+            name, verb = self.config.class_names[label], "reads as" if is_any else "was asked to be"
+            alt = f"A sampled image that {verb} {name}."
             figures.append(figure(image, caption, alt, given, self.config.patch_size))
         return grid(figures, columns_for(len(figures)))
 
@@ -306,6 +352,6 @@ class Answers:
             return f"{VERDICTS[reading.likeness]}. The closest class is {name}."
         name += f" ({percent(reading.posterior[best].item())})"
         if reading.likeness is None:
-            return f"It reads {name}."
+            return f"I read {name}."
         rank = percentiles(torch.tensor([reading.nats]), self.config.nats_quantiles)[0]
-        return f"It reads {name}; it surprises more than {rank:.0f}% of the validation images."
+        return f"I read {name}. More surprising than {rank:.0f}% of the validation images."

@@ -119,10 +119,24 @@ for (const end of ["pointerup", "pointercancel"]) {
 
 // --- images ---------------------------------------------------------------------------------------------------------
 
-// The whole image, as large as fits, on a ground of the color of its corner; the pen contrasts with that.
+// The gray level of what is opaque in an image, 0 to 255, if its corner is transparent.
+function levelOfOpaque(image) {
+  const small = new OffscreenCanvas(32, 32).getContext("2d");
+  small.drawImage(image, 0, 0, 32, 32);
+  const values = small.getImageData(0, 0, 32, 32).data;
+  let sum = 0, weight = 0;
+  for (let i = 0; i < values.length; i += 4) {
+    sum += ((values[i] + values[i + 1] + values[i + 2]) / 3) * values[i + 3];
+    weight += values[i + 3];
+  }
+  return values[3] < 128 && weight ? sum / weight : null;
+}
+
+// The whole image, as large as fits, on a ground of the color of its corner, or of paper where that is transparent and
+// the rest is dark; the pen contrasts with it.
 function show(image) {
   remember();
-  clear();
+  clear((levelOfOpaque(image) ?? 255) < 128 ? CHALK : SLATE);
   const scale = canvas.width / Math.max(image.width, image.height);
   const width = image.width * scale, height = image.height * scale;
   context.imageSmoothingEnabled = scale < 1;
@@ -187,6 +201,7 @@ element.querySelector(".pad-undo").addEventListener("click", () => {
 element.querySelector(".pad-clear").addEventListener("click", () => {
   remember();
   clear();
+  if (veil) keepRows();
   share();
 });
 const input = element.querySelector("input[type=file]");

@@ -103,15 +103,16 @@ def downloads(pixels: np.ndarray, processor, name: str, given: np.ndarray | None
     }
     links = [f'<a download="{name}.{kind}" href="{uri}">{text}</a>' for kind, (text, uri) in files.items()]
     if link:
-        links.append(f'<a class="permalink" href="?{html.escape(link)}">link to these images</a>')
-    return f'<p class="links">Take along: {" ".join(links)}</p>'
+        links.append(f'· <a class="permalink" href="?{html.escape(link)}">Link to these images</a>')
+    return f'<p class="links">Download: {" ".join(links)}</p>'
 
 
 def scale(nats: float, quantiles: list[float]) -> str:
     """Where an image is on the scale of the validation images' nats."""
     end = 1.4 * quantiles[100]
     low, high, place = (100 * min(value / end, 1) for value in (quantiles[1], quantiles[99], nats))
-    words = f"{nats:.0f} nats; 98% of the validation images have {quantiles[1]:.0f} to {quantiles[99]:.0f}"
+    words = f"{nats:.0f} nats, whatever the class; 98% of the validation images have "
+    words += f"{quantiles[1]:.0f} to {quantiles[99]:.0f}"
     return (
         f'<div class="scale" role="img" aria-label="{words}"><div class="usual" style="left: {low:.1f}%; '
         f'width: {high - low:.1f}%"></div><div class="mark" style="left: {place:.1f}%"></div></div>'

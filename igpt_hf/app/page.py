@@ -17,7 +17,6 @@ from .answers import (
     ANY,
     MAX_GUIDANCE,
     MAX_IMAGES,
-    MAX_SEED,
     MAX_TEMPERATURE,
     NUM_COMPLETIONS,
     TEMPERATURE,
@@ -119,9 +118,14 @@ def class_field(config) -> gr.Dropdown | gr.Radio:
 def seed_field(visible: bool = True) -> tuple[gr.Row, gr.Number, gr.Button]:
     """A row of the seed of the images and the button that uses it again."""
     with gr.Row(elem_classes="seed", visible=visible) as row:
-        seed = gr.Number(None, minimum=0, maximum=MAX_SEED, precision=0, label="Seed", scale=3, min_width=100)
+        seed = gr.Number(None, precision=0, label="Seed", scale=3, min_width=100)
         again = gr.Button("Again the same", scale=2, min_width=100)
     return row, seed, again
+
+
+def new_seed(seed, last_seed):
+    """A seed that somebody has typed since the last images, or else a new one."""
+    return secrets.randbelow(NEW_SEEDS) if seed in (None, last_seed) else seed
 
 
 class Page:
@@ -130,18 +134,25 @@ class Page:
     def __init__(self, answers: Answers):
         self.answers, self.config = answers, answers.config
 
-    def draw_anew(self, label, num, *others):
-        return self.draw(label, num, secrets.randbelow(NEW_SEEDS), *others)
+    @property
+    def kinds(self) -> str:
+        """What there is to draw, in words."""
+        names = [html.escape(name) for name in self.config.class_names]
+        return f"one of its {len(names)} classes ({names[0]} to {names[-1]})" if len(names) > 1 else "one"
 
-    def draw(self, *settings):
+    def draw_anew(self, last_seed, label, num, seed, *others):
+        return self.draw(last_seed, label, num, new_seed(seed, last_seed), *others)
+
+    def draw(self, _, *settings):
         settings = Settings(*settings)
-        return self.answers.generate(settings), settings.seed
+        return self.answers.generate(settings), settings.seed, settings.seed
 
-    def complete_anew(self, drawing, label, _):
-        return self.complete(drawing, label, secrets.randbelow(NEW_SEEDS))
+    def complete_anew(self, last_seed, drawing, label, seed):
+        return self.complete(last_seed, drawing, label, new_seed(seed, last_seed))
 
-    def complete(self, drawing, label, seed):
-        return self.answers.complete(drawing, Settings(label, NUM_COMPLETIONS, seed)), seed, gr.Row(visible=True)
+    def complete(self, _, drawing, label, seed):
+        images = self.answers.complete(drawing, Settings(label, NUM_COMPLETIONS, seed))
+        return images, seed, seed, gr.Row(visible=True)
 
     def guess(self, drawing):
         return (self.answers.guess(drawing),)
@@ -156,7 +167,7 @@ class Page:
         except ValueError as error:
             settings, text = Settings(**usual), str(error)
         tab = gr.Tabs(selected=query["tab"]) if query.get("tab") in TABS else gr.skip()
-        return tab, *settings, self.answers.generate(settings), refusal(text)
+        return tab, settings.seed, *settings, self.answers.generate(settings), refusal(text)
 
 
 def in_words(function, num_outputs: int):
@@ -185,7 +196,7 @@ def add_generate_tab(page: Page) -> list:
                     value=TEMPERATURE,
                     step=0.1,
                     label="Temperature",
-                    info="low: typical, high: adventurous",
+                    info="low: less varied, high: adventurous",
                 )
                 guidance = gr.Slider(
                     0, MAX_GUIDANCE, value=1, step=0.25, label="Guidance", info="above 1: more typical of its class"
@@ -199,18 +210,18 @@ def add_generate_tab(page: Page) -> list:
             wrong = gr.HTML("", elem_classes="wrong")
         with gr.Column(scale=3, min_width=300):
             _, seed, again = seed_field()
+            last_seed = gr.State()
             images = gr.HTML(waiting("Choose a class and press <b>Draw</b>."), elem_classes="answers")
     settings = [label, num, seed, temperature, guidance, is_sure]
-    outputs = [images, seed, wrong]
+    inputs, outputs = [last_seed, *settings], [images, seed, last_seed, wrong]
     for event, function in (
         (button.click, page.draw_anew),
         (again.click, page.draw),
         (seed.submit, page.draw),
     ):
-        given = [x for x in settings if x is not seed] if function == page.draw_anew else settings
-        done = event(in_words(function, 2), given, outputs, api_name="generate", show_progress_on=images, **ALONE)
+        done = event(in_words(function, 3), inputs, outputs, api_name="generate", show_progress_on=images, **ALONE)
         done.then(None, js=KEEP_LINK)
-    return [*settings, images, wrong]
+    return [last_seed, *settings, images, wrong]
 
 
 def add_complete_tab(page: Page):
@@ -224,22 +235,25 @@ def add_complete_tab(page: Page):
                 button = gr.Button("Complete", variant="primary", min_width=120)
                 ask = gr.Button("What could this be?", min_width=120)
             row, seed, again = seed_field(visible=False)  # until there is something to repeat
+            last_seed = gr.State()
             wrong = gr.HTML("", elem_classes="wrong")
             images = gr.HTML(waiting("Draw something, and press <b>Complete</b>."), elem_classes="answers")
-    settings, outputs = [drawing, label, seed], [images, seed, row, wrong]
+    settings, outputs = [last_seed, drawing, label, seed], [images, seed, last_seed, row, wrong]
     for event, function in (
         (button.click, page.complete_anew),
         (again.click, page.complete),
         (seed.submit, page.complete),
     ):
-        event(in_words(function, 3), settings, outputs, api_name="complete", show_progress_on=images, **ALONE)
+        event(in_words(function, 4), settings, outputs, api_name="complete", show_progress_on=images, **ALONE)
     ask.click(in_words(page.guess, 1), drawing, [images, wrong], api_name="guess", show_progress_on=images, **ALONE)
 
 
 def add_read_tab(page: Page):
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            drawing = drawing_area("Draw one, of any size and anywhere, or upload an image", page.answers, READ_PEN)
+            drawing = drawing_area(
+                f"Draw {page.kinds}, of any size and anywhere, or upload an image", page.answers, READ_PEN
+            )
             wrong = gr.HTML("", elem_classes="wrong")
         with gr.Column(scale=3, min_width=300):
             reading = gr.HTML(waiting("Draw something: it is read after each stroke."))
@@ -261,7 +275,8 @@ def add_read_tab(page: Page):
 def build_app(model, processor) -> gr.Blocks:
     """The page: three tabs."""
     page, config = Page(Answers(model, processor)), model.config
-    about = {"parameters": model.num_parameters(), "side": config.image_size, "patch": config.patch_size}
+    name = html.escape(Path(config.name_or_path).name) or "this model"
+    about = {"name": name, "parameters": model.num_parameters(), "side": config.image_size, "patch": config.patch_size}
     with gr.Blocks(title="A tiny Image GPT", analytics_enabled=False) as app:
         gr.HTML(template("introduction.html").format(**about), elem_id="introduction")
         with gr.Tabs() as tabs:

@@ -20,8 +20,9 @@ def fit_upload(processor, image) -> Image.Image:
     if not read.is_white and read.opacity is None and is_photograph(read.gray):
         pixels = _fit_photograph(by_itself.decide(images), read)
     else:
-        pixels = processor.decide(images).fit_binary(read)
-        if not read.is_white and (not pixels.any() or _edges_are_ink(pixels)):
+        decided = processor.replace(widen_strokes=None).decide(images)
+        pixels = decided.fit_binary(read)
+        if not read.is_white and (not pixels.any() or _border_is_ink(decided, read)):
             pixels = by_itself.decide(images).fit_binary(read)
     low, high = read.gray.getextrema()
     if not pixels.any() or (low == high and read.opacity is None and not read.is_white):  # an empty sheet is no square
@@ -29,8 +30,10 @@ def fit_upload(processor, image) -> Image.Image:
     return to_marked_image(pixels.astype(np.uint8) * 255)
 
 
-def _edges_are_ink(pixels: np.ndarray) -> bool:
-    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]).mean() > 0.5
+def _border_is_ink(processor, read: GrayImage) -> bool:
+    """Whether most of the image's outermost pixels are ink, before it is fitted and gets a margin."""
+    ink = np.asarray(processor.to_ink(read)) >= processor.level * 255
+    return np.concatenate([ink[0], ink[-1], ink[:, 0], ink[:, -1]]).mean() > 0.5
 
 
 def _fit_photograph(processor, read: GrayImage) -> np.ndarray:

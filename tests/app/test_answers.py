@@ -8,12 +8,13 @@ from urllib.parse import parse_qsl
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from helpers.app import SIDE, digit, hide, images_in, placed
-from igpt_hf import IGPTForCausalImageModeling, IGPTImageProcessor, bundled
-from igpt_hf.app.answers import ANY, MAX_IMAGES, Answers, Settings
+from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor, bundled
+from igpt_hf.app.answers import ANY, MAX_IMAGES, Answers, Settings, class_choices
 from igpt_hf.app.elements import data_uri
+from igpt_hf.app.fitting import crop, stroke_width
 
 
 SETTINGS = Settings(label=3, num=2, seed=0)
@@ -68,13 +69,39 @@ def test_images_can_be_taken_along_as_png_and_as_a_growing_gif(answers):
     assert np.array_equal(np.asarray(gif.convert("L"))[4:116:4, 4:116:4], images[0])
 
 
+def test_digits_have_persian_names_too_where_the_model_says_that_they_are_persian():
+    config = IGPTConfig(id2label={label: str(label) for label in range(10)})
+    for folder, text in (("igpt_hf/bundled/persian-digits", "۴  4"), ("runs/hoda", "۴  4"), ("persian/mnist-xs", "4")):
+        config.name_or_path = folder
+        assert class_choices(config)[4] == (text, 4)
+
+
+def test_images_of_any_class_say_which_it_is_and_of_which_the_model_is_not_sure(answers, monkeypatch):
+    asked = SETTINGS._replace(label=ANY, num=4, is_sure=True)
+    html = answers.generate(asked)
+    names = [text for text, label in class_choices(answers.config) if label != ANY]
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", html)
+    assert len(captions) == 4 and all(caption.split(": ")[0] in names for caption in captions)
+    assert all(re.fullmatch(r"[\d.]+ nats", caption.split(": ")[1]) for caption in captions)
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", answers.generate(asked._replace(label=3)))
+    assert all(re.fullmatch(r"[\d.]+ nats", caption) for caption in captions)
+    uniform = torch.full((4, 10), 0.1)
+    monkeypatch.setattr(answers.model, "class_posterior", lambda *args, **kwargs: uniform)
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", answers.generate(asked))[0].endswith("nats, unsure")
+    assert "unsure" not in answers.generate(asked._replace(is_sure=False))
+
+
 def test_a_link_holds_what_was_asked_for(answers):
     asked = Settings(label=4, num=5, seed=77, temperature=0.5, guidance=1.5, is_sure=True)
     query = re.search(r'class="permalink" href="\?([^"]+)"', answers.generate(asked))[1].replace("&amp;", "&")
     assert Settings.from_query(dict(parse_qsl(query)), answers.config) == asked
     usual = {"label": ANY, "num": 9, "seed": 1}
     assert Settings.from_query({"tab": "read"}, answers.config, **usual) == Settings(**usual)
-    for wrong, message in (({"num": "17"}, "not 17"), ({"seed": "x"}, "link is damaged"), ({"class": "x"}, "'x'")):
+    for wrong, message in (
+        ({"num": "17"}, "not 17"),
+        ({"seed": "x"}, "link is damaged: seed=x is no number"),
+        ({"class": "x"}, "'x'"),
+    ):
         with pytest.raises(ValueError, match=message):
             Settings.from_query(wrong, answers.config, **usual)
 
@@ -102,15 +129,15 @@ def shares_in(html: str) -> list[float]:
 
 def test_what_a_half_seen_digit_could_be(answers):
     html = answers.guess(data_uri(hide(digit(3), ROWS >= 14)))
-    assert np.argmax(shares_in(html)) == 3 and "it could be <b>۳  3</b>" in html
+    assert np.argmax(shares_in(html)) == 3 and "most likely <b>۳  3</b>" in html
 
 
 @pytest.mark.parametrize(
     "drawing, message",
     [
         (digit(), "Nothing is hidden"),
-        (hide(digit(), ROWS >= 0), "What is kept is empty"),
-        (hide(placed(digit(), 0.4, (90, 160)), ROWS >= 14), "What is kept is empty"),
+        (hide(digit(), ROWS >= 0), "Nothing is visible"),
+        (hide(placed(digit(), 0.4, (90, 160)), ROWS >= 14), "Nothing is visible"),
     ],
 )
 def test_there_must_be_something_given_and_something_hidden(drawing, message, answers):
@@ -132,6 +159,31 @@ def test_an_upload_is_cropped_and_thickened_as_the_data_is(answers):
         answers.fit(data_uri(Image.new("L", (SIDE, SIDE), 200)))
 
 
+@pytest.mark.parametrize("width", [3, 8, 24])
+@pytest.mark.parametrize("size", [(400, 300), (300, 300)])
+def test_a_line_drawing_of_any_polarity_fills_the_image_with_strokes_of_the_models_width(size, width, answers):
+    seven = Image.new("L", size, 255)  # a thin V, which is a Persian seven
+    points = [(0.2 * size[0], 0.2 * size[1]), (0.5 * size[0], 0.8 * size[1]), (0.8 * size[0], 0.2 * size[1])]
+    ImageDraw.Draw(seven).line(points, 0, width, joint="curve")
+    clear = Image.new("RGBA", size)
+    clear.paste((0, 0, 0, 255), mask=ImageOps.invert(seven))
+    fitted = [
+        images_in(f'<img src="{answers.fit(data_uri(image))}"')[0] > 0
+        for image in (seven, ImageOps.invert(seven), clear)
+    ]
+    for one in fitted:
+        assert np.abs(fitted[0] ^ one).mean() < 0.02
+        assert max(crop(one).shape) > 0.8 * 28
+        assert stroke_width(one) > 0.7 * answers.reference.stroke_width
+        posterior = answers.model.class_posterior(answers.processor(one)["input_ids"])[0]
+        assert posterior.argmax() == 7
+
+
+def test_an_upload_of_the_models_size_stays_as_it_is(answers):
+    image = Image.fromarray(np.asarray(digit(4))[::10, ::10])
+    assert np.array_equal(images_in(f'<img src="{answers.fit(data_uri(image))}"')[0], np.asarray(image))
+
+
 # --- read -----------------------------------------------------------------------------------------------------------
 
 
@@ -143,7 +195,7 @@ def test_read_shows_the_posterior_and_a_surprise_that_adds_up(answers):
     posterior = answers.model.class_posterior(ids)[0]
     assert shares_in(html) == pytest.approx((100 * posterior).clamp(0.1, 99.9).tolist(), abs=0.06)
     nats = -answers.model.class_log_likelihoods(ids)[0, posterior.argmax()].item()
-    assert f"its surprise, given the class: {nats:.1f} nats" in html and "It reads <b>۷  7</b>" in html
+    assert f"its surprise, given the class: {nats:.1f} nats" in html and "I read <b>۷  7</b>" in html
 
 
 def test_an_empty_sheet_says_that_there_is_nothing(answers):
@@ -165,7 +217,7 @@ def test_strange_drawings_are_said_to_be_strange_in_both_directions(answers, mon
     monkeypatch.setattr(answers.config, "nats_quantiles", [x + 100 for x in quantiles])
     assert "Simpler than anything I was trained on" in answers.read(data_uri(digit()))
     monkeypatch.setattr(answers.config, "nats_quantiles", None)  # of a model from before they were stored
-    assert "It reads <b>۷  7</b> (&gt;99.9%)." in answers.read(data_uri(digit()))
+    assert "I read <b>۷  7</b> (&gt;99.9%)." in answers.read(data_uri(digit()))
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
@@ -176,7 +228,7 @@ def test_strange_drawings_are_said_to_be_strange_in_both_directions(answers, mon
     [
         ({"num": MAX_IMAGES + 1}, "number of images must be a whole number from 1 to 16, not 17"),
         ({"num": 1.5}, "whole number"),
-        ({"num": None}, "not None"),
+        ({"num": None}, "not empty"),
         ({"label": 10}, "class must be"),
         ({"label": -2}, "class must be"),
         ({"temperature": 0}, "temperature must be"),

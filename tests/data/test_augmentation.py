@@ -72,7 +72,9 @@ def test_transforms_fade_until_the_images_are_those_of_the_split():
     assert changed[0] > changed[1] > changed[2] == 0
 
 
-@pytest.mark.parametrize(("num_fitted", "strength"), [(0, 0.0), (1, 0.0), (2, DEFAULT_STRENGTH), (8, DEFAULT_STRENGTH)])
+@pytest.mark.parametrize(
+    ("num_fitted", "strength"), [(0, 0.0), (1, 0.0), (2, DEFAULT_STRENGTH), (8, DEFAULT_STRENGTH)]
+)
 def test_images_that_have_the_models_size_are_not_transformed_by_default(num_fitted, strength):
     images = [PIL.Image.new("L", (40, 28) if index < num_fitted else (28, 28)) for index in range(8)]
     assert default_strength(images, 28) == strength
