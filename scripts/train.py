@@ -28,7 +28,7 @@ import torch
 from transformers import set_seed
 
 from igpt_hf.cli import hide_library_bars, run_main
-from igpt_hf.data.augmentation import NewImages, default_strength
+from igpt_hf.data.augmentation import NewImages
 from igpt_hf.data.inspection import Inspection, sample_images
 from igpt_hf.data.shards import open_shards
 from igpt_hf.data.splits import describe_splits, load_splits
@@ -91,10 +91,7 @@ def train(script_args, model_args, args):
         about = (name, script_args.data, split_seed, script_args.max_images, images.given)
         if (warning := seen_images_warning(*about)) is not None:
             logger.warning("warning: %s", warning)
-    sample = sample_shards(images) if script_args.streaming else sample_images(images["train"])
-    num_images = None if script_args.streaming else sum(map(len, images.values()))
-    inspection = look_at(sample, start, num_images)
-    choose_augmentation(script_args, sample, start.layout.image_size)
+    inspection = look_at(images, start, script_args.streaming)
     splits, tokens = make_tokens(images, start.processor, script_args, split_seed, args)
 
     # 3. Trainer.
@@ -140,19 +137,16 @@ def open_images(script_args, split_seed: int):
     return splits, splits["train"].features["label"].names
 
 
-def look_at(sample, start: InitialModel, num_images: int | None) -> Inspection:
+def look_at(images, start: InitialModel, is_streamed: bool) -> Inspection:
     """Decide, by a sample of the training images, how images become binary, and say so."""
+    if is_streamed:
+        sample, num_images = sample_shards(images), None
+    else:
+        sample, num_images = sample_images(images["train"]), sum(map(len, images.values()))
     inspection = start.look_at(sample, num_images)
     inspection.report(logger.info, logger.warning)
     inspection.check()
     return inspection
-
-
-def choose_augmentation(script_args, sample, image_size: int):
-    """Without --augment, take the default for the images: only images that are read, to learn to generate them."""
-    if script_args.augment is None:
-        is_possible = script_args.task == "generation" and not (script_args.draws_digits or script_args.streaming)
-        script_args.augment = default_strength(sample, image_size) if is_possible else 0.0
 
 
 def make_tokens(images, processor, script_args, split_seed: int, args):
@@ -182,7 +176,7 @@ def wire_trainer(start: InitialModel, tokens, train_images, script_args, args):
 
 def new_images(split, processor, script_args, args) -> NewImages | None:
     """What makes training images that are new in each epoch; None where they stay the same."""
-    if not (script_args.draws_digits or script_args.augment):
+    if not (script_args.draws_digits or script_args.augment > 0):
         return None
     num_epochs = args.num_train_epochs
     if args.max_steps != -1:

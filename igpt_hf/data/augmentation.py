@@ -17,7 +17,6 @@ from .inspection import sample_images
 from .synthetic import draw_digit
 
 
-DEFAULT_STRENGTH = 0.04
 FADE = (0.6, 0.9)  # parts of the training between which the transforms become smaller, from full strength to none
 _STREAM = 2  # second word of the random key; `synthetic_digits` has 0 and 1
 
@@ -79,16 +78,6 @@ class NewImages:
         if len(rows) == 0:  # strokes thinner than a pixel may fade
             return image
         return image.crop((int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1))
-
-
-def default_strength(images: list[Image.Image], image_size: int) -> float:
-    """Strength of the transforms unless it is chosen: 0.04 if a quarter of the images or more are fitted to the model.
-
-    They are fitted again after a transform, and stay what the model is to learn. An image that has the model's size
-    may be exact to the pixel, as glyphs of a bitmap font are: a transform would blur it.
-    """
-    num_fitted = sum(image.size != (image_size, image_size) for image in images)
-    return DEFAULT_STRENGTH if 4 * num_fitted >= len(images) else 0.0
 
 
 def random_affine(image: Image.Image, strength: float, generator: np.random.Generator, expand: bool) -> Image.Image:

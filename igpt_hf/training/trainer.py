@@ -219,7 +219,7 @@ def few_steps_hint(args: IGPTTrainingArguments, num_images: int) -> str | None:
         return None
     return (
         f"{num_images} images in batches of {per_step} make {steps} steps in all, which is too few to learn much: try "
-        "--per_device_train_batch_size 8 --num_train_epochs 120 (early stopping ends it sooner)."
+        "--per_device_train_batch_size 8 --num_train_epochs 60 (early stopping ends it sooner)."
     )
 
 

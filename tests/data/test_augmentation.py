@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from igpt_hf import IGPTConfig, IGPTImageProcessor, load_splits, tokenize
-from igpt_hf.data.augmentation import DEFAULT_STRENGTH, NewImages, default_strength, random_affine
+from igpt_hf.data.augmentation import NewImages, random_affine
 from igpt_hf.data.tokenized import TokenDataset, collate
 from igpt_hf.model.tokens import tokens_to_pixels
 
@@ -70,14 +70,6 @@ def test_transforms_fade_until_the_images_are_those_of_the_split():
     as_they_are = NewImages(split, processor, seed=1).tokens(0, range(12))
     changed = [(images.tokens(epoch, range(12)) != as_they_are).sum() for epoch in (12, 15, 18)]
     assert changed[0] > changed[1] > changed[2] == 0
-
-
-@pytest.mark.parametrize(
-    ("num_fitted", "strength"), [(0, 0.0), (1, 0.0), (2, DEFAULT_STRENGTH), (8, DEFAULT_STRENGTH)]
-)
-def test_images_that_have_the_models_size_are_not_transformed_by_default(num_fitted, strength):
-    images = [PIL.Image.new("L", (40, 28) if index < num_fitted else (28, 28)) for index in range(8)]
-    assert default_strength(images, 28) == strength
 
 
 @pytest.mark.parametrize("expand", [False, True])
