@@ -42,7 +42,8 @@ def recognized(classifier: LeNet, images: Images) -> dict:
     labels, is_right = images.labels, classifier.predict(images.pixels) == images.labels
     share = float(is_right.mean())
     by_class = {int(label): float(is_right[labels == label].mean()) for label in np.unique(labels)}
-    return {"recognized": share, "stderr": accuracy_stderr(share, len(labels)), "by_class": by_class}
+    worst = min(by_class.values())
+    return {"recognized": share, "stderr": accuracy_stderr(share, len(labels)), "worst": worst, "by_class": by_class}
 
 
 def data_and_judge(source: str, processor, seed: int) -> tuple[dict[str, Images], LeNet]:
