@@ -21,11 +21,12 @@ from igpt_hf.training.arguments import make_parser
 WIDTH = 100
 TRAIN_GROUPS = {
     "data": "data image_column label_column max_images split_seed skip_bad_images threshold invert margin binarize "
-    "streaming",
+    "augment streaming",
     "model": "preset model_name_or_path task image_size patch_size hidden_size num_hidden_layers num_attention_heads "
     "class_conditional_norm class_dropout_prob",
     "training": "num_train_epochs max_steps max_minutes early_stopping_patience per_device_train_batch_size "
-    "gradient_accumulation_steps learning_rate muon_learning_rate weight_decay ema_decay seed num_threads bf16",
+    "gradient_accumulation_steps learning_rate muon_learning_rate weight_decay ema_decay "
+    "built_in_guidance seed num_threads bf16",
     "output": "output_dir overwrite_output_dir resume_from_checkpoint figures report_to push_to_hub hub_model_id",
     "configuration": "config",
 }

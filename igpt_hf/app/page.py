@@ -112,7 +112,8 @@ def class_field(config) -> gr.Dropdown | gr.Radio:
     choices = class_choices(config)
     if len(choices) > 12:
         return gr.Dropdown(choices, value=ANY, label="Class")
-    return gr.Radio(choices, value=ANY, label="Class", elem_classes="classes")
+    is_short = all(len(text) <= len("any ..") for text, _ in choices)  # six fit side by side on a telephone
+    return gr.Radio(choices, value=ANY, label="Class", elem_classes=["classes", "short"] if is_short else "classes")
 
 
 def seed_field(visible: bool = True) -> tuple[gr.Row, gr.Number, gr.Button]:
