@@ -53,7 +53,7 @@ class IGPTTrainer(Trainer):
     @property
     def has_guidance(self) -> bool:
         """Whether guidance is built in at this step: late, and if a class and any class are learned, by likelihood."""
-        config = self.model.config
+        config: Any = self.model.config
         return (
             self.args.built_in_guidance > 1
             and self.state.global_step >= GUIDED_FROM * self.state.max_steps
