@@ -85,7 +85,8 @@ def main():
     rows["test images"] = measure(data["test"])
     print_row("test images", rows["test images"])
     if args.output:
-        write_results({"model": str(args.model), "num": args.num, "seed": args.seed, "rows": rows}, args.output)
+        name = Path(args.model).name  # where the package lies is nobody's business
+        write_results({"model": name, "num": args.num, "seed": args.seed, "rows": rows}, args.output)
 
 
 if __name__ == "__main__":

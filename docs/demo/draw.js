@@ -134,10 +134,6 @@ class Draw {
   }
 }
 
-function indexOfLargest(numbers) {
-  return numbers.indexOf(Math.max(...numbers));
-}
-
 function entropy(probabilities) {
   return probabilities.reduce((sum, p) => (p > 0 ? sum - p * Math.log(p) : sum), 0);
 }

@@ -86,6 +86,10 @@ function showBars(list, posterior, least) {
   );
 }
 
+function indexOfLargest(numbers) {
+  return numbers.indexOf(Math.max(...numbers));
+}
+
 // least: the smallest share that can be told from none; of an estimate by n particles, 1 / n.
 function percent(share, least = 0.001) {
   if (share < least) return `<${+(100 * least).toFixed(1)}%`;

@@ -31,6 +31,7 @@ QUEUE_SIZE = 32
 CANVAS_SCALE = 10  # pixels of the drawing area for each pixel of an image
 READ_PEN = 0.04  # sides of the drawing area: strokes of small drawings stay apart; the model sees them wider
 NEW_SEEDS = 10**6
+SHORT_NAME = 6  # characters: six buttons with such names fit side by side on a telephone
 TABS = ("generate", "complete", "read")
 # Seeds set the one generator of random numbers.
 ALONE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
@@ -112,7 +113,7 @@ def class_field(config) -> gr.Dropdown | gr.Radio:
     choices = class_choices(config)
     if len(choices) > 12:
         return gr.Dropdown(choices, value=ANY, label="Class")
-    is_short = all(len(text) <= len("any ..") for text, _ in choices)  # six fit side by side on a telephone
+    is_short = all(len(text) <= SHORT_NAME for text, _ in choices)
     return gr.Radio(choices, value=ANY, label="Class", elem_classes=["classes", "short"] if is_short else "classes")
 
 

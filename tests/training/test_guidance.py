@@ -36,9 +36,8 @@ def test_guided_predictions_have_the_loss_of_the_likelihood_of_those_without_gui
     any_class = batch["input_ids"].clone()
     any_class[:, 0] = model.config.start_token_id
     others = model(any_class, use_cache=False).logits
-    guided = others + SCALE * (
-        plain.logits - others
-    )  # as `generate` with guidance_scale; nothing changes of any class
+    # As `generate` with guidance_scale does; after the start token nothing changes.
+    guided = others + SCALE * (plain.logits - others)
     loss = built_in_guidance_loss(model, batch, model, SCALE)
     assert loss(SimpleNamespace(logits=guided), batch["labels"]).item() == pytest.approx(plain.loss.item(), rel=1e-5)
     assert loss(plain, batch["labels"]).item() != pytest.approx(plain.loss.item(), rel=1e-5)
