@@ -76,9 +76,11 @@ def explain_embedding(model, ids: torch.Tensor, t: int) -> torch.Tensor:
         what = "outside" if token == config.vocab_size else f"token {token}"
         show(f"row {row:+d}, column {column:+d}: {what}", vector)
     show(f"the prompt, {prompt}", vectors[-1])
-    position = embeddings.position.weight[t]
-    show(f"position {t}", position)
-    hidden = vectors.sum(0) + position
+    row, column = divmod(t, config.grid_size)
+    place = embeddings.row.weight[row], embeddings.column.weight[column]
+    show(f"row {row}", place[0])
+    show(f"column {column}", place[1])
+    hidden = vectors.sum(0) + place[0] + place[1]
     show("h = their sum", hidden)
     return hidden
 

@@ -26,7 +26,8 @@ function defineModel() {
       if (!this.beta) throw new Error(`unknown activation ${config.hidden_act}`);
 
       this.context = take("model.embeddings.context.weight");
-      this.position = take("model.embeddings.position.weight");
+      this.row = take("model.embeddings.row.weight");
+      this.column = take("model.embeddings.column.weight");
       this.layers = [];
       for (let i = 0; i < config.num_hidden_layers; i++) {
         const name = `model.layers.${i}`;
@@ -129,7 +130,7 @@ function defineModel() {
       return linear(normed(model.norm), model.head, count);
     }
 
-    // Sum of the embeddings of the neighbors, of the prompt and of the position: (B, C).
+    // Sum of the embeddings of the neighbors, of the prompt, of the row and of the column: (B, C).
     embed() {
       const { model, stride, ids } = this;
       const { vocab_size, hidden_size } = model.config;
@@ -143,7 +144,8 @@ function defineModel() {
           addRow(model.context, k * (vocab_size + 1) + (place < 0 ? vocab_size : ids[b * stride + place])),
         );
         addRow(model.context, places.length * (vocab_size + 1) + this.prompt(b) - vocab_size);
-        addRow(model.position, t);
+        addRow(model.row, Math.floor(t / model.gridSize));
+        addRow(model.column, t % model.gridSize);
       }
       return x;
     }

@@ -72,7 +72,8 @@ class BlockWeights(NamedTuple):
     """
 
     context_table: np.ndarray  # (1, rows, C)
-    position_table: np.ndarray  # (1, 1 + N, C)
+    row_table: np.ndarray  # (1, G + 1, C)
+    column_table: np.ndarray  # (1, G, C), for a grid of G rows and columns
     qkv_weight: np.ndarray
     qkv_bias: np.ndarray
     mixing_weight: np.ndarray  # (L, K, C)
@@ -433,15 +434,16 @@ def mix_backward(qkv, weight, places, grad, dqkv, dweight):
 
 
 @kernel
-def embed(ids, table, position, context, out):
-    """Sum of the embeddings of a position, of the prompt ids[0] and of the known neighbors -> out (rows, C).
+def embed(ids, table, row_table, column_table, context, out):
+    """Sum of the embeddings of row, column, prompt ids[0] and the known neighbors -> out (rows, C).
 
     context (T, K + 1, 2) has for each neighbor, the prompt last, its place in `ids` and the first row of its part of
     the table; a place of -1 is outside the image, and the row that stands for that.
     """
+    grid = len(column_table)
     for c in range(0, out.shape[1], LANES):
         for t in range(len(context)):
-            s = load(position, t, c)
+            s = load(row_table, t // grid, c) + load(column_table, t % grid, c)
             for k in range(context.shape[1]):
                 place, row = context[t, k, 0], context[t, k, 1]
                 s += load(table, row + (ids[place] if place >= 0 else 0), c)
@@ -449,12 +451,14 @@ def embed(ids, table, position, context, out):
 
 
 @kernel
-def embed_backward(ids, context, grad, dtable, dposition):
+def embed_backward(ids, context, grad, dtable, drow, dcolumn):
     """Adds to the gradients of the tables."""
+    grid = len(dcolumn)
     for c in range(0, grad.shape[1], LANES):
         for t in range(len(context)):
             g = load(grad, t, c)
-            store(dposition, t, c, load(dposition, t, c) + g)
+            store(drow, t // grid, c, load(drow, t // grid, c) + g)
+            store(dcolumn, t % grid, c, load(dcolumn, t % grid, c) + g)
             for k in range(context.shape[1]):
                 place, row = context[t, k, 0], context[t, k, 1]
                 row += ids[place] if place >= 0 else 0
@@ -506,7 +510,7 @@ def blocks_forward(
     for image in range(first, last):
         gain_row = gain_rows[image]
         fill(x, length, 0)
-        embed(ids[image], weights.context_table[0], weights.position_table[0], context, x)
+        embed(ids[image], weights.context_table[0], weights.row_table[0], weights.column_table[0], context, x)
         if save_for_backward:
             copy(x, states[image, 0])
         for layer in range(len(weights.qkv_weight)):
@@ -613,7 +617,8 @@ def blocks_backward(
                 add_normalize_gradient(
                     x, scales, weights.attention_gain[layer], gain_row, dnormed, dx, grads.attention_gain[group, layer]
                 )
-            embed_backward(ids[image], context, dx, grads.context_table[group, 0], grads.position_table[group, 0])
+            tables = grads.context_table[group, 0], grads.row_table[group, 0], grads.column_table[group, 0]
+            embed_backward(ids[image], context, dx, *tables)
 
 
 def _types() -> tuple:

@@ -240,8 +240,9 @@ def is_plain(model: nn.Module, config) -> bool:
     if not all(is_own(module) for module in all_modules(model)):
         return False
     # The kernels do not check bounds: a table of another size than the configuration's would be read beyond its end.
-    embeddings = model.base_model.embeddings
-    return embeddings.context.weight.shape[0] == embeddings.first_rows[-1] + config.start_token_id + 1
+    embeddings, grid = model.base_model.embeddings, config.grid_size
+    sizes = [len(table.weight) for table in (embeddings.context, embeddings.row, embeddings.column)]
+    return sizes == [embeddings.first_rows[-1] + config.start_token_id + 1, grid + 1, grid]
 
 
 def is_changed(module: nn.Module) -> bool:

@@ -48,7 +48,8 @@ def stacked_weights(model) -> BlockWeights:
         mixing = matrices([x.local_mixing for x in attentions])
     return BlockWeights(
         context_table=embeddings.context.weight[None],
-        position_table=embeddings.position.weight[None],
+        row_table=embeddings.row.weight[None],
+        column_table=embeddings.column.weight[None],
         qkv_weight=matrices([x.qkv_proj for x in attentions]),
         qkv_bias=vectors([x.qkv_proj for x in attentions]),
         mixing_weight=mixing,
@@ -69,7 +70,8 @@ def named_weights(model, weights: BlockWeights) -> dict[str, torch.Tensor]:
     named = {
         "norm.weight": weights.last_gain,
         "embeddings.context.weight": weights.context_table,
-        "embeddings.position.weight": weights.position_table,
+        "embeddings.row.weight": weights.row_table,
+        "embeddings.column.weight": weights.column_table,
     }
     for field, name in BLOCK_PARAMETERS.items():
         is_transposed = field.endswith("_weight")

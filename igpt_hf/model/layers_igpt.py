@@ -15,7 +15,7 @@ from .neighborhood import neighbor_index, neighborhood_offsets
 
 
 class IGPTEmbeddings(nn.Module):
-    """Sum of one embedding for each neighbor, one for the prompt, and one for the position."""
+    """Sum of one embedding for each neighbor, one for the prompt, and one each for the row and the column."""
 
     def __init__(self, config: IGPTConfig):
         super().__init__()
@@ -23,14 +23,18 @@ class IGPTEmbeddings(nn.Module):
         rows = config.vocab_size + 1  # of a neighbor's table: the tokens and "outside"
         # One table holds the K neighbors' tables, then the prompt's; `first_rows` says where each begins.
         self.context = nn.Embedding(num_neighbors * rows + config.num_labels + 1, config.hidden_size)
-        self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.grid_size = config.grid_size
+        # One row more than the image has, since the last position may predict the token after it.
+        self.row = nn.Embedding(config.grid_size + 1, config.hidden_size)
+        self.column = nn.Embedding(config.grid_size, config.hidden_size)
         self.first_rows = [k * rows for k in range(num_neighbors)] + [num_neighbors * rows - config.vocab_size]
 
     def forward(self, context: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """(B, T, K + 1) ids, (T,) positions -> (B, T, C)."""
         rows = context + torch.tensor(self.first_rows, device=context.device)
         # `embedding_bag` would do this in one call, but has no second derivative and bypasses adapters and hooks.
-        return sum(self.context(column) for column in rows.unbind(dim=2)) + self.position(position_ids)
+        known = sum(self.context(neighbor) for neighbor in rows.unbind(dim=2))
+        return known + self.row(position_ids // self.grid_size) + self.column(position_ids % self.grid_size)
 
 
 class IGPTLocalMixing(nn.Module):

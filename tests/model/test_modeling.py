@@ -93,7 +93,8 @@ def reference_logits(model, ids: list[int]) -> np.ndarray:
 
     table, hidden = weights["model.embeddings.context.weight"], []
     for position in range(len(ids)):
-        h = weights["model.embeddings.position.weight"][position].copy()
+        row, column = divmod(position, grid)
+        h = weights["model.embeddings.row.weight"][row] + weights["model.embeddings.column.weight"][column]
         for k, place in enumerate(neighbors(position, wraps=True)):
             h += table[k * (config.vocab_size + 1) + (config.vocab_size if place is None else ids[place])]
         hidden.append(h + table[len(offsets) * (config.vocab_size + 1) + ids[0] - config.vocab_size])
