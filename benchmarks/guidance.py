@@ -21,6 +21,7 @@ from harness import write_results
 from igpt_hf.evaluation.sample_quality import Images, fidelity
 from igpt_hf.hub.bundled import DEFAULT_MODEL, bundled
 from igpt_hf.hub.loading import load_pretrained
+from igpt_hf.model.neighborhood import with_start_token
 
 
 SETTINGS: dict[str, dict[str, float]] = {
@@ -46,7 +47,7 @@ def nats_per_image(model, ids: torch.Tensor, guidance_scale: float = 1.0, temper
     """Mean NLL of images with their class, (n, 1 + N), by the predictions that `generate` would sample from."""
     total = 0.0
     for batch in ids.split(128):
-        start = torch.cat([torch.full_like(batch[:, :1], model.config.start_token_id), batch[:, 1:]], dim=1)
+        start = with_start_token(batch, model.config)
         of_class, of_any = (model(x[:, :-1], use_cache=False).logits.log_softmax(-1) for x in (batch, start))
         guided = (of_any + guidance_scale * (of_class - of_any)) / temperature
         total += cross_entropy(guided.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").item()

@@ -1,6 +1,6 @@
 """Train the package's model with some of its modules replaced: an idea is tried here before it may enter the package.
 
-    python benchmarks/variants.py --model row-column swiglu --data digits.cdb --num_train_epochs 2
+    python benchmarks/variants.py --model positions swiglu --data digits.cdb --num_train_epochs 2
 
 All other flags are those of scripts/train.py. An idea is a subclass of the module that it changes and a line in
 CHANGES. A model with modules that are not its own runs on torch's operations alone, without the compiled kernels:
@@ -44,19 +44,17 @@ class DenseBlock(IGPTBlock):
         return mixed
 
 
-class RowColumnEmbeddings(IGPTEmbeddings):
-    """Position embeddings of row + column, not one for each token."""
+class PositionEmbeddings(IGPTEmbeddings):
+    """An embedding for each position, as in the paper, not of row + column."""
 
     def __init__(self, config):
         super().__init__(config)
-        self.grid_size = config.grid_size
-        self.position = nn.Embedding(1, config.hidden_size)
-        self.row = nn.Embedding(config.grid_size + 1, config.hidden_size)
-        self.column = nn.Embedding(config.grid_size, config.hidden_size)
+        self.row, self.column = None, None
+        self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
     def forward(self, context: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        places = self.row(position_ids // self.grid_size) + self.column(position_ids % self.grid_size)
-        return super().forward(context, position_ids * 0) + places
+        rows = context + torch.tensor(self.first_rows, device=context.device)
+        return self.context(rows).sum(dim=2) + self.position(position_ids)
 
 
 class GatedMLP(IGPTMLP):
@@ -77,7 +75,7 @@ class GatedMLP(IGPTMLP):
 # Name -> which modules are replaced, and by what; whole blocks come before their parts.
 CHANGES = {
     "dense": ("layers", DenseBlock),
-    "row-column": ("embeddings", RowColumnEmbeddings),
+    "positions": ("embeddings", PositionEmbeddings),
     "swiglu": ("mlp", GatedMLP),
 }
 

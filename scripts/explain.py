@@ -28,7 +28,7 @@ DRAWING = """
 """
 IMAGE = np.array([[pixel == "#" for pixel in row] for row in DRAWING.split()], np.uint8)
 LABEL = 1
-CLASSES = torch.tensor([LABEL])  # of each image, as norms take it
+CLASSES = torch.tensor(LABEL)  # as norms take it, for one image
 
 
 def tiny_model() -> IGPTForCausalImageModeling:
@@ -90,7 +90,7 @@ def explain_attention(model, hidden: torch.Tensor, t: int) -> torch.Tensor:
     heading("3. Attention: the positions up to this one")
     layer = model.model.layers[0]
     normed = layer.attention_norm(hidden, CLASSES)
-    show("n = h / rms(h) * gain", normed[t])
+    show("n = h / rms(h) * gain of the class", normed[t])
     query, key, value = layer.attention.qkv_proj(normed).chunk(3, dim=-1)  # (T, C) each
     show("query = W_q n + b_q", query[t])
     positions = torch.arange(len(hidden))
@@ -119,7 +119,7 @@ def explain_mlp(model, hidden: torch.Tensor) -> torch.Tensor:
     layer = model.model.layers[0]
     inner = layer.mlp.up_proj(layer.mlp_norm(hidden, CLASSES))
     inner = inner * (1.702 * inner).sigmoid()
-    show("16 numbers: z sigmoid(1.702 z) with z = W_1 n + b_1, first 8", inner[:8])
+    show(f"{len(inner)} numbers: z sigmoid(1.702 z) with z = W_1 n + b_1, first 8", inner[:8])
     hidden = hidden + layer.mlp.down_proj(inner)
     show("h = h + W_2 (...) + b_2", hidden)
     return hidden

@@ -28,7 +28,7 @@ import torch
 from transformers import set_seed
 
 from igpt_hf.cli import hide_library_bars, run_main
-from igpt_hf.data.augmentation import NewImages
+from igpt_hf.data.augmentation import NewImages, default_strength
 from igpt_hf.data.inspection import Inspection, sample_images
 from igpt_hf.data.shards import open_shards
 from igpt_hf.data.splits import describe_splits, load_splits
@@ -91,7 +91,7 @@ def train(script_args, model_args, args):
         about = (name, script_args.data, split_seed, script_args.max_images, images.given)
         if (warning := seen_images_warning(*about)) is not None:
             logger.warning("warning: %s", warning)
-    inspection = look_at(images, start, script_args.streaming)
+    inspection = look_at(images, start, script_args)
     splits, tokens = make_tokens(images, start.processor, script_args, split_seed, args)
 
     # 3. Trainer.
@@ -137,15 +137,18 @@ def open_images(script_args, split_seed: int):
     return splits, splits["train"].features["label"].names
 
 
-def look_at(images, start: InitialModel, is_streamed: bool) -> Inspection:
-    """Decide, by a sample of the training images, how images become binary, and say so."""
-    if is_streamed:
+def look_at(images, start: InitialModel, script_args) -> Inspection:
+    """Decide, by a sample of the training images, how they become binary, and --augment; say the former."""
+    if script_args.streaming:
         sample, num_images = sample_shards(images), None
     else:
         sample, num_images = sample_images(images["train"]), sum(map(len, images.values()))
     inspection = start.look_at(sample, num_images)
     inspection.report(logger.info, logger.warning)
     inspection.check()
+    if script_args.augment is None:
+        is_augmentable = script_args.task == "generation" and not (script_args.streaming or script_args.draws_digits)
+        script_args.augment = default_strength(sample, inspection.processor) if is_augmentable else 0.0
     return inspection
 
 

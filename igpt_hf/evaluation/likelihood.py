@@ -8,6 +8,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..errors import DataError
+from ..model.neighborhood import with_start_token
 
 
 def standard_error(values: torch.Tensor) -> float:
@@ -34,8 +35,7 @@ def log_likelihoods(model, input_ids: torch.Tensor, batch_size: int = 128) -> di
     classes, start = [], []
     for chunk in tqdm(input_ids.split(batch_size), desc="Likelihood", unit="batch", delay=2, disable=None):
         classes.append(model.class_log_likelihoods(chunk, batch_size).cpu())
-        prompt = torch.full_like(chunk[:, :1], model.config.start_token_id)
-        start.append(model.log_likelihood(torch.cat([prompt, chunk[:, 1:]], dim=1), batch_size).cpu())
+        start.append(model.log_likelihood(with_start_token(chunk, model.config), batch_size).cpu())
     return {"classes": torch.cat(classes), "start": torch.cat(start)}
 
 

@@ -7,6 +7,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
+from ..model.neighborhood import with_start_token
+
 
 @torch.no_grad()
 def layer_features(model, input_ids: torch.Tensor, batch_size: int = 128) -> np.ndarray:
@@ -22,8 +24,7 @@ def layer_features(model, input_ids: torch.Tensor, batch_size: int = 128) -> np.
     """
     features = []
     for chunk in tqdm(input_ids.split(batch_size), desc="Hidden states", unit="batch", delay=2, disable=None):
-        chunk = chunk[:, :-1].to(model.device, torch.long).clone()
-        chunk[:, 0] = model.config.start_token_id
+        chunk = with_start_token(chunk[:, :-1].to(model.device, torch.long), model.config)
         hidden = model.model(input_ids=chunk, use_cache=False, output_hidden_states=True).hidden_states
         features.append(torch.stack([states.float().mean(dim=1) for states in hidden]).cpu())
     return torch.cat(features, dim=1).numpy()

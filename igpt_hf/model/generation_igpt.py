@@ -16,7 +16,7 @@ from .input_checks import check_known, check_no_padding, check_num_particles, ch
 from .kernel_blocks import blocks_forward, forward_kernel
 from .kernel_dispatch import is_sampler_usable, sample_images
 from .kernel_simd import compiled_beside
-from .neighborhood import context_ids
+from .neighborhood import context_ids, with_start_token
 
 
 # transformers 5.24 renamed the cache, in what `generate` hands to a model and in what a model returns. Both names are
@@ -339,8 +339,7 @@ class IGPTGuidanceLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         if self.decoder is None:
-            start = torch.full_like(input_ids[:, :1], self.model.config.start_token_id)
-            self.decoder = Decoder(self.model, torch.cat([start, input_ids[:, 1:]], dim=1))
+            self.decoder = Decoder(self.model, with_start_token(input_ids, self.model.config))
         self.decoder.push(input_ids[:, self.decoder.length :])
         unconditional = self.decoder.logits().log_softmax(-1)
         return unconditional + self.scale * (scores.log_softmax(-1) - unconditional)

@@ -40,7 +40,7 @@ from .input_checks import check_ids, check_no_embeddings, check_no_padding, chec
 from .kernel_dispatch import are_blocks_usable, is_transformed, run_blocks
 from .layers_igpt import IGPTMLP, IGPTAttention, IGPTEmbeddings, IGPTHead, IGPTLocalMixing, IGPTRMSNorm
 from .likelihood_igpt import IGPTLikelihoodMixin
-from .neighborhood import context_ids, rotary_cos_sin
+from .neighborhood import context_ids, rotary_cos_sin, with_start_token
 
 
 class IGPTBlock(GradientCheckpointingLayer):
@@ -361,9 +361,8 @@ class IGPTForImageClassification(IGPTPreTrainedModel):
         check_whole_images(input_ids, self.config)
         if labels is not None and labels.shape == input_ids.shape:
             labels = None  # the processor's, which are tokens
-        start = torch.full_like(input_ids[:, :1], self.config.start_token_id)
-        inputs = torch.cat([start, input_ids[:, 1:-1]], dim=1)
-        outputs = self.model(input_ids=inputs, use_cache=False, **kwargs)
+        inputs = with_start_token(input_ids, self.config)
+        outputs = self.model(input_ids=inputs[:, :-1], use_cache=False, **kwargs)
         logits = self.classifier(outputs.last_hidden_state.mean(dim=1))
         token_logits = self.lm_head(outputs.last_hidden_state).float().transpose(1, 2)  # (B, V, N)
         nats = nn.functional.cross_entropy(token_logits, input_ids[:, 1:], reduction="none").sum(dim=1)

@@ -1,4 +1,4 @@
-"""Where tokens lie on the grid: the known ones around the one that is predicted next, and how far apart two are."""
+"""What a position is told: where tokens lie on the grid, the known ones around the next one, and the prompt."""
 
 import math
 
@@ -39,6 +39,12 @@ def neighbor_index(
     if wraps:
         is_inside[:, -1] = position_ids > 0  # the place of (0, -1) is right already
     return torch.where(is_inside, 1 + rows * grid + columns, 0), is_inside
+
+
+def with_start_token(input_ids: torch.Tensor, config: IGPTConfig) -> torch.Tensor:
+    """The same images, asked for as of any class: (B, T) ids -> (B, T), with the start token for each prompt."""
+    start = torch.full_like(input_ids[:, :1], config.start_token_id)
+    return torch.cat([start, input_ids[:, 1:]], dim=1)
 
 
 def context_ids(input_ids: torch.Tensor, position_ids: torch.Tensor, config: IGPTConfig) -> torch.Tensor:

@@ -74,11 +74,11 @@ class ScriptArguments:
         metadata={"help": "Pixels kept free around tight crops; default: image_size / 14, which is 2 of 28."},
     )
     binarize: str = field(default="threshold", metadata={"help": "threshold, or stochastic: anew in each epoch."})
-    augment: float = field(
-        default=0.0,
+    augment: float | None = field(
+        default=None,
         metadata={
             "help": "Standard deviation of a random rotation, shear and stretch of each training image, anew in each "
-            "epoch, such as 0.04, fading out before the end; 0: none."
+            "epoch, fading out before the end; 0: none; default: 0.04 for images that are cropped to their ink."
         },
     )
     streaming: bool = field(default=False, metadata={"help": "Parquet and Hub: tokenize into a cache, train from it."})
@@ -164,7 +164,7 @@ def parse_arguments(argv: list[str] | None = None):
     script_args, model_args, args = arguments
     if model_args.preset == BASELINE_PRESET:
         args.use_muon = False  # transformers' ImageGPT, trained with AdamW alone
-    if script_args.streaming and script_args.augment > 0:
+    if script_args.streaming and (script_args.augment or 0) > 0:
         raise IGPTError("--augment changes images, and --streaming reads cached tokens: leave out one of them.")
     if script_args.task == "classification":
         if script_args.streaming:
@@ -198,7 +198,7 @@ class IGPTTrainingArguments(TrainingArguments):
     early_stopping_patience: int = field(
         default=5, metadata={"help": "Stop after this many evaluations without a better validation loss; 0: never."}
     )
-    num_train_epochs: float = field(default=30, metadata={"help": "Passes over the training split, at most."})
+    num_train_epochs: float = field(default=50, metadata={"help": "Passes over the training split, at most."})
     max_minutes: float | None = field(
         default=None,
         metadata={
@@ -220,7 +220,7 @@ class IGPTTrainingArguments(TrainingArguments):
         default=0.998, metadata={"help": "Evaluate and keep a moving average of the weights; 0: the weights."}
     )
     built_in_guidance: float = field(
-        default=1.0,
+        default=1.15,
         metadata={
             "help": "Late in the training, learn to sample as with this guidance scale: more samples "
             "are of the class that was asked for; 1: none."

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import torch
 
+from ..model.neighborhood import with_start_token
+
 
 def built_in_guidance_loss(model, inputs: dict[str, torch.Tensor], unwrapped, scale: float) -> Callable:
     """Make the loss of a batch with which a model learns to sample as if it were guided.
@@ -25,9 +27,8 @@ def built_in_guidance_loss(model, inputs: dict[str, torch.Tensor], unwrapped, sc
         per token.
     """
     ids, config = inputs["input_ids"], unwrapped.config
-    of_any_class = torch.cat([torch.full_like(ids[:, :1], config.start_token_id), ids[:, 1:]], dim=1)
     with torch.no_grad():
-        any_class = model(input_ids=of_any_class, use_cache=False).logits  # (B, 1 + N, V)
+        any_class = model(input_ids=with_start_token(ids, config), use_cache=False).logits  # (B, 1 + N, V)
     has_class = (ids[:, 0] != config.start_token_id)[:, None, None]
 
     def loss(outputs, labels, num_items_in_batch=None):

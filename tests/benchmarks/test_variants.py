@@ -60,6 +60,6 @@ def test_dense_connections_begin_as_the_model_without_them():
 
 
 def test_changes_of_different_modules_can_be_combined(make_variant):
-    model = make_variant("dense", "row-column", "swiglu")
+    model = make_variant("dense", "positions", "swiglu")
     assert {type(module).__module__ for module in (model.model.embeddings, *model.model.layers)} == {"variants"}
     assert {type(block.mlp) for block in model.model.layers} == {variants.GatedMLP}

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import datasets
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import torch
 
 from igpt_hf import IGPTConfig, IGPTImageProcessor, load_splits, tokenize
-from igpt_hf.data.augmentation import NewImages, random_affine
+from igpt_hf.data.augmentation import NewImages, default_strength, random_affine
 from igpt_hf.data.tokenized import TokenDataset, collate
 from igpt_hf.model.tokens import tokens_to_pixels
 
@@ -138,3 +139,12 @@ def test_workers_that_outlive_an_epoch_follow_it(digits, persistent):
         dataset.set_epoch(epoch)
         (batch,) = loader
         assert torch.equal(batch["input_ids"], dataset.__getitems__(range(80))["input_ids"])
+
+
+def test_unless_asked_for_crops_are_augmented_and_whole_pages_are_not(digits):
+    cropped = crops()["image"]
+    pages = [PIL.ImageOps.expand(image, 4) for image in cropped]
+    processor = IGPTImageProcessor().decide(cropped)
+    assert default_strength(cropped, processor) == 0.04
+    assert default_strength(pages, processor) == 0
+    assert default_strength(cropped[:5] + pages[:6], processor) == 0

@@ -96,11 +96,13 @@ def test_a_reader_finds_each_promised_flag_and_key():
 
 
 def test_the_table_of_presets_is_true():
-    rows = re.findall(r"^\| `([\w-]+)` \| (\d+) \| (\d+) \| (\d+) \| ([\d,]+) \|$", TRAINING.read_text("utf-8"), re.M)
+    rows = re.findall(
+        r"^\| `([\w-]+)` \| (\d+) \| (\d+) \| (\d+) \| (\d+) \| ([\d,]+) \|$", TRAINING.read_text("utf-8"), re.M
+    )
     assert [row[0] for row in rows] == list(PRESETS)
-    for name, width, layers, heads, parameters in rows:
+    for name, width, layers, heads, mlp, parameters in rows:
         shape = PRESETS[name]
-        assert [int(width), int(layers), int(heads)] == list(shape.values()), name
+        assert [int(width), int(layers), int(heads), int(mlp)] == list(shape.values()), name
         import torch
 
         with torch.device("meta"):

@@ -4,6 +4,8 @@ import os
 
 import huggingface_hub
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from helpers.hub import HubStandIn, connect
 from helpers.scripts import run_python
@@ -111,3 +113,15 @@ def test_a_model_in_the_cache_is_loaded_without_the_hub(work):
         hub.files["user/digits"] = {path.name: path.read_bytes() for path in (work / "runs/digits").iterdir()}
         settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(work / "home"), "HF_HUB_OFFLINE": "0"}
         run_python("-c", LOAD, env=os.environ | settings)
+
+
+def test_a_model_with_a_table_of_positions_is_refused_as_an_earlier_one(tiny_model, tiny_processor, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    assert load_pretrained(str(tmp_path))
+    weights = load_file(tmp_path / "model.safetensors")
+    row, column = (weights.pop(f"model.embeddings.{name}.weight") for name in ("row", "column"))
+    weights["model.embeddings.position.weight"] = torch.cat([row, column])
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(IGPTError, match="trained by a version before 1.0"):
+        load_pretrained(str(tmp_path))

@@ -16,23 +16,31 @@ def test_the_reference_model_is_tiny_with_a_vocabulary_of_exactly_16():
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (16, 8, 2)
     assert (config.image_size, config.patch_size, config.vocab_size, config.num_image_tokens) == (28, 2, 16, 196)
     assert (config.start_token_id, config.max_position_embeddings, config.num_pixels) == (26, 197, 784)
-    assert IGPTForCausalImageModeling(config).lm_head.out_features == 16
+    model = IGPTForCausalImageModeling(config)
+    assert model.lm_head.out_features == 16
+    assert model.num_parameters() < 40_000
 
 
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        ("xxs", (16, 8, 2)),
-        ("xxs-wide", (32, 8, 4)),
-        ("igpt-s", (512, 24, 8)),  # Chen et al. 2020, section 3.4
-        ("igpt-m", (1024, 36, 8)),
-        ("igpt-l", (1536, 48, 16)),
+        ("xxs", (16, 8, 2, 80)),
+        ("xxs-wide", (32, 8, 4, 128)),
+        ("igpt-s", (512, 24, 8, 2048)),  # Chen et al. 2020, section 3.4
+        ("igpt-m", (1024, 36, 8, 4096)),
+        ("igpt-l", (1536, 48, 16, 6144)),
     ],
 )
 def test_a_preset_has_its_shape(name, shape):
     config = IGPTConfig.from_preset(name)
-    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == shape
-    assert config.intermediate_size == 4 * config.hidden_size
+    sizes = config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size
+    assert sizes == shape
+
+
+def test_the_mlp_of_a_preset_is_as_many_times_as_wide_at_another_hidden_size():
+    assert IGPTConfig.from_preset("xs", hidden_size=32).intermediate_size == 4 * 32
+    assert IGPTConfig.from_preset("xxs", hidden_size=32).intermediate_size == 5 * 32
+    assert IGPTConfig.from_preset("xs", hidden_size=32, intermediate_size=48).intermediate_size == 48
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -106,12 +114,17 @@ def test_whole_numbers_will_do_where_numbers_are_wanted():
     assert IGPTConfig(rms_norm_eps=1, initializer_range=1).rms_norm_eps == 1
 
 
-def test_class_conditional_norms_cost_a_gain_for_each_further_prompt_and_checkpoints_without_the_setting_have_none():
-    assert not IGPTConfig().class_conditional_norm
-    assert not IGPTConfig.from_dict({"hidden_size": 16}).class_conditional_norm
+def test_norms_are_class_conditional_unless_there_are_many_classes():
+    assert IGPTConfig().class_conditional_norm
+    assert IGPTConfig(num_labels=32).class_conditional_norm
+    assert not IGPTConfig(num_labels=33).class_conditional_norm
+    assert IGPTConfig(num_labels=33, class_conditional_norm=True).class_conditional_norm
+    assert not IGPTConfig(class_conditional_norm=False).class_conditional_norm
+
+
+def test_class_conditional_norms_cost_a_gain_for_each_further_prompt():
     plain, model = (IGPTForCausalImageModeling(IGPTConfig(class_conditional_norm=on)) for on in (False, True))
     assert model.num_parameters() - plain.num_parameters() == 17 * 10 * 16  # norms, further prompts, channels
-    assert model.num_parameters() < 40_000
     for norm in (model.model.layers[0].mlp_norm, model.model.norm):
         assert norm.weight.shape == (11, 16) and (norm.weight == 1).all()
 

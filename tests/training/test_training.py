@@ -359,7 +359,7 @@ def test_the_evaluation_that_is_reported_is_that_of_the_model_that_is_kept(
 @pytest.mark.parametrize(
     ("flags", "num_images", "words"),
     [
-        ("", 108, "108 images in batches of 32 make 120 steps"),
+        ("", 108, "108 images in batches of 32 make 200 steps"),
         ("--num_train_epochs 2 --gradient_accumulation_steps 2", 640, "batches of 64 make 20 steps"),
         ("--per_device_train_batch_size 8", 108, None),
         ("--max_steps 5", 108, None),  # on purpose
