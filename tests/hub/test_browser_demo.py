@@ -17,7 +17,7 @@ import torch
 
 from helpers.browser import draw_stroke, serious_findings
 from helpers.paths import DOCS
-from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
+from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor, bundled
 from igpt_hf.hub.export import export_page
 
 
@@ -92,7 +92,8 @@ def assert_same_logits(page, model, ids: torch.Tensor):
 
 
 def test_the_page_is_small_and_needs_no_other_place():
-    assert (PAGE / "weights.js").stat().st_size < 150_000
+    num_weights = IGPTForCausalImageModeling.from_pretrained(bundled("persian-digits")).num_parameters()
+    assert (PAGE / "weights.js").stat().st_size < 4 * num_weights + 6000
     for path in PAGE.iterdir():
         assert "http" not in path.read_text().replace("xmlns='http://www.w3.org/2000/svg'", ""), path.name
 
@@ -197,7 +198,7 @@ def test_a_person_draws_a_digit(width, height, open_page, served):
     wait_until_drawn(page)
     assert page.evaluate("document.documentElement.scrollWidth") == width  # nothing sticks out
     assert re.match(r"\d+\.\d nats · read as 7 with >?\d+(\.\d)?% · (try \d+ · )?\d+ ms", page.inner_text("#status"))
-    assert page.get_attribute("#picture", "aria-label") == "7, drawn by the model in white on dark; seed 18"
+    assert page.get_attribute("#picture", "aria-label") == "7, drawn by the model in white on dark; seed 6"
     assert page.locator("#history button").count() == 2
 
     image = "document.getElementById('picture').toDataURL()"
@@ -205,7 +206,7 @@ def test_a_person_draws_a_digit(width, height, open_page, served):
     page.click("#draw")
     wait_until_drawn(page)
     assert page.evaluate(image) != seven
-    page.fill("#seed", "18")
+    page.fill("#seed", "6")
     page.press("#seed", "Enter")
     wait_until_drawn(page)
     assert page.evaluate(image) == seven  # the same seed, the same image
