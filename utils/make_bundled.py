@@ -1,6 +1,7 @@
 """Copy a trained checkpoint into the package, as one of its models in the box.
 
     python utils/make_bundled.py runs/synthetic persian-digits    # igpt_hf.bundled("persian-digits")
+    python utils/make_bundled.py runs/mnist-xxs mnist-xxs --data "MNIST (LeCun et al. 1998)"
 
 The copy has the weights, the settings and the card, but none of the code: the package has it. A model of that name is
 replaced. Train only on data that may be given away: synthetic digits, MNIST.
@@ -39,14 +40,19 @@ nats = -model.log_likelihood(ids)
 """
 
 
-def make_card(text: str, name: str) -> str:
-    """The run's card with the model's new name and use, and without figures, which are not bundled."""
+def make_card(text: str, name: str, data: str | None = None) -> str:
+    """The run's card with the model's new name and use, and without figures, which are not bundled.
+
+    `data` is what it says of the images, instead of the name of their folder.
+    """
+    if data is not None:
+        text = re.sub(r"^`[^`]*`, files of the model's trainer: ", f"{data}: ", text, flags=re.MULTILINE)
     text = re.sub(r"^(# |- name: ).*$", rf"\g<1>{name}", text, flags=re.MULTILINE)
     text = re.sub(r"^## Use\n.*?(?=^## )", lambda _: USE.format(name=name), text, flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"^(?:!\[.*\]\(.*\)|\*The first ten samples.*)\n\n", "", text, flags=re.MULTILINE)
 
 
-def make_bundled(checkpoint: Path, folder: Path):
+def make_bundled(checkpoint: Path, folder: Path, data: str | None = None):
     """Write the files of a bundled model.
 
     Raises:
@@ -65,7 +71,7 @@ def make_bundled(checkpoint: Path, folder: Path):
         settings = json.loads((checkpoint / name).read_text(encoding="utf-8"))
         settings = {key: value for key, value in settings.items() if key not in POINTERS_TO_CODE}
         (folder / name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    card = make_card((checkpoint / "README.md").read_text(encoding="utf-8"), folder.name)
+    card = make_card((checkpoint / "README.md").read_text(encoding="utf-8"), folder.name, data)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -73,12 +79,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="output_dir of a finished run")
     parser.add_argument("name", help="of the bundled model")
+    parser.add_argument("--data", help="what the card says of the images, instead of the name of their folder")
     args = parser.parse_args()
     if re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", args.name) is None:
         raise IGPTError(f"{args.name!r} is no name of a model: take lower case letters, digits and dashes.")
     transformers_logging.disable_progress_bar()
     folder = bundled.FOLDER / args.name
-    make_bundled(args.checkpoint, folder)
+    make_bundled(args.checkpoint, folder, args.data)
     print(f"-> {folder}; all bundled models: {sum_of_sizes(bundled.FOLDER) / 1e6:.2f} MB")
 
 

@@ -86,6 +86,12 @@ def test_a_checkpoint_is_bundled_without_its_code_and_figures(make_bundled, chec
     assert torch.equal(before.log_likelihood(ids), after.log_likelihood(ids))
 
 
+def test_the_card_says_what_the_data_is_instead_of_where_it_was(make_bundled):
+    where = "## Data\n\n`mnist`, files of the model's trainer: 60000 images\n"
+    assert make_bundled.make_card(where, "digits", "MNIST") == "## Data\n\nMNIST: 60000 images\n"
+    assert make_bundled.make_card(where, "digits") == where
+
+
 def test_what_is_no_finished_run_or_not_float32_is_not_bundled(make_bundled, checkpoint, tmp_path):
     (checkpoint / "README.md").unlink()
     with pytest.raises(IGPTError, match=r"run has no README.md"):

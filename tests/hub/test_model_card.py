@@ -32,6 +32,7 @@ def test_every_fact_is_in_the_card(facts):
     assert "<num_images> images, <split_description>; training seed <seed>" in text
     assert "| training images | drawn anew in each epoch |" in text
     assert "drawn anew" not in make_model_card(facts | {"new_digits_each_epoch": False}).text
+    assert "built-in guidance" not in make_model_card(facts | {"built_in_guidance": None}).text
     assert "| augmentation |" not in make_model_card(facts | {"augment": 0.0}).text
     assert "10.2 minutes, 299 images/s" in text
     assert "{{" not in text
