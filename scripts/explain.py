@@ -77,10 +77,10 @@ def explain_embedding(model, ids: torch.Tensor, t: int) -> torch.Tensor:
         show(f"row {row:+d}, column {column:+d}: {what}", vector)
     show(f"the prompt, {prompt}", vectors[-1])
     row, column = divmod(t, config.grid_size)
-    place = embeddings.row.weight[row], embeddings.column.weight[column]
-    show(f"row {row}", place[0])
-    show(f"column {column}", place[1])
-    hidden = vectors.sum(0) + place[0] + place[1]
+    row_vector, column_vector = embeddings.row.weight[row], embeddings.column.weight[column]
+    show(f"row {row}", row_vector)
+    show(f"column {column}", column_vector)
+    hidden = vectors.sum(0) + row_vector + column_vector
     show("h = their sum", hidden)
     return hidden
 

@@ -3,7 +3,7 @@
     igpt train                                          # synthetic digits
     igpt train --data digits.cdb --output_dir runs/hoda
     igpt train --data path/to/folder --preset xs --num_train_epochs 30 --report_to tensorboard
-    igpt train --data digits.cdb --augment 0.04 --dataloader_num_workers 1 --dataloader_persistent_workers true
+    igpt train --data digits.cdb --augment 0.08 --dataloader_num_workers 1 --dataloader_persistent_workers true
     igpt train --config configs/quick.yaml --seed 1
     igpt train --output_dir runs/hoda --data digits.cdb --resume_from_checkpoint true
     igpt train --task classification --model_name_or_path runs/hoda --data digits.cdb
@@ -91,7 +91,8 @@ def train(script_args, model_args, args):
         about = (name, script_args.data, split_seed, script_args.max_images, images.given)
         if (warning := seen_images_warning(*about)) is not None:
             logger.warning("warning: %s", warning)
-    inspection = look_at(images, start, script_args)
+    inspection = look_at(images, start, script_args.streaming)
+    script_args.augment = choose_augmentation(images, start.processor, script_args)
     splits, tokens = make_tokens(images, start.processor, script_args, split_seed, args)
 
     # 3. Trainer.
@@ -137,19 +138,28 @@ def open_images(script_args, split_seed: int):
     return splits, splits["train"].features["label"].names
 
 
-def look_at(images, start: InitialModel, script_args) -> Inspection:
-    """Decide, by a sample of the training images, how they become binary, and --augment; say the former."""
-    if script_args.streaming:
+def look_at(images, start: InitialModel, is_streamed: bool) -> Inspection:
+    """Decide, by a sample of the training images, how images become binary, and say so."""
+    if is_streamed:
         sample, num_images = sample_shards(images), None
     else:
         sample, num_images = sample_images(images["train"]), sum(map(len, images.values()))
     inspection = start.look_at(sample, num_images)
     inspection.report(logger.info, logger.warning)
     inspection.check()
-    if script_args.augment is None:
-        is_augmentable = script_args.task == "generation" and not (script_args.streaming or script_args.draws_digits)
-        script_args.augment = default_strength(sample, inspection.processor) if is_augmentable else 0.0
     return inspection
+
+
+def choose_augmentation(images, processor, script_args) -> float:
+    """The strength of the augmentation: what was asked for, or else what suits the images, which is said."""
+    if script_args.augment is not None:
+        return script_args.augment
+    if script_args.streaming or script_args.draws_digits or script_args.task == "classification":
+        return 0.0
+    strength = default_strength(images["train"], processor)
+    if strength > 0:
+        logger.info("crops: their training images are transformed a little in each epoch (--augment %g)", strength)
+    return strength
 
 
 def make_tokens(images, processor, script_args, split_seed: int, args):

@@ -19,6 +19,7 @@ from .synthetic import draw_digit
 
 FADE = (0.6, 0.9)  # parts of the training between which the transforms become smaller, from full strength to none
 DEFAULT_STRENGTH = 0.04
+MAX_LOOKED_AT = 100  # images, to tell whether they are crops
 _STREAM = 2  # second word of the random key; `synthetic_digits` has 0 and 1
 
 
@@ -81,12 +82,13 @@ class NewImages:
         return image.crop((int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1))
 
 
-def default_strength(images: list[Image.Image], processor: IGPTImageProcessor) -> float:
-    """Strength that suits images like these, a sample of the training split: 0.04 if most are crops, otherwise 0.
+def default_strength(split: Dataset, processor: IGPTImageProcessor) -> float:
+    """Strength that suits a training split: `DEFAULT_STRENGTH` where most images are crops, otherwise 0.
 
     The ink of a crop reaches all four edges: its size and place say nothing, and a little of its shape may change.
     """
-    crops = [processor.is_crop(processor.read(image)) for image in images[:100]]
+    rows = np.linspace(0, len(split) - 1, min(MAX_LOOKED_AT, len(split))).astype(int)
+    crops = [processor.is_crop(processor.read(image)) for image in split.select_columns("image")[rows]["image"]]
     return DEFAULT_STRENGTH if 2 * sum(crops) > len(crops) else 0.0
 
 

@@ -56,11 +56,6 @@ def load_pretrained(
         raise
     except LOADING_ERRORS as error:
         raise IGPTError(f"{name} cannot be loaded as an Image GPT: {error}") from error
-    if any(key.endswith("embeddings.position.weight") for key in info["unexpected_keys"]):
-        raise IGPTError(
-            f"{name} was trained by a version before 1.0, whose models are other ones: train again, or install that "
-            "version."
-        )
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("classifier."))  # which is trained anew
     if missing:
         raise IGPTError(

@@ -16,6 +16,13 @@ logger = logging.get_logger(__name__)
 WHERE = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
 
 
+def _refuse_positions(name, info: dict):
+    if any(key.endswith("embeddings.position.weight") for key in info["unexpected_keys"]):
+        raise ValueError(
+            f"{name} was made by an earlier version of igpt_hf, with an embedding for each position: train it again."
+        )
+
+
 class IGPTClassesMixin:
     """What an IGPTPreTrainedModel does to change its classes."""
 
@@ -27,13 +34,16 @@ class IGPTClassesMixin:
 
         `num_labels`, `id2label` or `config` then say which; only the prompts of new classes are not loaded (see
         `set_classes`).
+
+        Raises:
+            ValueError: A checkpoint of an earlier version, with an embedding for each position.
         """
-        name = pretrained_model_name_or_path
-        load = functools.partial(
-            super().from_pretrained, name, *model_args, ignore_mismatched_sizes=ignore_mismatched_sizes
-        )
+        name, wants_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
+        load = functools.partial(super().from_pretrained, name, *model_args, output_loading_info=True)
         if not ignore_mismatched_sizes or name is None:
-            return load(config=config, **kwargs)
+            model, info = load(config=config, ignore_mismatched_sizes=ignore_mismatched_sizes, **kwargs)
+            _refuse_positions(name, info)
+            return (model, info) if wants_info else model
         where = {key: kwargs[key] for key in WHERE if key in kwargs}
         saved = cls.config_class.from_pretrained(name, **where)
         if isinstance(config, PreTrainedConfig):
@@ -43,13 +53,13 @@ class IGPTClassesMixin:
             asked = {key: kwargs.pop(key) for key in ("num_labels", "id2label", "label2id") if key in kwargs}
             wanted = cls.config_class.from_pretrained(name if config is None else config, **where, **asked)
             kwargs |= {"id2label": saved.id2label, "label2id": saved.label2id}
-        result = load(config=config, **kwargs)
-        model = result[0] if kwargs.get("output_loading_info") else result
+        model, info = load(config=config, ignore_mismatched_sizes=True, **kwargs)
+        _refuse_positions(name, info)
         if wanted.num_labels == saved.num_labels:  # other names for the same classes
             model._name_classes(wanted.class_names)
         elif new := model.set_classes(wanted.class_names):
             logger.warning("%s: the prompts of these classes are new and need training: %s", name, ", ".join(new))
-        return result
+        return (model, info) if wants_info else model
 
     @torch.no_grad()
     def set_classes(self, names: list[str]) -> list[str]:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:  # never run, but transformers copies the file named here into
     from .pipeline_igpt import BinaryImageGenerationPipeline  # noqa: F401
 
 
-# Shapes only: everything else is shared. The last three are the paper's (Chen et al. 2020, section 3.4). The smallest
-# has a wider MLP than the usual 4 * hidden_size: the number of its parameters allows it.
+# Shapes only: everything else is shared. The last three are the paper's (Chen et al. 2020, section 3.4). The MLP is
+# five times as wide as the residual stream in the smallest, four times in the others.
 PRESETS: dict[str, dict[str, int]] = {
     "xxs": {"hidden_size": 16, "num_hidden_layers": 8, "num_attention_heads": 2, "intermediate_size": 80},
     "xxs-wide": {"hidden_size": 32, "num_hidden_layers": 8, "num_attention_heads": 4, "intermediate_size": 128},
@@ -23,7 +23,7 @@ PRESETS: dict[str, dict[str, int]] = {
     "igpt-m": {"hidden_size": 1024, "num_hidden_layers": 36, "num_attention_heads": 8, "intermediate_size": 4096},
     "igpt-l": {"hidden_size": 1536, "num_hidden_layers": 48, "num_attention_heads": 16, "intermediate_size": 6144},
 }
-MAX_CLASSES_OF_NORMS = 32  # with more classes, a gain for each of them costs more than it brings
+MAX_CLASSES_WITH_GAINS = 32  # a gain for each class costs 272 parameters a class in xxs
 
 
 @strict
@@ -39,13 +39,13 @@ class IGPTConfig(TokenGrid, PreTrainedConfig):
         hidden_size: Width of the residual stream (the paper's d).
         num_hidden_layers: Number of blocks (the paper's L).
         num_attention_heads: Number of attention heads.
-        intermediate_size: Width of the MLP's hidden layer; None stands for `5 * hidden_size`.
+        intermediate_size: Width of the MLP's hidden layer; None stands for `5 * hidden_size`, as in `xxs`.
         hidden_act: Activation of the MLP; the default, z sigmoid(1.702 z), is that of the paper's code.
         neighborhood_radius: The input at each position embeds the known tokens within this many rows and columns of
             the token that is predicted; 0 leaves only the token before it (the paper's model).
         class_conditional_norm: Whether each norm has one gain vector for each prompt (the classes and the start token)
             instead of one for all: adaptive RMSNorm. Costs (2 * num_hidden_layers + 1) * num_labels * hidden_size
-            parameters. None stands for: with up to 32 classes.
+            parameters. By default, with up to 32 classes.
         class_dropout_prob: In training, the fraction of images whose class prompt is replaced by the start token.
         attention_dropout: Dropout of the attention weights.
         rms_norm_eps: Added to the mean square in RMSNorm.
@@ -93,7 +93,7 @@ class IGPTConfig(TokenGrid, PreTrainedConfig):
             self.intermediate_size = 5 * self.hidden_size
         super().__post_init__(**kwargs)
         if self.class_conditional_norm is None:
-            self.class_conditional_norm = self.num_labels <= MAX_CLASSES_OF_NORMS
+            self.class_conditional_norm = self.num_labels <= MAX_CLASSES_WITH_GAINS
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "IGPTConfig":
@@ -105,7 +105,7 @@ class IGPTConfig(TokenGrid, PreTrainedConfig):
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; known presets: {', '.join(PRESETS)}.")
         sizes = dict(PRESETS[name])
-        if "hidden_size" in overrides:  # the MLP is as many times as wide
+        if "hidden_size" in overrides:  # keep the preset's ratio of MLP to width
             sizes["intermediate_size"] = sizes["intermediate_size"] * overrides["hidden_size"] // sizes["hidden_size"]
         return cls(**{**sizes, **overrides})
 

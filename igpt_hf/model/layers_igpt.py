@@ -24,7 +24,7 @@ class IGPTEmbeddings(nn.Module):
         # One table holds the K neighbors' tables, then the prompt's; `first_rows` says where each begins.
         self.context = nn.Embedding(num_neighbors * rows + config.num_labels + 1, config.hidden_size)
         self.grid_size = config.grid_size
-        # One row more than the image has, since the last position may predict the token after it.
+        # One row more than the image has, for the position after all tokens.
         self.row = nn.Embedding(config.grid_size + 1, config.hidden_size)
         self.column = nn.Embedding(config.grid_size, config.hidden_size)
         self.first_rows = [k * rows for k in range(num_neighbors)] + [num_neighbors * rows - config.vocab_size]

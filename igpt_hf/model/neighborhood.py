@@ -42,7 +42,7 @@ def neighbor_index(
 
 
 def with_start_token(input_ids: torch.Tensor, config: IGPTConfig) -> torch.Tensor:
-    """The same images, asked for as of any class: (B, T) ids -> (B, T), with the start token for each prompt."""
+    """The same sequences with the start token in place of the prompt, which asks for any class: (B, T) -> (B, T)."""
     start = torch.full_like(input_ids[:, :1], config.start_token_id)
     return torch.cat([start, input_ids[:, 1:]], dim=1)
 

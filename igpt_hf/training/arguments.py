@@ -114,7 +114,7 @@ def _model_arguments() -> type:
         if config_field.name in meanings and config_field.name not in taken:
             kind = next(t for t in (bool, float, int, str) if t.__name__ in str(config_field.type))
             default = config_field.default if config_field.name not in PRESETS["xxs"] else "the preset's"
-            help_text = f"{meanings[config_field.name]} Unless given: {default}."
+            help_text = meanings[config_field.name] + (f" Unless given: {default}." if default is not None else "")
             fields.append((config_field.name, kind | None, field(default=None, metadata={"help": help_text})))
     return dataclasses.make_dataclass("ModelArguments", fields)
 
@@ -198,7 +198,9 @@ class IGPTTrainingArguments(TrainingArguments):
     early_stopping_patience: int = field(
         default=5, metadata={"help": "Stop after this many evaluations without a better validation loss; 0: never."}
     )
-    num_train_epochs: float = field(default=50, metadata={"help": "Passes over the training split, at most."})
+    num_train_epochs: float = field(
+        default=50, metadata={"help": "Passes over the training split, at most; default: 50."}
+    )
     max_minutes: float | None = field(
         default=None,
         metadata={
@@ -223,7 +225,7 @@ class IGPTTrainingArguments(TrainingArguments):
         default=1.15,
         metadata={
             "help": "Late in the training, learn to sample as with this guidance scale: more samples "
-            "are of the class that was asked for; 1: none."
+            "are of the class that was asked for; 1: none; default: 1.15."
         },
     )
     lr_scheduler_type: str = field(default="linear", metadata={"help": "Shape of the learning rate's decay."})

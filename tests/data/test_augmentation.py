@@ -1,6 +1,7 @@
 """Images that are new in each epoch: determined by seed, epoch and index, and never those of another split."""
 
 import math
+import runpy
 from types import SimpleNamespace
 
 import datasets
@@ -10,10 +11,12 @@ import PIL.ImageOps
 import pytest
 import torch
 
+from helpers.paths import SCRIPTS
 from igpt_hf import IGPTConfig, IGPTImageProcessor, load_splits, tokenize
 from igpt_hf.data.augmentation import NewImages, default_strength, random_affine
 from igpt_hf.data.tokenized import TokenDataset, collate
 from igpt_hf.model.tokens import tokens_to_pixels
+from igpt_hf.training.arguments import parse_arguments
 
 
 @pytest.fixture(scope="module")
@@ -141,10 +144,30 @@ def test_workers_that_outlive_an_epoch_follow_it(digits, persistent):
         assert torch.equal(batch["input_ids"], dataset.__getitems__(range(80))["input_ids"])
 
 
-def test_unless_asked_for_crops_are_augmented_and_whole_pages_are_not(digits):
-    cropped = crops()["image"]
-    pages = [PIL.ImageOps.expand(image, 4) for image in cropped]
-    processor = IGPTImageProcessor().decide(cropped)
+def test_crops_are_augmented_by_default_and_whole_pages_are_not():
+    cropped = crops(12)
+    pages = cropped.map(lambda row: {"image": PIL.ImageOps.expand(row["image"], 4)})
+    processor = IGPTImageProcessor().decide(cropped["image"])
     assert default_strength(cropped, processor) == 0.04
     assert default_strength(pages, processor) == 0
-    assert default_strength(cropped[:5] + pages[:6], processor) == 0
+    mixed = datasets.concatenate_datasets([cropped.select(range(5)), pages.select(range(6))])
+    assert default_strength(mixed, processor) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "strength"),
+    [
+        ("--data digits.cdb", 0.04),
+        ("--data digits.cdb --augment 0", 0),
+        ("--data digits.cdb --augment 0.1", 0.1),
+        ("--data digits.cdb --task classification", 0),
+        ("--data digits --streaming true", 0),
+        ("--data synthetic", 0),
+    ],
+)
+def test_training_augments_crops_unless_it_is_told_otherwise(flags, strength):
+    choose = runpy.run_path(str(SCRIPTS / "train.py"))["choose_augmentation"]
+    script_args, _, _ = parse_arguments(flags.split())
+    images = {"train": crops(12)}
+    processor = IGPTImageProcessor().decide(images["train"]["image"])
+    assert choose(images, processor, script_args) == strength

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers.hub import HubStandIn, connect
 from helpers.scripts import run_python
-from igpt_hf import IGPTError
+from igpt_hf import IGPTError, IGPTForCausalImageModeling
 from igpt_hf.hub.loading import load_pretrained
 
 
@@ -123,5 +123,8 @@ def test_a_model_with_a_table_of_positions_is_refused_as_an_earlier_one(tiny_mod
     row, column = (weights.pop(f"model.embeddings.{name}.weight") for name in ("row", "column"))
     weights["model.embeddings.position.weight"] = torch.cat([row, column])
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(IGPTError, match="trained by a version before 1.0"):
+    with pytest.raises(IGPTError, match="made by an earlier version"):
         load_pretrained(str(tmp_path))
+    for options in ({}, {"output_loading_info": True}, {"ignore_mismatched_sizes": True, "num_labels": 5}):
+        with pytest.raises(ValueError, match="made by an earlier version"):
+            IGPTForCausalImageModeling.from_pretrained(tmp_path, **options)
