@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers.hub import HubStandIn, connect
 from helpers.scripts import run_python
-from igpt_hf import IGPTError, IGPTForCausalImageModeling
+from igpt_hf import IGPTError, IGPTForCausalImageModeling, bundled
 from igpt_hf.hub.loading import load_pretrained
 
 
@@ -113,6 +113,16 @@ def test_a_model_in_the_cache_is_loaded_without_the_hub(work):
         hub.files["user/digits"] = {path.name: path.read_bytes() for path in (work / "runs/digits").iterdir()}
         settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(work / "home"), "HF_HUB_OFFLINE": "0"}
         run_python("-c", LOAD, env=os.environ | settings)
+
+
+def test_a_model_in_the_box_is_found_by_its_name_unless_there_is_a_folder(
+    tiny_model, tiny_processor, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert load_pretrained("persian-digits")[0].config.name_or_path == bundled("persian-digits")
+    tiny_model().save_pretrained("persian-digits")
+    tiny_processor.save_pretrained("persian-digits")
+    assert load_pretrained("persian-digits")[0].config.image_size == tiny_model().config.image_size
 
 
 def test_a_model_with_a_table_of_positions_is_refused_as_an_earlier_one(tiny_model, tiny_processor, tmp_path):
