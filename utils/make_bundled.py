@@ -1,7 +1,7 @@
 """Copy a trained checkpoint into the package, as one of its models in the box.
 
     python utils/make_bundled.py runs/synthetic persian-digits    # igpt_hf.bundled("persian-digits")
-    python utils/make_bundled.py runs/mnist-xxs mnist-xxs --data "MNIST (LeCun et al. 1998)"
+    python utils/make_bundled.py runs/mnist-xxs mnist-xxs --data "MNIST's training images"
 
 The copy has the weights, the settings and the card, but none of the code: the package has it. A model of that name is
 replaced. Train only on data that may be given away: synthetic digits, MNIST.
@@ -47,6 +47,8 @@ def make_card(text: str, name: str, data: str | None = None) -> str:
     """
     if data is not None:
         text = re.sub(r"^`[^`]*`, files of the model's trainer: ", f"{data}: ", text, flags=re.MULTILINE)
+        name_alone = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", data)  # without links
+        text = re.sub(r"^( +name: ).*, files of the model's trainer$", rf"\g<1>{name_alone}", text, flags=re.MULTILINE)
     text = re.sub(r"^(# |- name: ).*$", rf"\g<1>{name}", text, flags=re.MULTILINE)
     text = re.sub(r"^## Use\n.*?(?=^## )", lambda _: USE.format(name=name), text, flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"^(?:!\[.*\]\(.*\)|\*The first ten samples.*)\n\n", "", text, flags=re.MULTILINE)

@@ -90,6 +90,9 @@ def test_the_card_says_what_the_data_is_instead_of_where_it_was(make_bundled):
     where = "## Data\n\n`mnist`, files of the model's trainer: 60000 images\n"
     assert make_bundled.make_card(where, "digits", "MNIST") == "## Data\n\nMNIST: 60000 images\n"
     assert make_bundled.make_card(where, "digits") == where
+    metadata = "    dataset:\n      name: mnist, files of the model's trainer\n"
+    named = make_bundled.make_card(metadata, "digits", "MNIST ([paper](https://example.org))")
+    assert named == "    dataset:\n      name: MNIST (paper)\n"
 
 
 def test_what_is_no_finished_run_or_not_float32_is_not_bundled(make_bundled, checkpoint, tmp_path):
