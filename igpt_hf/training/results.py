@@ -235,7 +235,7 @@ def _card_facts(trainer, processor, splits, results: dict, script_args: ScriptAr
         "batch_size": args.images_per_step,
         "weights_kept": f"EMA, decay {args.ema_decay}" if args.ema_decay else "those of the step",
         "class_dropout_prob": trainer.train_dataset.class_dropout_prob,
-        "built_in_guidance": args.built_in_guidance if args.built_in_guidance > 1 else None,
+        "built_in_guidance": args.built_in_guidance if trainer.learns_guidance else None,
         "num_train_epochs": f"{trainer.state.num_train_epochs:.4g}",
         "num_steps": trainer.state.global_step,
         "precision": precision(args),

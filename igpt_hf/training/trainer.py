@@ -51,16 +51,20 @@ class IGPTTrainer(Trainer):
     args: IGPTTrainingArguments
 
     @property
-    def has_guidance(self) -> bool:
-        """Whether guidance is built in at this step: late, and if a class and any class are learned, by likelihood."""
+    def learns_guidance(self) -> bool:
+        """Whether guidance is built in late in this training: if a class and any class are learned, by likelihood."""
         config: Any = self.model.config
         return (
             self.args.built_in_guidance > 1
-            and self.state.global_step >= GUIDED_FROM * self.state.max_steps
             and isinstance(self.model, IGPTForCausalImageModeling)
             and (config.num_labels > 1 and config.class_dropout_prob > 0)
             and (self.compute_loss_func is None and self.label_smoother is None)
         )
+
+    @property
+    def has_guidance(self) -> bool:
+        """Whether guidance is built in at this step."""
+        return self.learns_guidance and self.state.global_step >= GUIDED_FROM * self.state.max_steps
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         """The mean NLL per token; late in a training with `--built_in_guidance`, that of `built_in_guidance_loss`."""
