@@ -292,10 +292,11 @@ def run_position(weight_arrays, head, tables, shape, constants, sequences, cache
     layers, channels, width, inner = len(weights.out_bias), x.shape[1], mixed.shape[1], hidden.shape[1]
     one, gain_size, page_size = float32(1), weights.attention_gain.shape[1], layers * width * LANES
     grid = weights.column_table.shape[1] // channels
+    row_start, column_start = t // grid * channels, t % grid * channels
     for slot in range(count):
         for c in range(0, channels, LANES):
-            s = load_flat(weights.row_table, t // grid * channels + c)
-            s += load_flat(weights.column_table, t % grid * channels + c)
+            s = load_flat(weights.row_table, row_start + c)
+            s += load_flat(weights.column_table, column_start + c)
             for k in range(context.shape[1]):
                 place, row = context[t, k, 0], context[t, k, 1]
                 if place >= 0:
