@@ -119,7 +119,7 @@ function groupAnswers(answers) {
 
 function answerFigure({ tokens, label, num }, masks) {
   const figure = document.createElement("figure"), caption = document.createElement("figcaption");
-  const name = NUM_LABELS > 1 ? NAMES[label] : "Answer";
+  const name = NUM_LABELS > 1 ? shownName(label) : "Answer";
   const canvas = makeCanvas(SIZE * ANSWER_SCALE, `The drawing completed as ${name}; filled-in pixels are green`);
   paintImage(canvas, tokens, masks);
   caption.textContent = num > 1 ? `${name} (${num}×)` : name;
@@ -133,9 +133,9 @@ function summary({ posterior, numAncestors, numParticles }, { isWhole, isOpen, n
   if (isWhole) parts.push("Nothing is hidden, so there is nothing to fill in.");
   else parts.push(`${num} different ${num === 1 ? "answer" : "answers"} in ${(milliseconds / 1000).toFixed(1)} s.`);
   const best = indexOfLargest(posterior);
-  if (isOpen) parts.push(`Most likely ${NAMES[best]}: ${percent(posterior[best], 1 / numParticles)}.`);
+  if (isOpen) parts.push(`Most likely ${shownName(best)}: ${percent(posterior[best], 1 / numParticles)}.`);
   if (!isWhole && numAncestors < FEW_ANCESTORS) {
-    parts.push(`What is seen hardly fits what the ${numParticles} particles tried: more of them do better.`);
+    parts.push(`What is seen hardly fits what the particles tried: more of them do better.`);
   }
   return parts.join(" ");
 }

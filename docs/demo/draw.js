@@ -83,7 +83,7 @@ class Draw {
     byId("which-block").textContent = ` · block ${hardest + 1}, its least certain`;
     const reads = label === null ? indexOfLargest(posterior) : label;
     const facts = [`${sumNats(image.steps).toFixed(1)} nats`];
-    if (NUM_LABELS > 1) facts.push(`read as ${NAMES[reads]} with ${percent(posterior[reads])}`);
+    if (NUM_LABELS > 1) facts.push(`read as ${shownName(reads)} with ${percent(posterior[reads])}`);
     if (tries > 1) facts.push(`try ${tries}`);
     byId("status").textContent = [...facts, `${milliseconds} ms`].join(" · ");
     describe(this.canvas, `${className(label)}, drawn by the model in white on dark; seed ${seed}`);
@@ -94,8 +94,10 @@ class Draw {
 
   remember({ tokens, label, seed, temperature, minPosterior }) {
     const text = `${className(label)}, seed ${seed}, temperature ${temperature}${minPosterior ? "" : ", unclear or not"}`;
+    for (const other of byId("history").children) if (other.name === text) other.remove(); // it comes first again
     const button = document.createElement("button"), canvas = makeCanvas(SIZE, text);
     button.type = "button";
+    button.name = text;
     button.title = `${text}: draw it again`;
     paintImage(canvas, tokens);
     button.append(canvas);

@@ -62,8 +62,16 @@ function paintNextBlock(canvas, place) {
   forEachPixel(0, place, (x, y) => context.fillRect(x * scale, y * scale, scale, scale));
 }
 
+// A class as the page writes it: a Persian digit stands before the name of one.
+const IS_PERSIAN = /persian/i.test(CHECKPOINT.subject ?? "");
+
+function shownName(label) {
+  const name = NAMES[label];
+  return IS_PERSIAN && /^\d$/.test(name) ? `${String.fromCharCode(0x6f0 + Number(name))} ${name}` : name;
+}
+
 function className(label) {
-  return label === null ? `any ${NOUN}` : NAMES[label];
+  return label === null ? `any ${NOUN}` : shownName(label);
 }
 
 // What the page calls a class: digits are named like digits.
@@ -77,7 +85,7 @@ function showBars(list, posterior, least) {
     ...order.slice(0, MAX_BARS).map((label) => {
       const item = document.createElement("li"), name = document.createElement("span");
       const bar = document.createElement("i"), share = document.createElement("span");
-      name.textContent = NAMES[label];
+      name.textContent = shownName(label);
       bar.style.setProperty("--share", posterior[label]);
       share.textContent = percent(posterior[label], least);
       item.append(name, bar, share);
@@ -92,6 +100,6 @@ function indexOfLargest(numbers) {
 
 // least: the smallest share that can be told from none; of an estimate by n particles, 1 / n.
 function percent(share, least = 0.001) {
-  if (share < least) return `<${+(100 * least).toFixed(1)}%`;
-  return share > 1 - least ? `>${+(100 * (1 - least)).toFixed(1)}%` : `${+(100 * share).toFixed(1)}%`;
+  if (share < least) return `<${(100 * least).toFixed(1)}%`;
+  return share > 1 - least ? `>${(100 * (1 - least)).toFixed(1)}%` : `${(100 * share).toFixed(1)}%`;
 }

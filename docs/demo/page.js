@@ -16,25 +16,19 @@ function fillTexts() {
   for (const element of document.querySelectorAll("[data-text]")) element.textContent = texts[element.dataset.text];
 }
 
-const IS_PERSIAN = /persian/i.test(CHECKPOINT.subject ?? "");
-
-function persianDigit(name) {
-  return String.fromCharCode(0x6f0 + Number(name));
-}
-
 function addChoice(value, name, isChecked) {
   const label = document.createElement("label"), input = document.createElement("input");
   const face = document.createElement("span");
   Object.assign(input, { type: "radio", name: "class", value, checked: isChecked });
-  face.textContent = label.title = IS_PERSIAN && /^\d$/.test(name) ? `${persianDigit(name)} ${name}` : name;
+  face.textContent = label.title = name;
   label.append(input, face);
   byId("classes").append(label);
 }
 
 function offerClasses() {
   const labels = Object.keys(NAMES), first = "4" in NAMES ? "4" : "0";
-  for (const label of labels) addChoice(label, NAMES[label], label === first);
-  byId("pad-class").append(new Option("any", "any"), ...labels.map((label) => new Option(NAMES[label], label)));
+  for (const label of labels) addChoice(label, shownName(label), label === first);
+  byId("pad-class").append(new Option("any", "any"), ...labels.map((label) => new Option(shownName(label), label)));
   if (labels.length > 1) addChoice("any", "any", false);
   byId("classes").dataset.long = labels.some((label) => NAMES[label].length > 3);
   for (const part of document.querySelectorAll("[data-classes]")) part.hidden = labels.length === 1;

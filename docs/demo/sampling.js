@@ -8,13 +8,13 @@ function defineSampling(igpt) {
   const MAX_TRIES = 10; // as in Python
   const HOPELESS = 20; // nats: a class that is further behind the best one is no longer followed
 
-  // One image of class `label` (null: of any) whose posterior by the model's own Bayes rule is at least minPosterior;
-  // after MAX_TRIES the best is taken. {tokens, steps, posterior, tries, own}.
+  // One image of class `label` whose posterior by the model's own Bayes rule is at least minPosterior (null: of any
+  // class, whose most likely one is); after MAX_TRIES the best is taken. {tokens, steps, posterior, tries, own}.
   function* sampleImage(model, { label = null, temperature = 1, minPosterior = 0, random }) {
     let best = null;
     for (let tries = 1; tries <= MAX_TRIES; tries++) {
       const image = yield* tryImage(model, label, temperature, random);
-      const own = label === null ? 1 : image.posterior[label];
+      const own = label === null ? Math.max(...image.posterior) : image.posterior[label];
       if (!best || own > best.own) best = { ...image, own, tries };
       if (own >= minPosterior) break;
     }

@@ -165,6 +165,12 @@ def find_ink(processor, gray: Image.Image) -> np.ndarray:
     return np.asarray(processor.replace(**own).decide([gray]).read(gray)) >= 128
 
 
+def how_many_differ(images: np.ndarray) -> str:
+    """In words, how many different ones there are among images (n, height, width)."""
+    num = len(np.unique(images, axis=0))
+    return {1: "all the same", len(images): "all different"}.get(num, f"{num} of them different")
+
+
 # --- answers --------------------------------------------------------------------------------------------------------
 
 
@@ -235,10 +241,11 @@ class Answers:
         given = Image.fromarray(pixels * 255).convert("LA")
         given.putalpha(Image.fromarray((~hidden).astype(np.uint8) * 255))  # what is not given is transparent
         start = figure(given, "given", "What is given; the unknown part is blank.")
-        files = downloads(
-            self.processor.decode_pixels(ids), self.processor, f"completions-seed-{int(settings.seed)}", ~hidden
-        )
-        intro = say(f"{len(ids)} {'completion' if len(ids) == 1 else 'completions'}, seed {int(settings.seed)}.")
+        drawn = self.processor.decode_pixels(ids)
+        files = downloads(drawn, self.processor, f"completions-seed-{int(settings.seed)}", ~hidden)
+        num_empty = int((drawn == pixels).all(axis=(1, 2)).sum())
+        text = f"{len(ids)} completions, {how_many_differ(drawn)}, seed {int(settings.seed)}."
+        intro = say(text + (f" In {num_empty} of them the hidden part stays blank." if num_empty else ""))
         return intro + self._sheet(ids, given, [start]) + files + f'<p class="note">{NATS}</p>'
 
     def guess(self, drawing) -> str:

@@ -69,6 +69,7 @@ function keepRows() {
 // --- strokes --------------------------------------------------------------------------------------------------------
 
 let last; // where the pen was
+let isSeen; // whether a part of the stroke is not hidden
 
 function place(event) {
   const box = canvas.getBoundingClientRect(), scale = canvas.width / box.width;
@@ -82,6 +83,7 @@ function lineTo(event) {
     context.moveTo(...last);
     context.lineTo(x, y); // without a way, a dot
     context.stroke();
+    isSeen ||= !hidden[Math.floor(y / cell) * size + Math.floor(x / cell)];
   } else {
     for (let i = 1; i <= steps; i++) {
       hide(last[0] + ((x - last[0]) * i) / steps, last[1] + ((y - last[1]) * i) / steps, tool === "hide");
@@ -107,12 +109,14 @@ canvas.addEventListener("pointerdown", (event) => {
   Object.assign(context, { lineCap: "round", lineJoin: "round", strokeStyle: tool === "eraser" ? paper : ink });
   context.lineWidth = tool === "eraser" ? Math.max(pen, 0.1 * canvas.width) : pen;
   last = place(event);
+  isSeen = false;
   lineTo(event);
 });
 canvas.addEventListener("pointermove", (event) => isDown && lineTo(event));
 for (const end of ["pointerup", "pointercancel"]) {
   canvas.addEventListener(end, () => {
     isDown = false;
+    if (tool === "pen" && !isSeen) message.textContent = "What you drew is hidden: Reveal shows it to the model.";
     share();
   });
 }
@@ -148,6 +152,11 @@ function show(image) {
   share();
 }
 
+function isPlain() {
+  const values = context.getImageData(0, 0, canvas.width, canvas.height).data;
+  return values.every((value, i) => Math.abs(value - values[i % 4]) < 16);
+}
+
 async function read(address) {
   return createImageBitmap(await (await fetch(address)).blob());
 }
@@ -165,7 +174,11 @@ async function upload(file) {
     message.textContent = `${file.name} is not an image that this browser can read. Use PNG, JPEG, WebP, GIF or BMP.`;
     return;
   }
-  if (!veil) return show(image);
+  if (!veil) {
+    show(image);
+    if (isPlain()) message.textContent = `${file.name} has one color all over: there is nothing to read.`;
+    return;
+  }
   const scale = Math.min(1, UPLOAD_SIDE / Math.max(image.width, image.height)), small = document.createElement("canvas");
   [small.width, small.height] = [image.width, image.height].map((side) => Math.max(1, Math.round(side * scale)));
   small.getContext("2d").drawImage(image, 0, 0, small.width, small.height);

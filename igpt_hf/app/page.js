@@ -8,6 +8,7 @@ document.body.append(live);
 
 let said = "";
 new MutationObserver(() => {
+  rove();
   const visible = [...document.querySelectorAll("[data-say]")].filter((one) => one.offsetParent !== null);
   const text = visible.map((one) => one.textContent).join(" ");
   if (text === said) return;
@@ -20,6 +21,17 @@ function neighbors() {
   const all = group?.querySelectorAll('[role="tab"], input[type="radio"]') ?? [];
   return [...all].filter((one) => one.offsetParent !== null);
 }
+
+// Of the classes of a tab, Tab reaches the chosen one alone; the arrow keys move on from there.
+function rove() {
+  for (const group of document.querySelectorAll(".classes")) {
+    const radios = [...group.querySelectorAll('input[type="radio"]')];
+    const chosen = radios.find((radio) => radio.checked) ?? radios[0];
+    for (const radio of radios) radio.tabIndex = radio === chosen ? 0 : -1;
+  }
+}
+
+document.addEventListener("change", rove);
 
 document.addEventListener("keydown", (event) => {
   const all = neighbors(), here = all.indexOf(document.activeElement);

@@ -36,6 +36,9 @@ TABS = ("generate", "complete", "read")
 # Seeds set the one generator of random numbers.
 ALONE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 KEEP_LINK = "() => history.replaceState(null, '', document.querySelector('.permalink').href)"
+# Answers to a drawing that has changed since are pale.
+MARK_OLD = "() => { document.querySelector('#completions').dataset.old = true; }"
+MARK_NEW = "() => { delete document.querySelector('#completions').dataset.old; }"
 FOLDER = Path(__file__).parent
 
 
@@ -118,10 +121,10 @@ def class_field(config) -> gr.Dropdown | gr.Radio:
 
 
 def seed_field(visible: bool = True) -> tuple[gr.Row, gr.Number, gr.Button]:
-    """A row of the seed of the images and the button that uses it again."""
+    """A row of the seed of the images and the button that uses it again, with the settings as they are now."""
     with gr.Row(elem_classes="seed", visible=visible) as row:
         seed = gr.Number(None, precision=0, label="Seed", scale=3, min_width=100)
-        again = gr.Button("Again the same", scale=2, min_width=100)
+        again = gr.Button("Again with this seed", scale=2, min_width=100)
     return row, seed, again
 
 
@@ -157,7 +160,11 @@ class Page:
         return images, seed, seed, gr.Row(visible=True)
 
     def guess(self, drawing):
-        return (self.answers.guess(drawing),)
+        return self.answers.guess(drawing), gr.Row(visible=False)  # no seed that could be used again
+
+    def prepare_reading(self):
+        """Find out what the model's samples are like before the first stroke asks for it."""
+        _ = self.answers.reference
 
     def restore(self, request: gr.Request):
         """The tab and the images that the address asks for, or new ones; and what is wrong with the address."""
@@ -169,6 +176,8 @@ class Page:
         except ValueError as error:
             settings, text = Settings(**usual), str(error)
         tab = gr.Tabs(selected=query["tab"]) if query.get("tab") in TABS else gr.skip()
+        if query.get("tab") == "read":
+            self.prepare_reading()
         return tab, settings.seed, *settings, self.answers.generate(settings), refusal(text)
 
 
@@ -209,10 +218,10 @@ def add_generate_tab(page: Page) -> list:
                     info=f"Sampled again, up to ten times, if the model itself gives the class less than {SURE:.1%}.",
                 )
             button = gr.Button("Draw", variant="primary")
-            wrong = gr.HTML("", elem_classes="wrong")
         with gr.Column(scale=3, min_width=300):
             _, seed, again = seed_field()
             last_seed = gr.State()
+            wrong = gr.HTML("", elem_classes="wrong")
             images = gr.HTML(waiting("Choose a class and press <b>Draw</b>."), elem_classes="answers")
     settings = [label, num, seed, temperature, guidance, is_sure]
     inputs, outputs = [last_seed, *settings], [images, seed, last_seed, wrong]
@@ -239,15 +248,21 @@ def add_complete_tab(page: Page):
             row, seed, again = seed_field(visible=False)  # until there is something to repeat
             last_seed = gr.State()
             wrong = gr.HTML("", elem_classes="wrong")
-            images = gr.HTML(waiting("Draw something, and press <b>Complete</b>."), elem_classes="answers")
+            images = gr.HTML(
+                waiting("Draw something, and press <b>Complete</b>."), elem_id="completions", elem_classes="answers"
+            )
     settings, outputs = [last_seed, drawing, label, seed], [images, seed, last_seed, row, wrong]
     for event, function in (
         (button.click, page.complete_anew),
         (again.click, page.complete),
         (seed.submit, page.complete),
     ):
-        event(in_words(function, 4), settings, outputs, api_name="complete", show_progress_on=images, **ALONE)
-    ask.click(in_words(page.guess, 1), drawing, [images, wrong], api_name="guess", show_progress_on=images, **ALONE)
+        done = event(in_words(function, 4), settings, outputs, api_name="complete", show_progress_on=images, **ALONE)
+        done.success(None, js=MARK_NEW)
+    outputs = [images, row, wrong]
+    done = ask.click(in_words(page.guess, 2), drawing, outputs, api_name="guess", show_progress_on=images, **ALONE)
+    done.success(None, js=MARK_NEW)
+    drawing.input(None, js=MARK_OLD)
 
 
 def add_read_tab(page: Page):
@@ -286,8 +301,9 @@ def build_app(model, processor) -> gr.Blocks:
                 restored = add_generate_tab(page)
             with gr.Tab("Complete", id="complete"):
                 add_complete_tab(page)
-            with gr.Tab("Read", id="read"):
+            with gr.Tab("Read", id="read") as tab:
                 add_read_tab(page)
+        tab.select(page.prepare_reading, api_name=False, show_progress="hidden", **ALONE)
         app.load(page.restore, None, [tabs, *restored], api_name=False, **ALONE)
     return app.queue(max_size=QUEUE_SIZE, api_open=False)
 

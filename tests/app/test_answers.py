@@ -127,6 +127,21 @@ def shares_in(html: str) -> list[float]:
     return [float(x) for x in re.findall(r'class="share">(?:&[lg]t;)?([\d.]+)%', html)]
 
 
+@pytest.mark.parametrize(
+    "hidden, words",
+    [
+        (
+            (ROWS >= 14) & (COLUMNS < 2),
+            "3 completions, all the same, seed 1. In 3 of them the hidden part stays blank.",
+        ),
+        (ROWS >= 14, "3 completions, all different, seed 1."),
+    ],
+)
+def test_completions_that_are_the_same_or_blank_are_said_to_be(hidden, words, answers):
+    html = answers.complete(data_uri(hide(digit(), hidden)), SETTINGS._replace(label=7, num=3, seed=1))
+    assert f'<p class="answer" data-say>{words}</p>' in html
+
+
 def test_what_a_half_seen_digit_could_be(answers):
     html = answers.guess(data_uri(hide(digit(3), ROWS >= 14)))
     assert np.argmax(shares_in(html)) == 3 and "most likely <b>۳  3</b>" in html

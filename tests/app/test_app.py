@@ -170,6 +170,17 @@ def press(page, name: str):
     page.get_by_role("button", name=name, exact=True).locator("visible=true").click()
 
 
+HAS_DRAWING = """() => [...document.querySelectorAll('.pad canvas:not(.pad-veil)')].some(canvas => {
+    const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+    return canvas.offsetParent && new Set(new Uint32Array(data.buffer)).size > 1;
+})"""
+
+
+def wait_for_drawing(page):
+    """Wait until something is on the pad: an example is decoded after its button is pressed."""
+    page.wait_for_function(HAS_DRAWING)
+
+
 def shown(page) -> list[np.ndarray]:
     page.locator(".images:visible").wait_for()
     return images_in(page.locator(".images:visible").inner_html())
@@ -194,6 +205,7 @@ def test_every_tab_can_be_used_by_everybody(width, height, address, open_page, t
         page.get_by_role("tab", name=tab).click()
         if tab == "Complete":
             page.get_by_role("button", name="Example: 3").click()
+            wait_for_drawing(page)
             press(page, "Complete")
             assert len(shown(page)) == 8
             box = page.locator(".images:visible").bounding_box()
@@ -210,7 +222,7 @@ def test_every_tab_can_be_used_by_everybody(width, height, address, open_page, t
     page.screenshot(path=tmp_path / "Read-dark.png", full_page=True)
 
 
-def test_a_person_draws_anew_and_again_the_same_and_shares_a_link(address, open_page):
+def test_a_person_draws_anew_and_again_with_the_seed_and_shares_a_link(address, open_page):
     page = open_page(address)
     first = shown(page)
     page.get_by_role("radio", name="3").locator("visible=true").check()
@@ -229,18 +241,18 @@ def test_a_person_draws_anew_and_again_the_same_and_shares_a_link(address, open_
     press(page, "Draw")
     wait_for_others(page, old)
     assert not np.array_equal(shown(page), drawn)
-    for typed, button in ((seed, "Draw"), ("7", "Again the same"), (seed, "Again the same")):
+    for typed, button in ((seed, "Draw"), ("7", "Again with this seed"), (seed, "Again with this seed")):
         page.get_by_label("Seed").locator("visible=true").fill(typed)
         press(page, button)
         page.locator("[data-say]:visible").get_by_text(f"seed {typed}.").wait_for()
         assert np.array_equal(shown(page), drawn) == (typed == seed)
     for wrong, given in (("-5", "-5"), ("", "empty")):
         page.get_by_label("Seed").locator("visible=true").fill(wrong)
-        press(page, "Again the same")
+        press(page, "Again with this seed")
         text = f"The seed must be a whole number from 0 to 4,294,967,295, not {given}."
         page.get_by_role("alert").get_by_text(text).wait_for()
     page.get_by_label("Seed").locator("visible=true").fill(seed)
-    press(page, "Again the same")
+    press(page, "Again with this seed")
     page.locator(".refusal:visible").wait_for(state="detached")
     with page.expect_download() as download:
         page.get_by_role("link", name="growing GIF").click()
@@ -279,6 +291,35 @@ def test_a_person_hides_any_part_and_asks_what_it_could_be(address, open_page):
     wrong.wait_for(state="detached")
     page.reload()
     page.get_by_role("button", name="Complete", exact=True).wait_for()  # the tab is kept
+
+
+def test_answers_to_a_drawing_that_has_changed_are_pale(address, open_page):
+    page = open_page(f"{address}?tab=complete")
+    old, seed = page.locator("#completions[data-old]"), page.get_by_label("Seed").locator("visible=true")
+    page.get_by_role("button", name="Example: 3").click()
+    wait_for_drawing(page)
+    press(page, "Complete")
+    shown(page)
+    old.wait_for(state="detached")
+    page.get_by_role("button", name="Example: 7").click()
+    old.wait_for()
+    press(page, "What could this be?")
+    page.locator(".bars:visible").wait_for()
+    old.wait_for(state="detached")
+    assert seed.count() == 0  # what could be used again has no seed
+    press(page, "Complete")
+    seed.wait_for()
+    press(page, "Clear")
+    old.wait_for()
+
+
+def test_a_stroke_that_the_model_does_not_see_is_explained(address, open_page):
+    page = open_page(f"{address}?tab=complete")
+    message = page.locator(".pad:visible .pad-message")
+    draw_seven(page, size=0.3, corner=(0.35, 0.6))
+    message.get_by_text("What you drew is hidden: Reveal shows it to the model.").wait_for()
+    draw_seven(page, size=0.3, corner=(0.35, 0.1))
+    message.wait_for(state="hidden")
 
 
 def test_a_person_is_read_after_each_stroke_whatever_the_size(address, open_page):
@@ -321,7 +362,10 @@ def test_a_person_uploads_an_image(address, open_page, tmp_path):
     given, *_ = shown(page)
     assert np.array_equal(given[:14, :, 0], np.asarray(seven)[:14])
     page.get_by_role("tab", name="Read").click()
+    upload.set_input_files(tmp_path / "blank.png")
+    message.get_by_text("blank.png has one color all over: there is nothing to read.").wait_for()
     upload.set_input_files(tmp_path / "seven.png")
+    message.wait_for(state="hidden")
     page.locator(".bars:visible").wait_for()
     assert sentence(page).startswith("I read ۷  7")
 
@@ -335,9 +379,16 @@ def test_a_keyboard_reaches_tabs_classes_and_examples(address, open_page):
     example = page.get_by_role("button", name="Example: 1")
     example.focus()
     page.keyboard.press("Enter")
+    wait_for_drawing(page)
     page.get_by_role("radio", name="any").locator("visible=true").focus()
     page.keyboard.press("ArrowLeft")
-    assert page.get_by_role("radio", name="9").locator("visible=true").is_checked()
+    nine = page.get_by_role("radio", name="9").locator("visible=true")
+    assert nine.is_checked()
+    page.keyboard.press("Shift+Tab")  # one stop for all classes, the chosen one
+    page.keyboard.press("Tab")
+    assert nine.evaluate("radio => radio === document.activeElement")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent").strip() == "Complete"
     page.get_by_role("button", name="Complete", exact=True).focus()
     page.keyboard.press("Enter")
     assert len(shown(page)) == 8

@@ -15,9 +15,14 @@ def draw_stroke(page, canvas, points, steps: int):
     page.mouse.up()
 
 
+IS_STILL = """() => !document.querySelector('.pending') && document.getAnimations().every(
+    animation => animation.playState !== 'running' || animation.effect.getComputedTiming().iterations === Infinity)"""
+
+
 def serious_findings(page, **options) -> list[str]:
     """What axe-core finds wrong with the page for people who cannot see, or use no mouse; `options` are its own."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install -e '.[test]'")
+    page.wait_for_function(IS_STILL)  # colors are not what they seem while answers fade
     found = axe.Axe().run(page, options=options or None).response["violations"]
     return [
         f"{one['id']}: {node['html'][:200]}"

@@ -152,6 +152,15 @@ def test_it_draws_the_digit_that_is_asked_for(open_page, committed):
     assert (posterior.argmax(dim=1) == torch.arange(5)).sum() >= 4
 
 
+def test_images_of_any_class_are_drawn_again_until_their_class_is_clear(open_page):
+    page = open_page((PAGE / "index.html").as_uri())
+    requests = [{"label": None, "temperature": 1.6, "minPosterior": least, "seed": 3} for least in (0, 0.999)]
+    plain, clear = page.evaluate(SAMPLES, requests)
+    assert max(plain["posterior"]) < 0.999 and plain["tries"] == 1
+    assert clear["own"] == max(clear["posterior"])
+    assert clear["own"] >= 0.999 or clear["tries"] == 10
+
+
 def test_samples_follow_the_probabilities(open_page, tiny_model, tmp_path):
     """Fractions of the first token among 2000 samples, beside torch's probabilities."""
     model = tiny_model()
@@ -197,7 +206,7 @@ def test_a_person_draws_a_digit(width, height, open_page, served):
     page.locator("#classes label", has_text="7").click()
     wait_until_drawn(page)
     assert page.evaluate("document.documentElement.scrollWidth") == width  # nothing sticks out
-    assert re.match(r"\d+\.\d nats · read as 7 with >?\d+(\.\d)?% · (try \d+ · )?\d+ ms", page.inner_text("#status"))
+    assert re.match(r"\d+\.\d nats · read as 7 with >?\d+\.\d% · (try \d+ · )?\d+ ms", page.inner_text("#status"))
     assert page.get_attribute("#picture", "aria-label") == "7, drawn by the model in white on dark; seed 6"
     assert page.locator("#history button").count() == 2
 
@@ -217,12 +226,25 @@ def test_a_person_draws_a_digit(width, height, open_page, served):
     page.locator("#history button").nth(1).click()
     wait_until_drawn(page)
     assert page.evaluate(image) == seven and page.is_checked("#again")  # all settings are those of that time
+    assert page.locator("#history button").count() == 4  # 4, two 7s and any: the same one is there once
     page.click("#slow")
     page.wait_for_function("document.getElementById('growth').textContent.includes('block')")
     page.click("#slow")
     wait_until_drawn(page)
     page.click("#use")
     assert page.evaluate("document.activeElement.id") == "pad"
+
+
+def test_persian_digits_have_both_their_names_everywhere(open_page):
+    page = open_page((PAGE / "index.html").as_uri())
+    wait_until_drawn(page)
+    names = [f"{chr(0x6F0 + digit)} {digit}" for digit in range(10)]
+    assert page.locator("#classes label").all_inner_texts() == [*names, "any"]
+    assert "read as ۴ 4 with" in page.inner_text("#status")
+    assert page.locator("#pad-class option").all_inner_texts() == ["any", *names]
+    complete(page)
+    assert {text.split(" (")[0] for text in page.locator("#answers figcaption").all_inner_texts()} <= set(names)
+    assert set(page.locator("#posterior li span:first-child").all_inner_texts()) <= set(names)
 
 
 def test_the_first_digit_is_there_in_a_second(open_page):
