@@ -8,9 +8,12 @@ import torch
 from datasets import Dataset, DatasetDict, Features, List, Value
 
 from ..errors import DataError
-from ..model.tokens import pixels_to_tokens
+from ..model.tokens import pixels_to_tokens, token_probs
 from .augmentation import NewImages
 from .inspection import sample_images
+
+
+MAX_PROBS = 512  # larger vocabularies would make large batches of probabilities: only the sampled tokens are learned
 
 
 class TokenDataset(torch.utils.data.Dataset):
@@ -27,10 +30,18 @@ class TokenDataset(torch.utils.data.Dataset):
         class_dropout_prob: Fraction of images per epoch with class dropout.
         seed: Of class dropout and of the pixels of gray images.
         new_images: Take each epoch's images from there, with the labels of the split.
+        gives_probs: Give the batches of gray images `token_probs` too, (B, N, V): the probability of each token, which
+            the loss needs to be expected over all pixels (training/losses.py), not only over those that were sampled.
     """
 
     def __init__(
-        self, split, config, class_dropout_prob: float = 0.0, seed: int = 0, new_images: NewImages | None = None
+        self,
+        split,
+        config,
+        class_dropout_prob: float = 0.0,
+        seed: int = 0,
+        new_images: NewImages | None = None,
+        gives_probs: bool = False,
     ):
         columns = split.with_format("numpy")
         self.new_images = new_images
@@ -39,6 +50,7 @@ class TokenDataset(torch.utils.data.Dataset):
             self.gray = columns["gray"][:].astype(np.uint8)
         elif new_images is None:
             self.tokens = torch.from_numpy(columns["tokens"][:].astype(np.int32))
+        self.gives_probs = gives_probs and self.gray is not None and config.vocab_size <= MAX_PROBS
         self.prompts = torch.from_numpy(columns["label"][:]).long() + config.vocab_size
         self.config = config
         self.class_dropout_prob = class_dropout_prob
@@ -78,10 +90,14 @@ class TokenDataset(torch.utils.data.Dataset):
             self._sample(epoch)
         index, tokens = torch.as_tensor(indices), self._tokens(indices)
         prompts = self.prompts[index].where(~self.is_dropped[index], self.config.start_token_id)[:, None]
-        return {
+        batch = {
             "input_ids": torch.cat([prompts, tokens], dim=1),
             "labels": torch.cat([torch.full_like(prompts, -100), tokens], dim=1),
         }
+        if self.gives_probs and self.gray is not None:
+            gray = self.gray[np.asarray(indices)].reshape(-1, self.config.image_size, self.config.image_size)
+            batch["token_probs"] = torch.from_numpy(token_probs(gray / np.float32(255), self.config.patch_size))
+        return batch
 
 
 class LabelDataset(TokenDataset):

@@ -48,15 +48,35 @@ class TokenGrid:
             )
 
 
-def pixels_to_tokens(pixels: np.ndarray, patch_size: int) -> np.ndarray:
-    """Pack binary images into tokens: (n, height, width) of 0/1 -> (n, height * width / patch_size**2)."""
+def _to_blocks(pixels: np.ndarray, patch_size: int) -> np.ndarray:
+    """Gather the pixels of each token: (n, height, width) -> (n, tokens, patch_size**2)."""
     n, height, width = pixels.shape
     p = patch_size
     blocks = pixels.reshape(n, height // p, p, width // p, p).transpose(0, 1, 3, 2, 4)  # (n, rows, columns, p, p)
-    bits = blocks.reshape(n, -1, p * p)
+    return blocks.reshape(n, -1, p * p)
+
+
+def pixels_to_tokens(pixels: np.ndarray, patch_size: int) -> np.ndarray:
+    """Pack binary images into tokens: (n, height, width) of 0/1 -> (n, height * width / patch_size**2)."""
+    p = patch_size
+    bits = _to_blocks(pixels, p)
     weights = 1 << np.arange(p * p)
     dtype = np.uint8 if p * p <= 8 else np.uint16
     return (bits.astype(np.int64) @ weights).astype(dtype)
+
+
+def token_probs(white_probs: np.ndarray, patch_size: int) -> np.ndarray:
+    """Probability of each token where each pixel is white on its own: (n, height, width) -> (n, tokens, V).
+
+    V = 2**(patch_size**2). The product over a block's pixels, built up from its first pixel: each further pixel is
+    either black, so that the token stays, or white, so that the token's next bit is set.
+    """
+    white = _to_blocks(white_probs, patch_size)[..., None]  # (n, tokens, patch_size**2, 1)
+    probs = np.ones_like(white[:, :, 0])  # (n, tokens, 1)
+    for pixel in range(patch_size**2):
+        is_white = white[:, :, pixel]
+        probs = np.concatenate([probs * (1 - is_white), probs * is_white], axis=-1)
+    return probs
 
 
 def tokens_to_pixels(tokens: np.ndarray, patch_size: int, image_size: int) -> np.ndarray:

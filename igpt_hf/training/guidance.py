@@ -7,7 +7,9 @@ import torch
 from ..model.neighborhood import with_start_token
 
 
-def built_in_guidance_loss(model, inputs: dict[str, torch.Tensor], unwrapped, scale: float) -> Callable:
+def built_in_guidance_loss(
+    model, inputs: dict[str, torch.Tensor], unwrapped, scale: float, token_loss: Callable
+) -> Callable:
     """Make the loss of a batch with which a model learns to sample as if it were guided.
 
     Guidance multiplies by `scale` what the class adds to the prediction of the next token (`generate` with
@@ -21,6 +23,7 @@ def built_in_guidance_loss(model, inputs: dict[str, torch.Tensor], unwrapped, sc
         inputs: A batch with `input_ids` (B, 1 + N).
         unwrapped: The model itself.
         scale: The guidance scale, above 1.
+        token_loss: The mean NLL per token of `logits`, `labels` and `num_items_in_batch`.
 
     Returns:
         A function of the model's outputs and the labels (B, 1 + N), as the Trainer's `compute_loss_func`: mean nats
@@ -33,11 +36,7 @@ def built_in_guidance_loss(model, inputs: dict[str, torch.Tensor], unwrapped, sc
 
     def loss(outputs, labels, num_items_in_batch=None):
         less_guided = torch.lerp(any_class, outputs.logits, 1 / scale)
-        return unwrapped.loss_function(
-            logits=torch.where(has_class, less_guided, outputs.logits),
-            labels=labels,
-            vocab_size=config.vocab_size,
-            num_items_in_batch=num_items_in_batch,
-        )
+        logits = torch.where(has_class, less_guided, outputs.logits)
+        return token_loss(logits=logits, labels=labels, num_items_in_batch=num_items_in_batch)
 
     return loss

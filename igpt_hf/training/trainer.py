@@ -7,6 +7,7 @@ the exact likelihood per image as the metric that selects the best model.
 import contextlib
 import logging
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from .callbacks import (
 )
 from .checkpoints import last_complete_checkpoint, sealed_checkpoint
 from .guidance import built_in_guidance_loss
+from .losses import expected_loss
 from .metrics import classification_metrics, likelihood_metrics, nats_per_image
 from .optimizer import MuonAdamW, average_weights, swap_average
 
@@ -67,10 +69,19 @@ class IGPTTrainer(Trainer):
         return self.learns_guidance and self.state.global_step >= GUIDED_FROM * self.state.max_steps
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        """The mean NLL per token; late in a training with `--built_in_guidance`, that of `built_in_guidance_loss`."""
-        if not (model.training and self.has_guidance):
+        """The mean NLL per token, with `token_probs` expected over them (`expected_loss`); late in a training with
+        `--built_in_guidance`, that of `built_in_guidance_loss`."""
+        probs = inputs.pop("token_probs", None)
+        is_guided = model.training and self.has_guidance
+        if (probs is None and not is_guided) or self.compute_loss_func is not None or self.label_smoother is not None:
             return super().compute_loss(model, inputs, *args, **kwargs)
-        self.compute_loss_func = built_in_guidance_loss(model, inputs, self.model, self.args.built_in_guidance)
+        vocab_size = self.model.config.vocab_size
+        loss = partial(self.model.loss_function, vocab_size=vocab_size) if probs is None else expected_loss(probs)
+        if is_guided:
+            scale = self.args.built_in_guidance
+            self.compute_loss_func = built_in_guidance_loss(model, inputs, self.model, scale, loss)
+        else:
+            self.compute_loss_func = lambda outputs, labels, **kwargs: loss(outputs.logits, labels, **kwargs)
         try:
             return super().compute_loss(model, inputs, *args, **kwargs)
         finally:
@@ -227,13 +238,16 @@ def few_steps_hint(args: IGPTTrainingArguments, num_images: int) -> str | None:
     )
 
 
-def _training_data(split, num_evaluated: int, dataset: type, config, seed: int, *, shuffle_buffer: int, new_images):
+def _training_data(
+    split, num_evaluated: int, dataset: type, config, seed: int, *, shuffle_buffer: int, new_images, gives_probs: bool
+):
     """What is trained on, and the fixed part of the split that is evaluated beside the validation split."""
     num_evaluated = min(num_evaluated, len(split))
     if isinstance(split, ShardedTokens):
         train = TokenStream(split, config, config.class_dropout_prob, seed, shuffle_buffer)
         return train, dataset(split.head("train", num_evaluated), config, seed=seed)
-    train = dataset(split, config, config.class_dropout_prob, seed=seed, new_images=new_images)
+    options = {"new_images": new_images, "gives_probs": gives_probs}
+    train = dataset(split, config, config.class_dropout_prob, seed=seed, **options)
     return train, dataset(split.select(range(num_evaluated)), config, seed=seed)
 
 
@@ -267,6 +281,7 @@ def make_trainer(
     dataset = LabelDataset if is_classifier else TokenDataset
     validation = dataset(splits["validation"], config, seed=args.seed)
     options: dict[str, Any] = {"shuffle_buffer": shuffle_buffer, "new_images": new_images}
+    options["gives_probs"] = isinstance(model, IGPTForCausalImageModeling)
     train, part = _training_data(splits["train"], len(validation), dataset, config, args.seed, **options)
     if isinstance(train, TokenStream):
         args.accelerator_config.dispatch_batches = False  # each process reads for itself, and keeps its part

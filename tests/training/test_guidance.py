@@ -1,5 +1,6 @@
 """Guidance that is built into a model while it is trained."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -31,6 +32,10 @@ def batch(model):
     return {"input_ids": ids, "labels": labels}
 
 
+def token_loss(model):
+    return partial(model.loss_function, vocab_size=model.config.vocab_size)
+
+
 def test_guided_predictions_have_the_loss_of_the_likelihood_of_those_without_guidance(model, batch):
     plain = model(**batch, use_cache=False)
     any_class = batch["input_ids"].clone()
@@ -38,7 +43,7 @@ def test_guided_predictions_have_the_loss_of_the_likelihood_of_those_without_gui
     others = model(any_class, use_cache=False).logits
     # As `generate` with guidance_scale does; after the start token nothing changes.
     guided = others + SCALE * (plain.logits - others)
-    loss = built_in_guidance_loss(model, batch, model, SCALE)
+    loss = built_in_guidance_loss(model, batch, model, SCALE, token_loss(model))
     assert loss(SimpleNamespace(logits=guided), batch["labels"]).item() == pytest.approx(plain.loss.item(), rel=1e-5)
     assert loss(plain, batch["labels"]).item() != pytest.approx(plain.loss.item(), rel=1e-5)
 
@@ -46,13 +51,13 @@ def test_guided_predictions_have_the_loss_of_the_likelihood_of_those_without_gui
 def test_images_with_class_dropout_have_their_plain_loss(model, batch):
     batch = {name: ids[3:5] for name, ids in batch.items()}
     plain = model(**batch, use_cache=False)
-    loss = built_in_guidance_loss(model, batch, model, SCALE)(plain, batch["labels"])
+    loss = built_in_guidance_loss(model, batch, model, SCALE, token_loss(model))(plain, batch["labels"])
     assert torch.equal(loss, plain.loss)
 
 
 def test_the_prediction_of_any_class_learns_nothing_from_images_of_a_class(model, batch):
     batch = {name: ids[:3] for name, ids in batch.items()}
-    loss = built_in_guidance_loss(model, batch, model, SCALE)
+    loss = built_in_guidance_loss(model, batch, model, SCALE, token_loss(model))
     loss(model(**batch, use_cache=False), batch["labels"]).backward()
     prompts = model.model.embeddings.context.weight.grad[-4:]
     assert prompts[:3].abs().amax(dim=1).min() > 0
