@@ -49,13 +49,18 @@ class NewImages:
 
     def tokens(self, epoch: int, indices: list[int]) -> np.ndarray:
         """Tokens of the epoch's images: (n,) indices -> (n, num_image_tokens), unsigned integers."""
+        return self.tokens_and_gray(epoch, indices)[0]
+
+    def tokens_and_gray(self, epoch: int, indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The same, and the gray levels before binarization, (n, image_size, image_size), 0 to 255."""
         column, strength = "label" if self.draws_digits else "image", self.strength_in(epoch)
         rows = self.split.select_columns(column)[indices][column]
-        pixels = [
-            self._pixels(row, strength, np.random.default_rng([self.seed, _STREAM, epoch, index]))
-            for index, row in zip(indices, rows, strict=True)
-        ]
-        return pixels_to_tokens(np.stack(pixels), self.processor.patch_size)
+        gray, pixels = [], []
+        for index, row in zip(indices, rows, strict=True):
+            generator = np.random.default_rng([self.seed, _STREAM, epoch, index])
+            gray.append(self._gray(row, strength, generator))
+            pixels.append(self.processor.binarize_gray(gray[-1], generator))
+        return pixels_to_tokens(np.stack(pixels), self.processor.patch_size), np.stack(gray)
 
     def strength_in(self, epoch: int) -> float:
         """Strength of the transforms in an epoch: in the end, the model sees the images as they are."""
@@ -64,14 +69,14 @@ class NewImages:
         first, last = (part * self.num_epochs for part in FADE)
         return self.strength * min(max((last - epoch) / (last - first), 0.0), 1.0)
 
-    def _pixels(self, row, strength: float, generator: np.random.Generator) -> np.ndarray:
-        """One image, or the digit to draw -> binary pixels (image_size, image_size)."""
+    def _gray(self, row, strength: float, generator: np.random.Generator) -> np.ndarray:
+        """One image, or the digit to draw -> gray levels (image_size, image_size)."""
         image = self.processor.read(draw_digit(row, generator) > 0 if self.draws_digits else row)
         is_crop = self.processor.is_crop(image)
         if strength > 0:
             image = random_affine(image, strength, generator, expand=is_crop)
             image = self._crop(image) if is_crop else image
-        return self.processor.binarize_gray(self.processor.fit(image, is_crop), generator)
+        return self.processor.fit(image, is_crop)
 
     def _crop(self, image: Image.Image) -> Image.Image:
         """Cut off what lies around the ink."""

@@ -50,7 +50,8 @@ class TokenDataset(torch.utils.data.Dataset):
             self.gray = columns["gray"][:].astype(np.uint8)
         elif new_images is None:
             self.tokens = torch.from_numpy(columns["tokens"][:].astype(np.int32))
-        self.gives_probs = gives_probs and self.gray is not None and config.vocab_size <= MAX_PROBS
+        is_gray = self.gray is not None or (new_images is not None and new_images.processor.binarize == "stochastic")
+        self.gives_probs = gives_probs and is_gray and config.vocab_size <= MAX_PROBS
         self.prompts = torch.from_numpy(columns["label"][:]).long() + config.vocab_size
         self.config = config
         self.class_dropout_prob = class_dropout_prob
@@ -72,11 +73,13 @@ class TokenDataset(torch.utils.data.Dataset):
             self.tokens = torch.from_numpy(pixels_to_tokens(pixels, self.config.patch_size).astype(np.int32))
         self.sampled_epoch = epoch
 
-    def _tokens(self, indices: list[int]) -> torch.Tensor:
-        """Tokens of the chosen epoch's images, (B, N)."""
-        if self.new_images is None:
-            return self.tokens[torch.as_tensor(indices)].long()
-        return torch.from_numpy(self.new_images.tokens(self.sampled_epoch, list(indices)).astype(np.int64))
+    def _images(self, indices: list[int]) -> tuple[torch.Tensor, np.ndarray | None]:
+        """Tokens of the chosen epoch's images, (B, N), and their gray levels, (B, height, width), if there are any."""
+        if self.new_images is not None:
+            tokens, gray = self.new_images.tokens_and_gray(self.sampled_epoch, list(indices))
+            return torch.from_numpy(tokens.astype(np.int64)), gray
+        gray = None if self.gray is None else self.gray[np.asarray(indices)]
+        return self.tokens[torch.as_tensor(indices)].long(), gray
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -88,15 +91,15 @@ class TokenDataset(torch.utils.data.Dataset):
         """A batch: `input_ids` and `labels`, both (B, 1 + N); the prompt's label is -100."""
         if self.sampled_epoch != (epoch := int(self.epoch)):
             self._sample(epoch)
-        index, tokens = torch.as_tensor(indices), self._tokens(indices)
+        index, (tokens, gray) = torch.as_tensor(indices), self._images(indices)
         prompts = self.prompts[index].where(~self.is_dropped[index], self.config.start_token_id)[:, None]
         batch = {
             "input_ids": torch.cat([prompts, tokens], dim=1),
             "labels": torch.cat([torch.full_like(prompts, -100), tokens], dim=1),
         }
-        if self.gives_probs and self.gray is not None:
-            gray = self.gray[np.asarray(indices)].reshape(-1, self.config.image_size, self.config.image_size)
-            batch["token_probs"] = torch.from_numpy(token_probs(gray / np.float32(255), self.config.patch_size))
+        if self.gives_probs:
+            white = gray.reshape(-1, self.config.image_size, self.config.image_size) / np.float32(255)
+            batch["token_probs"] = torch.from_numpy(token_probs(white, self.config.patch_size))
         return batch
 
 

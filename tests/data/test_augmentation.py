@@ -131,6 +131,16 @@ def test_an_image_of_the_models_size_keeps_its_border():
     assert 130 < counts.min() and counts.max() < 190 and len(set(counts)) > 5  # 160, stretched by a few percent
 
 
+def test_gray_images_that_are_transformed_have_the_probabilities_of_their_tokens():
+    split, processor = crops(), IGPTImageProcessor(binarize="stochastic").decide(crops()["image"])
+    new_images = NewImages(split, processor, seed=1, strength=0.04)
+    labels = datasets.Dataset.from_dict({"label": split["label"]})
+    batch = TokenDataset(labels, IGPTConfig(), new_images=new_images, gives_probs=True).__getitems__(range(12))
+    sampled = batch["token_probs"].gather(-1, batch["labels"][:, 1:, None])
+    assert (sampled > 0).all() and (sampled < 1).any()
+    torch.testing.assert_close(batch["token_probs"].sum(-1), torch.ones(12, 196))
+
+
 @pytest.mark.parametrize("persistent", [False, True])
 def test_workers_that_outlive_an_epoch_follow_it(digits, persistent):
     split = tokenize(digits, IGPTImageProcessor())["train"]
