@@ -1,4 +1,4 @@
-"""What MkDocs calls while it builds the site (mkdocs.yml names this file): formulas, and examples in docstrings.
+"""What MkDocs calls while it builds the site (mkdocs.yml names this file): formulas, the notebook as a page, examples.
 
 Formulas become MathML here, so that a reader's browser needs no script for them: `pymdownx.arithmatex` has marked
 `$...$` and `$$...$$` outside of code as `\\(...\\)` and `\\[...\\]`.
@@ -11,8 +11,11 @@ from pathlib import Path
 
 from griffe import Extension
 from latex2mathml.converter import convert
+from mkdocs.structure.files import File
+from nbconvert import MarkdownExporter
 
 
+NOTEBOOK, PAGE = "quickstart.ipynb", "notebook.md"
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 LETTER = re.compile(r'<mi mathvariant="(double-struck|script)">([A-Z])</mi>')
 # What latex2mathml does not know, in other words.
@@ -42,6 +45,22 @@ def to_mathml(latex: str, is_block: bool) -> str:
 def on_page_content(content: str, **_) -> str:
     """Replace what arithmatex marked; called by MkDocs with the HTML of each page."""
     return FORMULA.sub(lambda match: to_mathml(html.unescape(match[3]), match[2] == "["), content)
+
+
+def on_files(files, config, **_):
+    """Add the notebook as a page, with the outputs that are committed, for people who only want to read it."""
+    text, resources = MarkdownExporter().from_filename(Path(config["docs_dir"]) / NOTEBOOK)
+    text = text.replace("\n", f"\n\n*This page is a notebook: [download it]({NOTEBOOK}) to run it.*\n", 1)
+    text = re.sub(r"!\[(png|jpe?g)\]\(", "![What the cell above shows](notebook/", text)
+    files.append(File.generated(config, PAGE, content=text))
+    for name, picture in resources["outputs"].items():
+        files.append(File.generated(config, f"notebook/{name}", content=picture))
+    return files
+
+
+def on_page_markdown(markdown: str, page, **_) -> str:
+    """Let links to the notebook lead to its page; on GitHub, which shows notebooks, they lead to the file."""
+    return markdown if page.file.src_uri == PAGE else markdown.replace(f"]({NOTEBOOK})", f"]({PAGE})")
 
 
 def on_post_build(config, **_):

@@ -94,7 +94,8 @@ class Draw {
 
   remember({ tokens, label, seed, temperature, minPosterior }) {
     const text = `${className(label)}, seed ${seed}, temperature ${temperature}${minPosterior ? "" : ", unclear or not"}`;
-    for (const other of byId("history").children) if (other.name === text) other.remove(); // it comes first again
+    const old = [...byId("history").children].find((other) => other.name === text), hadFocus = old?.matches(":focus");
+    old?.remove(); // it comes first again
     const button = document.createElement("button"), canvas = makeCanvas(SIZE, text);
     button.type = "button";
     button.name = text;
@@ -109,6 +110,7 @@ class Draw {
       this.draw();
     });
     byId("history").prepend(button);
+    if (hadFocus) button.focus();
     while (byId("history").childNodes.length > MAX_HISTORY) byId("history").lastChild.remove();
   }
 

@@ -67,7 +67,7 @@ const IS_PERSIAN = /persian/i.test(CHECKPOINT.subject ?? "");
 
 function shownName(label) {
   const name = NAMES[label];
-  return IS_PERSIAN && /^\d$/.test(name) ? `${String.fromCharCode(0x6f0 + Number(name))} ${name}` : name;
+  return IS_PERSIAN && /^\d$/.test(name) ? `${String.fromCharCode(0x6f0 + Number(name))}\u00a0${name}` : name;
 }
 
 function className(label) {

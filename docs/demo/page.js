@@ -34,6 +34,12 @@ function offerClasses() {
   for (const part of document.querySelectorAll("[data-classes]")) part.hidden = labels.length === 1;
 }
 
+// From disk, the pages of the project are files that a browser does not lay out.
+function unlinkPages() {
+  document.querySelector(".project").hidden = true;
+  for (const link of document.querySelectorAll('a[href$=".md"]')) link.replaceWith(...link.childNodes);
+}
+
 function showError(message) {
   byId("error").hidden = false;
   byId("error").textContent = `The model of this page does not run: ${message}`;
@@ -42,6 +48,7 @@ function showError(message) {
 function main() {
   fillTexts();
   offerClasses();
+  if (location.protocol === "file:") unlinkPages();
   if (matchMedia("(prefers-reduced-motion: reduce)").matches) DURATION.fast = DURATION.still;
   const engine = new Engine(CHECKPOINT, showError);
   const complete = new Complete(engine);

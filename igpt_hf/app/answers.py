@@ -226,7 +226,7 @@ class Answers:
             f"class-{name}-seed-{int(settings.seed)}",
             link=settings.to_query(self.config),
         )
-        what = "of any class" if settings.label == ANY else f"of class {html.escape(name)}"
+        what = "of any class" if settings.label == ANY else f"of class {html.escape(self.names[int(settings.label)])}"
         intro = say(f"{len(ids)} {'image' if len(ids) == 1 else 'images'} {what}, seed {int(settings.seed)}.")
         sheet = self._sheet(ids, blank, is_named=settings.label == ANY, is_sure=settings.is_sure)
         return intro + sheet + files + f'<p class="note">{NATS}</p>'

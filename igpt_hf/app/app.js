@@ -6,6 +6,7 @@ const MAX_BYTES = 2e7, MAX_UNDO = 30, UPLOAD_SIDE = 512, WAIT = 200; // millisec
 const SLATE = "#15182b", CHALK = "#fbf7ee", VEIL = "rgb(141 134 201 / 0.8)";
 const pad = element.querySelector(".pad"), message = element.querySelector(".pad-message");
 const [canvas, veil] = element.querySelectorAll("canvas"), rows = element.querySelector(".pad-rows input");
+const kept = element.querySelector(".pad-rows output"); // how many rows, before the slider has moved
 const context = canvas.getContext("2d", { willReadFrequently: true });
 const size = +pad.dataset.size, pen = +pad.dataset.pen * canvas.width, cell = canvas.width / size;
 let paper = SLATE, ink = CHALK, tool = "pen", isDown = false, history = [], hidden = new Uint8Array(size * size), timer;
@@ -45,7 +46,7 @@ function showVeil() {
 function remember() {
   message.textContent = "";
   const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
-  history = [...history, { paper, ink, pixels, hidden: hidden.slice() }].slice(-MAX_UNDO);
+  history = [...history, { paper, ink, pixels, hidden: hidden.slice(), kept: kept?.textContent }].slice(-MAX_UNDO);
 }
 
 function clear(color = SLATE) {
@@ -61,15 +62,19 @@ function choose(name) {
   }
 }
 
+function showRows(num) {
+  rows.value = kept.textContent = num;
+}
+
 function keepRows() {
-  element.querySelector(".pad-rows output").textContent = rows.value;
+  showRows(rows.value);
   hidden = hidden.map((_, i) => i >= rows.value * size);
 }
 
 // --- strokes --------------------------------------------------------------------------------------------------------
 
 let last; // where the pen was
-let isSeen; // whether a part of the stroke is not hidden
+let before; // the stroke: what was drawn, and what the model saw of it
 
 function place(event) {
   const box = canvas.getBoundingClientRect(), scale = canvas.width / box.width;
@@ -83,7 +88,6 @@ function lineTo(event) {
     context.moveTo(...last);
     context.lineTo(x, y); // without a way, a dot
     context.stroke();
-    isSeen ||= !hidden[Math.floor(y / cell) * size + Math.floor(x / cell)];
   } else {
     for (let i = 1; i <= steps; i++) {
       hide(last[0] + ((x - last[0]) * i) / steps, last[1] + ((y - last[1]) * i) / steps, tool === "hide");
@@ -109,14 +113,17 @@ canvas.addEventListener("pointerdown", (event) => {
   Object.assign(context, { lineCap: "round", lineJoin: "round", strokeStyle: tool === "eraser" ? paper : ink });
   context.lineWidth = tool === "eraser" ? Math.max(pen, 0.1 * canvas.width) : pen;
   last = place(event);
-  isSeen = false;
+  before = [canvas.toDataURL(), toPng()];
   lineTo(event);
 });
 canvas.addEventListener("pointermove", (event) => isDown && lineTo(event));
 for (const end of ["pointerup", "pointercancel"]) {
   canvas.addEventListener(end, () => {
     isDown = false;
-    if (tool === "pen" && !isSeen) message.textContent = "What you drew is hidden: Reveal shows it to the model.";
+    const [drawn, seen] = before;
+    if (tool === "pen" && veil && canvas.toDataURL() !== drawn && toPng() === seen) {
+      message.textContent = "What you drew is hidden: Reveal shows it to the model.";
+    }
     share();
   });
 }
@@ -208,6 +215,7 @@ element.querySelector(".pad-undo").addEventListener("click", () => {
   const before = history.pop();
   if (!before) return;
   ({ paper, ink, hidden } = before);
+  if (rows) showRows(before.kept);
   context.putImageData(before.pixels, 0, 0);
   share();
 });

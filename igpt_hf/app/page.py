@@ -36,9 +36,9 @@ TABS = ("generate", "complete", "read")
 # Seeds set the one generator of random numbers.
 ALONE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 KEEP_LINK = "() => history.replaceState(null, '', document.querySelector('.permalink').href)"
-# Answers to a drawing that has changed since are pale.
+# Answers to a drawing that has changed since are pale, until there are others: a refusal is none.
 MARK_OLD = "() => { document.querySelector('#completions').dataset.old = true; }"
-MARK_NEW = "() => { delete document.querySelector('#completions').dataset.old; }"
+MARK_NEW = "(wrong) => { if (!wrong) delete document.querySelector('#completions').dataset.old; }"
 FOLDER = Path(__file__).parent
 
 
@@ -258,10 +258,10 @@ def add_complete_tab(page: Page):
         (seed.submit, page.complete),
     ):
         done = event(in_words(function, 4), settings, outputs, api_name="complete", show_progress_on=images, **ALONE)
-        done.success(None, js=MARK_NEW)
+        done.success(None, wrong, js=MARK_NEW)
     outputs = [images, row, wrong]
     done = ask.click(in_words(page.guess, 2), drawing, outputs, api_name="guess", show_progress_on=images, **ALONE)
-    done.success(None, js=MARK_NEW)
+    done.success(None, wrong, js=MARK_NEW)
     drawing.input(None, js=MARK_OLD)
 
 

@@ -232,7 +232,7 @@ def test_a_person_draws_anew_and_again_with_the_seed_and_shares_a_link(address, 
     wait_for_others(page, old)
     drawn, seed = shown(page), page.get_by_label("Seed").locator("visible=true").input_value()
     assert len(drawn) == 4 and not np.array_equal(drawn[0], first[0])
-    assert sentence(page) == f"4 images of class 3, seed {seed}." == page.locator("#live").text_content()
+    assert sentence(page) == f"4 images of class ۳  3, seed {seed}." == page.locator("#live").text_content()
     page.wait_for_function("seed => location.search.includes(`seed=${seed}`)", arg=seed)
     assert "class=3" in page.url
     other = open_page(page.url)  # the link, and a refresh
@@ -311,15 +311,32 @@ def test_answers_to_a_drawing_that_has_changed_are_pale(address, open_page):
     seed.wait_for()
     press(page, "Clear")
     old.wait_for()
+    press(page, "Complete")  # a refusal is no answer
+    page.locator(".refusal:visible").wait_for()
+    page.wait_for_timeout(300)
+    assert old.count() == 1
+
+
+def test_undo_takes_back_how_many_rows_are_kept(address, open_page):
+    page = open_page(f"{address}?tab=complete")
+    rows = page.get_by_role("slider", name="Upper rows kept")
+    rows.fill("18")
+    assert page.locator(".pad-rows output:visible").text_content() == "18"
+    press(page, "Undo")
+    assert rows.input_value() == "14" == page.locator(".pad-rows output:visible").text_content()
 
 
 def test_a_stroke_that_the_model_does_not_see_is_explained(address, open_page):
     page = open_page(f"{address}?tab=complete")
     message = page.locator(".pad:visible .pad-message")
     draw_seven(page, size=0.3, corner=(0.35, 0.6))
-    message.get_by_text("What you drew is hidden: Reveal shows it to the model.").wait_for()
-    draw_seven(page, size=0.3, corner=(0.35, 0.1))
-    message.wait_for(state="hidden")
+    hidden = message.get_by_text("What you drew is hidden: Reveal shows it to the model.")
+    hidden.wait_for()
+    for corner in ((0.35, 0.1), (0.35, 0.1), (0.6, 0.35)):  # seen; on what is there already; partly seen
+        draw_seven(page, size=0.3, corner=corner)
+        message.wait_for(state="hidden")
+    draw_seven(page, size=0.6, corner=(0.35, 0.62))  # beyond the edge
+    hidden.wait_for()
 
 
 def test_a_person_is_read_after_each_stroke_whatever_the_size(address, open_page):

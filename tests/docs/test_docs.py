@@ -1,5 +1,6 @@
 """The code in the documentation runs, what it claims is true, and the site builds without a warning."""
 
+import json
 import re
 import subprocess
 import sys
@@ -331,6 +332,17 @@ def test_code_fits_into_its_page_and_search_works_from_disk(site, open_page, wid
     page.locator(".md-search__input" if width == 1280 else "label.md-header__button[for=__search]").click()
     page.keyboard.type("guidance", delay=50)
     page.locator(".md-search-result__item").first.wait_for(timeout=20_000)
+
+
+@pytest.mark.slow
+def test_the_notebook_is_a_page_with_its_pictures(site):
+    html = (site / "notebook.html").read_text("utf-8")
+    pictures = re.findall(r'<img[^>]*src="(notebook/[^"]+)"', html)
+    cells = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text("utf-8"))["cells"]
+    outputs = [out for cell in cells for out in cell.get("outputs", ()) if "image/png" in out.get("data", {})]
+    assert len(pictures) == len(outputs) > 4 and all((site / picture).is_file() for picture in pictures)
+    assert 'href="quickstart.ipynb"' in html  # to download it
+    assert 'href="notebook.html"' in (site / "index.html").read_text("utf-8")
 
 
 @pytest.mark.slow

@@ -223,10 +223,19 @@ def test_a_person_draws_a_digit(width, height, open_page, served):
     page.locator("#classes label", has_text="any").click()
     wait_until_drawn(page)
     assert page.evaluate(image) != seven
+    top = page.locator("#history").bounding_box()["height"]
     page.locator("#history button").nth(1).click()
     wait_until_drawn(page)
     assert page.evaluate(image) == seven and page.is_checked("#again")  # all settings are those of that time
     assert page.locator("#history button").count() == 4  # 4, two 7s and any: the same one is there once
+    assert page.locator("#history button").first.evaluate("button => button === document.activeElement")
+    for _ in range(4):
+        page.click("#draw")
+        wait_until_drawn(page)
+    assert page.locator("#history").bounding_box()["height"] == pytest.approx(
+        top, abs=0.5
+    )  # a second row moves nothing
+    assert page.is_visible(".project a")
     page.click("#slow")
     page.wait_for_function("document.getElementById('growth').textContent.includes('block')")
     page.click("#slow")
@@ -238,11 +247,12 @@ def test_a_person_draws_a_digit(width, height, open_page, served):
 def test_persian_digits_have_both_their_names_everywhere(open_page):
     page = open_page((PAGE / "index.html").as_uri())
     wait_until_drawn(page)
-    names = [f"{chr(0x6F0 + digit)} {digit}" for digit in range(10)]
+    names = [f"{chr(0x6F0 + digit)}\u00a0{digit}" for digit in range(10)]
     assert page.locator("#classes label").all_inner_texts() == [*names, "any"]
-    assert "read as ۴ 4 with" in page.inner_text("#status")
+    assert "read as ۴\u00a04 with" in page.inner_text("#status")
     assert page.locator("#pad-class option").all_inner_texts() == ["any", *names]
     complete(page)
+    assert page.locator("a[href$='.md']").count() == 0  # from disk no browser lays them out
     assert {text.split(" (")[0] for text in page.locator("#answers figcaption").all_inner_texts()} <= set(names)
     assert set(page.locator("#posterior li span:first-child").all_inner_texts()) <= set(names)
 
