@@ -91,9 +91,12 @@ def _from_checkpoint(class_names: list[str], script_args: ScriptArguments, model
     path = script_args.model_name_or_path
     for name in (*vars(model_args), "threshold", "invert", "ink", "widen_strokes", "margin", "binarize"):
         arguments = model_args if name in vars(model_args) else script_args
-        if getattr(arguments, name) != getattr(type(arguments), name):
+        if name != "class_dropout_prob" and getattr(arguments, name) != getattr(type(arguments), name):
             raise IGPTError(f"--{name} cannot be changed: it comes with --model_name_or_path {path}.")
     model, processor = load_pretrained(path, MODELS[script_args.task])
+    if model_args.class_dropout_prob is not None:  # of the training, not of the model
+        _new_config("xxs", {"class_dropout_prob": model_args.class_dropout_prob})  # is it one?
+        model.config.class_dropout_prob = model_args.class_dropout_prob
     known = model.config.class_names
     if known != class_names:
         new = model.set_classes(class_names)

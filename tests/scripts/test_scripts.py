@@ -1002,6 +1002,10 @@ def test_a_classifier_is_no_generator(script, classifier_run, many_animals, tmp_
         (["--model_name_or_path", "nowhere"], ["there is no folder nowhere"]),
         (["--model_name_or_path", "{model}", "--hidden_size", "32"], ["--hidden_size cannot be changed"]),
         (["--model_name_or_path", "{model}", "--threshold", "0.3"], ["--threshold cannot be changed"]),
+        (
+            ["--model_name_or_path", "{model}", "--class_dropout_prob", "2"],
+            ["class_dropout_prob", "describe no model"],
+        ),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -1018,13 +1022,14 @@ def test_a_model_goes_on_with_other_classes_and_says_which_prompts_are_new(anima
         shutil.copytree(animals / source, tmp_path / "data" / kind)
     flags = ["--model_name_or_path", animals_run, "--data", tmp_path / "data", "--skip_bad_images"]
     done = run(*LAUNCH, *flags, "--output_dir", tmp_path / "run", "--max_steps", "1", "--learning_rate", "0",
-               "--num_threads", "1")  # fmt: skip
+               "--class_dropout_prob", "0.03", "--num_threads", "1")  # fmt: skip
     assert "knows the classes cat, dog, eel, and the data has cow, dog, eel, fox" in done.stderr
     assert "The prompts of these are new: cow, fox." in done.stderr
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     before = AutoModelForCausalLM.from_pretrained(animals_run)
     assert list(model.config.id2label.values()) == ["cow", "dog", "eel", "fox"]
     assert model.generation_config.bos_token_id == 20
+    assert model.config.class_dropout_prob == 0.03
     assert AutoImageProcessor.from_pretrained(tmp_path / "run").num_labels == 4
     table, old = (x.model.embeddings.context.weight for x in (model, before))
     first = len(old) - 4
