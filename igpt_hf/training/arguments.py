@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import math
 import re
 import sys
@@ -15,6 +16,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..errors import IGPTError
 from ..help import CommandParser, print_help
+from ..hub.bundled import bundled
 from ..model.configuration_igpt import PRESETS, IGPTConfig
 from .imagegpt_baseline import BASELINE_PRESET
 
@@ -137,6 +139,16 @@ def make_parser() -> TrainParser:
     return parser
 
 
+def preset_of_checkpoint(name: str) -> str | None:
+    """The preset that a model's sizes are those of; None: of no preset, or it is on the Hub and not read yet."""
+    folder = bundled(name) if name in bundled() and not Path(name).exists() else name
+    try:
+        config = dict(json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # loading it says what is wrong
+        return None
+    return next((preset for preset, sizes in PRESETS.items() if sizes.items() <= config.items()), None)
+
+
 def parse_arguments(argv: list[str] | None = None):
     """Parse the command line of scripts/train.py -> (ScriptArguments, ModelArguments, IGPTTrainingArguments).
 
@@ -156,7 +168,8 @@ def parse_arguments(argv: list[str] | None = None):
     if "--help-all" in argv:
         sys.stdout.write(parser.format_help())
         sys.exit()
-    preset = parser.parse_known_args(flags + argv)[0].preset
+    known = parser.parse_known_args(flags + argv)[0]
+    preset = preset_of_checkpoint(known.model_name_or_path) if known.model_name_or_path else known.preset
     parser.set_defaults(**LEARNING_RATES.get(preset, {}))  # flags win
     *arguments, namespace, unknown = parser.parse_args_into_dataclasses(flags + argv, return_remaining_strings=True)
     if unknown:

@@ -832,5 +832,18 @@ def test_a_preset_of_the_yaml_file_has_its_learning_rates_and_the_files_lines_wi
     assert (args.learning_rate, args.muon_learning_rate) == (2e-3, 3e-2)
 
 
+@pytest.mark.parametrize("content", [None, "[1]", "no JSON", '{"hidden_size": 17}'])
+def test_a_checkpoint_has_the_learning_rates_of_the_preset_of_its_size_and_one_of_none_the_defaults(content, tmp_path):
+    for preset, name in (("xs", "mnist-xs"), ("s", tmp_path / "s"), ("xxs", tmp_path / "other")):
+        if preset == "s":
+            IGPTConfig.from_preset("s").save_pretrained(name)
+        elif preset == "xxs" and content is not None:
+            name.mkdir()
+            (name / "config.json").write_text(content)
+        args = parse_arguments(["--model_name_or_path", str(name)])[2]
+        rates = {name: getattr(args, name) for name in ("learning_rate", "muon_learning_rate")}
+        assert rates == {"learning_rate": 1e-2, "muon_learning_rate": 2e-2} | LEARNING_RATES[preset]
+
+
 def test_every_preset_has_learning_rates():
     assert list(LEARNING_RATES) == list(PRESETS)
