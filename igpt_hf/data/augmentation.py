@@ -20,6 +20,7 @@ from .synthetic import draw_digit
 FADE = (0.6, 0.9)  # parts of the training between which the transforms become smaller, from full strength to none
 DEFAULT_STRENGTH = 0.04
 MAX_LOOKED_AT = 100  # images, to tell whether they are crops
+SUPERSAMPLING = 8  # pixels of a shape for each pixel of a small image, in both directions
 _STREAM = 2  # second word of the random key; `synthetic_digits` has 0 and 1
 
 
@@ -74,8 +75,12 @@ class NewImages:
         image = self.processor.read(draw_digit(row, generator) > 0 if self.draws_digits else row)
         is_crop = self.processor.is_crop(image)
         if strength > 0:
-            image = random_affine(image, strength, generator, expand=is_crop)
-            image = self._crop(image) if is_crop else image
+            if is_crop:
+                image = self._crop(random_affine(image, strength, generator, expand=True))
+            elif self.processor.binarize == "stochastic" and image.size == (self.processor.image_size,) * 2:
+                image = random_shape(image, strength, generator)
+            else:
+                image = random_affine(image, strength, generator, expand=False)
         return self.processor.fit(image, is_crop)
 
     def _crop(self, image: Image.Image) -> Image.Image:
@@ -97,27 +102,65 @@ def default_strength(split: Dataset, processor: IGPTImageProcessor) -> float:
     return DEFAULT_STRENGTH if 2 * sum(crops) > len(crops) else 0.0
 
 
-def random_affine(image: Image.Image, strength: float, generator: np.random.Generator, expand: bool) -> Image.Image:
-    """Rotate, shear and stretch a gray image at random about its center, at its own resolution.
+def random_matrix(strength: float, generator: np.random.Generator) -> np.ndarray:
+    """A random rotation times a shear times a stretch: (2, 2), for columns (x, y).
 
     The rotation in radians, the shear, and the logarithms of the stretches in width and height are normal with the
     standard deviation `strength`, cut off at two deviations: at 0.04, about 2 degrees and 4%.
+    """
+    angle, shear, *stretch = (strength * np.clip(generator.standard_normal(4), -2, 2)).tolist()
+    cos, sin = math.cos(angle), math.sin(angle)
+    return np.array([[cos, -sin], [sin, cos]]) @ np.array([[1, shear], [0, 1]]) @ np.diag(np.exp(stretch))
+
+
+def random_affine(image: Image.Image, strength: float, generator: np.random.Generator, expand: bool) -> Image.Image:
+    """Rotate, shear and stretch a gray image at random about its center, at its own resolution.
 
     Args:
         image: A PIL image of mode "L", white on black.
-        strength: Standard deviation of each of the four.
-        generator: Of the four random numbers.
+        strength: As `random_matrix` takes it.
+        generator: Of the random numbers.
         expand: Make room for all of the image, instead of keeping its size.
     """
-    angle, shear, *stretch = (strength * np.clip(generator.standard_normal(4), -2, 2)).tolist()
-    cos, sin, width, height = math.cos(angle), math.sin(angle), math.exp(stretch[0]), math.exp(stretch[1])
-    a, b = width * cos, height * (shear * cos - sin)  # [[a, b], [c, d]] = rotation @ shear @ stretch
-    c, d = width * sin, height * (shear * sin + cos)
+    (a, b), (c, d) = random_matrix(strength, generator).tolist()
+    determinant = a * d - b * c
     old, new = image.size, image.size
     if expand:  # by as much on both sides, so that a small transform does not move edges by half a pixel
         needed = abs(a) * old[0] + abs(b) * old[1], abs(c) * old[0] + abs(d) * old[1]
         new = tuple(side + 2 * max(0, math.ceil((more - side) / 2)) for side, more in zip(old, needed, strict=True))
     # Pillow asks for the inverse: from a place in the new image, seen from its upper left corner, to one in the old.
-    a, b, c, d = (entry / (width * height) for entry in (d, -b, -c, a))
+    a, b, c, d = (entry / determinant for entry in (d, -b, -c, a))
     x, y = (old[0] - a * new[0] - b * new[1]) / 2, (old[1] - c * new[0] - d * new[1]) / 2
     return image.transform(new, Image.Transform.AFFINE, (a, b, x, c, d, y), Image.Resampling.BILINEAR)
+
+
+def random_shape(image: Image.Image, strength: float, generator: np.random.Generator) -> Image.Image:
+    """Transform the shape in a small gray image at random; it stays as large as it was, and where it was.
+
+    A small image with gray edges is a larger one that was shrunk, and to resample it would blur its edges once more.
+    Where a gray level is the probability of a pixel, that is another distribution of images. So the image is enlarged
+    and its edges made sharp; what is transformed is this shape, and then it is shrunk. Small images are often
+    normalized, too: the ink's longest side and its center of mass remain.
+
+    Args:
+        image: A PIL image of mode "L", white on black.
+        strength: As `random_matrix` takes it.
+        generator: Of the random numbers.
+    """
+    large = (SUPERSAMPLING * image.width, SUPERSAMPLING * image.height)
+    shape = image.resize(large, Image.Resampling.BILINEAR).point(lambda level: 255 * (level > 127))
+    points = np.stack(np.nonzero(np.asarray(shape)))[::-1] + 0.5  # (2, n) columns and rows of the ink
+    if points.shape[1] == 0:
+        return image
+    center = points.mean(axis=1, keepdims=True)
+    matrix = random_matrix(strength, generator)
+    matrix *= _longest_side(points) / _longest_side(matrix @ points)
+    inverse = np.linalg.inv(matrix)  # Pillow asks for it: from a place in the new image to one in the old
+    entries = np.hstack([inverse, center - inverse @ center]).ravel().tolist()
+    shape = shape.transform(large, Image.Transform.AFFINE, entries, Image.Resampling.BILINEAR)
+    return shape.resize(image.size, Image.Resampling.HAMMING)
+
+
+def _longest_side(points: np.ndarray) -> float:
+    """Of the box around points (2, n); at least that of one pixel."""
+    return max(1.0, float(np.ptp(points, axis=1).max()))

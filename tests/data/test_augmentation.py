@@ -13,7 +13,7 @@ import torch
 
 from helpers.paths import SCRIPTS
 from igpt_hf import IGPTConfig, IGPTImageProcessor, load_splits, tokenize
-from igpt_hf.data.augmentation import NewImages, default_strength, random_affine
+from igpt_hf.data.augmentation import NewImages, default_strength, random_affine, random_shape
 from igpt_hf.data.tokenized import TokenDataset, collate
 from igpt_hf.model.tokens import tokens_to_pixels
 from igpt_hf.training.arguments import parse_arguments
@@ -111,6 +111,63 @@ def moments(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     places = np.stack([x, y])
     mean = places @ weights.ravel()
     return mean, (places - mean[:, None]) * weights.ravel() @ (places - mean[:, None]).T
+
+
+def ellipse(angle: float, side: int = 28) -> PIL.Image.Image:
+    """A small gray image as data sets have them: shrunk, with smooth edges."""
+    y, x = np.mgrid[-1 : 1 : 16j * side, -1 : 1 : 16j * side]
+    u, v = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
+    ink = ((u / 0.7) ** 2 + (v / 0.3) ** 2 <= 1) & ((u / 0.5) ** 2 + (v / 0.15) ** 2 > 1)
+    return PIL.Image.fromarray((255 * ink).astype(np.uint8)).resize((side, side), PIL.Image.Resampling.HAMMING)
+
+
+def sides_and_center(image: PIL.Image.Image) -> tuple[float, np.ndarray]:
+    """The longest side of the box around the ink, parts of pixels counted, and its center of mass."""
+    levels = np.asarray(image) / 255
+    return max(levels.max(axis=axis).sum() for axis in (0, 1)), moments(levels)[0]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_small_shape_keeps_its_size_its_place_and_its_sharp_edges(seed):
+    image = ellipse(angle=seed)
+    moved = random_shape(image, 0.1, np.random.default_rng(seed))
+    assert moved.size == image.size
+    assert np.abs(np.asarray(moved).astype(int) - np.asarray(image)).max() > 60  # it is another
+    (side, center), (new_side, new_center) = sides_and_center(image), sides_and_center(moved)
+    assert new_side == pytest.approx(side, abs=0.7)
+    np.testing.assert_allclose(new_center, center, atol=0.15)
+    blurred = random_affine(image, 0.1, np.random.default_rng(seed), expand=False)
+    num_gray, num_blurred, num_before = (
+        ((np.asarray(x) > 20) & (np.asarray(x) < 235)).sum() for x in (moved, blurred, image)
+    )
+    assert num_gray < 1.15 * num_before < num_blurred
+
+
+def test_a_small_shape_that_is_hardly_transformed_is_what_it_was():
+    image = ellipse(angle=0.4)
+    moved = random_shape(image, 1e-7, np.random.default_rng(0))
+    difference = np.asarray(moved).astype(float) - np.asarray(image)
+    assert np.abs(difference).mean() < 3 and abs(difference.mean()) < 0.5
+
+
+@pytest.mark.parametrize("ink", [[], [(5, 7)]])
+def test_an_image_with_little_or_no_ink_is_no_error(ink):
+    levels = np.zeros((28, 28), np.uint8)
+    for place in ink:
+        levels[place] = 255
+    moved = np.asarray(random_shape(PIL.Image.fromarray(levels), 0.1, np.random.default_rng(0)))
+    assert moved.argmax() == levels.argmax() and (moved > 0).any() == bool(ink)
+
+
+def test_gray_images_of_the_models_size_are_transformed_as_shapes():
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(num_classes=10))
+    rows = {"image": [ellipse(angle) for angle in range(8)], "label": [0] * 8}
+    split = datasets.Dataset.from_dict(rows, features=features)
+    processor = IGPTImageProcessor(binarize="stochastic", ink="light", invert="never")
+    _, gray = NewImages(split, processor, 1, strength=0.1).tokens_and_gray(0, range(8))
+    for index, image in enumerate(rows["image"]):
+        generator = np.random.default_rng([1, 2, 0, index])
+        assert np.array_equal(gray[index], np.asarray(random_shape(image, 0.1, generator)))
 
 
 def test_a_crop_stays_a_crop_and_keeps_its_margin():
