@@ -20,6 +20,7 @@ from .synthetic import draw_digit
 FADE = (0.6, 0.9)  # parts of the training between which the transforms become smaller, from full strength to none
 DEFAULT_STRENGTH = 0.04
 MAX_LOOKED_AT = 100  # images, to tell whether they are crops
+SHAPES = 0.5  # part of the gray images that are transformed as shapes: their edges are not quite those of the others
 SUPERSAMPLING = 8  # pixels of a shape for each pixel of a small image, in both directions
 _STREAM = 2  # second word of the random key; `synthetic_digits` has 0 and 1
 
@@ -64,7 +65,7 @@ class NewImages:
         return pixels_to_tokens(np.stack(pixels), self.processor.patch_size), np.stack(gray)
 
     def strength_in(self, epoch: int) -> float:
-        """Strength of the transforms in an epoch: in the end, the model sees the images as they are."""
+        """Strength of the transforms in an epoch, or how many there are: in the end, images are as they are."""
         if self.num_epochs is None:
             return self.strength
         first, last = (part * self.num_epochs for part in FADE)
@@ -78,7 +79,8 @@ class NewImages:
             if is_crop:
                 image = self._crop(random_affine(image, strength, generator, expand=True))
             elif self.processor.binarize == "stochastic" and image.size == (self.processor.image_size,) * 2:
-                image = random_shape(image, strength, generator)
+                if generator.random() < SHAPES * strength / self.strength:  # fewer of them, instead of weaker ones
+                    image = random_shape(image, self.strength, generator)
             else:
                 image = random_affine(image, strength, generator, expand=False)
         return self.processor.fit(image, is_crop)

@@ -164,10 +164,19 @@ def test_gray_images_of_the_models_size_are_transformed_as_shapes():
     rows = {"image": [ellipse(angle) for angle in range(8)], "label": [0] * 8}
     split = datasets.Dataset.from_dict(rows, features=features)
     processor = IGPTImageProcessor(binarize="stochastic", ink="light", invert="never")
-    _, gray = NewImages(split, processor, 1, strength=0.1).tokens_and_gray(0, range(8))
-    for index, image in enumerate(rows["image"]):
-        generator = np.random.default_rng([1, 2, 0, index])
-        assert np.array_equal(gray[index], np.asarray(random_shape(image, 0.1, generator)))
+    new_images = NewImages(split, processor, 1, strength=0.1, num_epochs=10)
+    num_same = []
+    for epoch in (0, 8, 9):
+        _, gray = new_images.tokens_and_gray(epoch, range(8))
+        num_same.append(0)
+        for index, image in enumerate(rows["image"]):
+            generator = np.random.default_rng([1, 2, epoch, index])
+            generator.random()  # whether it is transformed
+            expected = [np.asarray(x) for x in (image, random_shape(image, 0.1, generator))]
+            is_same, is_moved = (np.array_equal(gray[index], x) for x in expected)
+            assert is_same ^ is_moved  # as it is, or by the full strength
+            num_same[-1] += is_same
+    assert 0 < num_same[0] < num_same[1] <= num_same[2] == 8
 
 
 def test_a_crop_stays_a_crop_and_keeps_its_margin():
