@@ -216,6 +216,7 @@ def _card_facts(trainer, processor, splits, results: dict, script_args: ScriptAr
         "model_id": args.output_dir,
         "is_imagegpt": config.model_type == "imagegpt",
         "source": script_args.data,
+        "start": _shown_start(script_args.model_name_or_path),
         "split_description": _describe_splits(results),
         "num_images": sum(len(split) for split in splits.values()),
         "splits": split_facts,
@@ -243,6 +244,13 @@ def _card_facts(trainer, processor, splits, results: dict, script_args: ScriptAr
         "versions": versions(),
         "package_version": __version__,
     }
+
+
+def _shown_start(name: str | None) -> str | None:
+    """The checkpoint that a training began with, without the folders that lead to it."""
+    if name is None or not Path(name).is_dir():
+        return name
+    return "/".join(Path(name).resolve().parts[-2 if Path(name).name.startswith("checkpoint-") else -1 :])
 
 
 def _describe_splits(results: dict) -> str:

@@ -1030,6 +1030,7 @@ def test_a_model_goes_on_with_other_classes_and_says_which_prompts_are_new(anima
     assert list(model.config.id2label.values()) == ["cow", "dog", "eel", "fox"]
     assert model.generation_config.bos_token_id == 20
     assert model.config.class_dropout_prob == 0.03
+    assert f"| began with | the weights of `{animals_run.name}` |" in (tmp_path / "run" / "README.md").read_text()
     assert AutoImageProcessor.from_pretrained(tmp_path / "run").num_labels == 4
     table, old = (x.model.embeddings.context.weight for x in (model, before))
     first = len(old) - 4
