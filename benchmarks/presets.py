@@ -13,8 +13,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from harness import benchmark_parser, write_results
-from igpt_hf import IGPTConfig
-from igpt_hf.model.configuration_igpt import PRESETS
+from igpt_hf.training.arguments import preset_of_checkpoint
 
 
 PANELS = {  # column -> title
@@ -26,16 +25,10 @@ PANELS = {  # column -> title
 OF_REPORT = ("nats_per_image", "nats_per_image_marginal", "bayes_accuracy", "sample_accuracy")
 
 
-def preset_of(run: Path) -> str:
-    """The preset that has a run's sizes."""
-    config = IGPTConfig.from_pretrained(run)
-    return next(name for name, sizes in PRESETS.items() if all(getattr(config, k) == v for k, v in sizes.items()))
-
-
 def read_run(run: Path) -> dict:
     results, report = (json.loads((run / name).read_text()) for name in ("all_results.json", "report.json"))
     return {
-        "preset": preset_of(run),
+        "preset": preset_of_checkpoint(str(run)),
         "num_parameters": results["num_parameters"],
         "epochs": results["epochs"],
         "minutes": results["train_runtime"] / 60,

@@ -135,7 +135,7 @@ function summary({ posterior, numAncestors, numParticles }, { isWhole, isOpen, n
   const best = indexOfLargest(posterior);
   if (isOpen) parts.push(`Most likely ${shownName(best)}: ${percent(posterior[best], 1 / numParticles)}.`);
   if (!isWhole && numAncestors < FEW_ANCESTORS) {
-    parts.push(`What is seen hardly fits what the particles tried: more of them do better.`);
+    parts.push("What is seen hardly fits what the particles tried: more of them do better.");
   }
   return parts.join(" ");
 }

@@ -74,7 +74,7 @@ function keepRows() {
 // --- strokes --------------------------------------------------------------------------------------------------------
 
 let last; // where the pen was
-let before; // the stroke: what was drawn, and what the model saw of it
+let start; // before a stroke of the pen where a part is hidden: what was drawn, and what the model saw of it
 
 function place(event) {
   const box = canvas.getBoundingClientRect(), scale = canvas.width / box.width;
@@ -113,15 +113,14 @@ canvas.addEventListener("pointerdown", (event) => {
   Object.assign(context, { lineCap: "round", lineJoin: "round", strokeStyle: tool === "eraser" ? paper : ink });
   context.lineWidth = tool === "eraser" ? Math.max(pen, 0.1 * canvas.width) : pen;
   last = place(event);
-  before = [canvas.toDataURL(), toPng()];
+  start = veil && tool === "pen" ? [canvas.toDataURL(), toPng()] : null;
   lineTo(event);
 });
 canvas.addEventListener("pointermove", (event) => isDown && lineTo(event));
 for (const end of ["pointerup", "pointercancel"]) {
   canvas.addEventListener(end, () => {
     isDown = false;
-    const [drawn, seen] = before;
-    if (tool === "pen" && veil && canvas.toDataURL() !== drawn && toPng() === seen) {
+    if (start && canvas.toDataURL() !== start[0] && toPng() === start[1]) {
       message.textContent = "What you drew is hidden: Reveal shows it to the model.";
     }
     share();

@@ -76,14 +76,17 @@ class NewImages:
         image = self.processor.read(draw_digit(row, generator) > 0 if self.draws_digits else row)
         is_crop = self.processor.is_crop(image)
         if strength > 0:
-            if is_crop:
-                image = self._crop(random_affine(image, strength, generator, expand=True))
-            elif self.processor.binarize == "stochastic" and image.size == (self.processor.image_size,) * 2:
-                if generator.random() < SHAPES * strength / self.strength:  # fewer of them, instead of weaker ones
-                    image = random_shape(image, self.strength, generator)
-            else:
-                image = random_affine(image, strength, generator, expand=False)
+            image = self._transform(image, is_crop, strength, generator)
         return self.processor.fit(image, is_crop)
+
+    def _transform(self, image: Image.Image, is_crop: bool, strength: float, generator) -> Image.Image:
+        """Transform an image as its kind wants it."""
+        if is_crop:
+            return self._crop(random_affine(image, strength, generator, expand=True))
+        if self.processor.binarize != "stochastic" or image.size != (self.processor.image_size,) * 2:
+            return random_affine(image, strength, generator, expand=False)
+        is_chosen = generator.random() < SHAPES * strength / self.strength  # fewer of them, instead of weaker ones
+        return random_shape(image, self.strength, generator) if is_chosen else image
 
     def _crop(self, image: Image.Image) -> Image.Image:
         """Cut off what lies around the ink."""
@@ -124,16 +127,11 @@ def random_affine(image: Image.Image, strength: float, generator: np.random.Gene
         generator: Of the random numbers.
         expand: Make room for all of the image, instead of keeping its size.
     """
-    (a, b), (c, d) = random_matrix(strength, generator).tolist()
-    determinant = a * d - b * c
-    old, new = image.size, image.size
+    matrix = random_matrix(strength, generator)
+    old = new = np.array(image.size)
     if expand:  # by as much on both sides, so that a small transform does not move edges by half a pixel
-        needed = abs(a) * old[0] + abs(b) * old[1], abs(c) * old[0] + abs(d) * old[1]
-        new = tuple(side + 2 * max(0, math.ceil((more - side) / 2)) for side, more in zip(old, needed, strict=True))
-    # Pillow asks for the inverse: from a place in the new image, seen from its upper left corner, to one in the old.
-    a, b, c, d = (entry / determinant for entry in (d, -b, -c, a))
-    x, y = (old[0] - a * new[0] - b * new[1]) / 2, (old[1] - c * new[0] - d * new[1]) / 2
-    return image.transform(new, Image.Transform.AFFINE, (a, b, x, c, d, y), Image.Resampling.BILINEAR)
+        new = old + 2 * np.ceil(np.maximum(abs(matrix) @ old - old, 0) / 2).astype(int)
+    return _apply(matrix, image, old / 2, new, new / 2)
 
 
 def random_shape(image: Image.Image, strength: float, generator: np.random.Generator) -> Image.Image:
@@ -157,10 +155,15 @@ def random_shape(image: Image.Image, strength: float, generator: np.random.Gener
     center = points.mean(axis=1, keepdims=True)
     matrix = random_matrix(strength, generator)
     matrix *= _longest_side(points) / _longest_side(matrix @ points)
+    return _apply(matrix, shape, center[:, 0], large, center[:, 0]).resize(image.size, Image.Resampling.HAMMING)
+
+
+def _apply(matrix: np.ndarray, image: Image.Image, center: np.ndarray, new_size, new_center: np.ndarray):
+    """Transform an image by a matrix (2, 2) about a center (x, y), which comes to `new_center` of the new image."""
     inverse = np.linalg.inv(matrix)  # Pillow asks for it: from a place in the new image to one in the old
-    entries = np.hstack([inverse, center - inverse @ center]).ravel().tolist()
-    shape = shape.transform(large, Image.Transform.AFFINE, entries, Image.Resampling.BILINEAR)
-    return shape.resize(image.size, Image.Resampling.HAMMING)
+    entries = np.column_stack([inverse, center - inverse @ new_center]).ravel().tolist()
+    width, height = map(int, new_size)
+    return image.transform((width, height), Image.Transform.AFFINE, entries, Image.Resampling.BILINEAR)
 
 
 def _longest_side(points: np.ndarray) -> float:

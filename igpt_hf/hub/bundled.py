@@ -31,3 +31,8 @@ def bundled(name: str | None = None) -> list[str] | str:
     if name not in names:
         raise IGPTError(f"there is no bundled model {name!r}; there are: {', '.join(names) or 'none'}.")
     return str(FOLDER / name)
+
+
+def find_bundled(name: str) -> str:
+    """The folder of the bundled model of this name, unless something else here has the name; otherwise the name."""
+    return bundled(name) if name in bundled() and not Path(name).exists() else name

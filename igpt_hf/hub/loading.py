@@ -19,7 +19,7 @@ from ..errors import IGPTError
 from ..model.configuration_igpt import IGPTConfig
 from ..model.image_processing_igpt import IGPTImageProcessor
 from ..model.modeling_igpt import IGPTForCausalImageModeling, IGPTForImageClassification, IGPTPreTrainedModel
-from .bundled import bundled
+from .bundled import find_bundled
 
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -45,8 +45,7 @@ def load_pretrained(
         IGPTError: There is no such folder or id, it holds no Image GPT of this package, a classifier where a model
             that generates is wanted, NaN or infinite weights, or a processor of other images than the model's.
     """
-    if name in bundled() and not Path(name).exists():
-        name = bundled(name)
+    name = find_bundled(name)
     is_in_reach = _find(name)
     where: dict[str, Any] = {"local_files_only": not is_in_reach}
     try:

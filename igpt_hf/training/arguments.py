@@ -16,7 +16,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..errors import IGPTError
 from ..help import CommandParser, print_help
-from ..hub.bundled import bundled
+from ..hub.bundled import find_bundled
 from ..model.configuration_igpt import PRESETS, IGPTConfig
 from .imagegpt_baseline import BASELINE_PRESET
 
@@ -141,9 +141,8 @@ def make_parser() -> TrainParser:
 
 def preset_of_checkpoint(name: str) -> str | None:
     """The preset that a model's sizes are those of; None: of no preset, or it is on the Hub and not read yet."""
-    folder = bundled(name) if name in bundled() and not Path(name).exists() else name
     try:
-        config = dict(json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")))
+        config = dict(json.loads((Path(find_bundled(name)) / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):  # loading it says what is wrong
         return None
     return next((preset for preset, sizes in PRESETS.items() if sizes.items() <= config.items()), None)

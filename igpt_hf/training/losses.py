@@ -21,8 +21,8 @@ def expected_loss(token_probs: torch.Tensor) -> Callable:
     """
 
     def loss(logits, labels=None, num_items_in_batch=None):
-        log_probs = logits[:, :-1].float().log_softmax(-1)  # (B, N, V)
-        nats = -(token_probs * log_probs).sum()
+        predictions = logits[:, :-1].float().flatten(0, 1)  # (B * N, V)
+        nats = torch.nn.functional.cross_entropy(predictions, token_probs.flatten(0, 1), reduction="sum")
         return nats / (token_probs[..., 0].numel() if num_items_in_batch is None else num_items_in_batch)
 
     return loss
