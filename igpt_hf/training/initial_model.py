@@ -1,5 +1,6 @@
 """The model that a training run starts from, and its image processor: new, from a checkpoint, or the baseline's."""
 
+import contextlib
 import logging
 from dataclasses import dataclass
 
@@ -63,7 +64,8 @@ def make_initial_model(class_names: list[str], script_args: ScriptArguments, mod
     if is_imagegpt:
         layout = baseline_layout(len(class_names), **settings)
     else:
-        layout = _new_config(model_args.preset, settings | labels)
+        with _flags_of_a_model():
+            layout = IGPTConfig.from_preset(model_args.preset, **settings, **labels)
     processor = IGPTImageProcessor(
         image_size=layout.image_size,
         patch_size=layout.patch_size,
@@ -80,9 +82,11 @@ def make_initial_model(class_names: list[str], script_args: ScriptArguments, mod
     return InitialModel(MODELS[script_args.task](layout), processor, processor, layout)
 
 
-def _new_config(preset: str, settings: dict) -> IGPTConfig:
+@contextlib.contextmanager
+def _flags_of_a_model():
+    """Say what is wrong where flags are not what an `IGPTConfig` takes."""
     try:
-        return IGPTConfig.from_preset(preset, **settings)
+        yield
     except StrictDataclassError as error:  # of a wrong type, or sizes that do not fit together
         raise IGPTError(f"the flags describe no model: {error.__cause__ or error}") from error
 
@@ -95,8 +99,9 @@ def _from_checkpoint(class_names: list[str], script_args: ScriptArguments, model
             raise IGPTError(f"--{name} cannot be changed: it comes with --model_name_or_path {path}.")
     model, processor = load_pretrained(path, MODELS[script_args.task])
     if model_args.class_dropout_prob is not None:  # of the training, not of the model
-        _new_config("xxs", {"class_dropout_prob": model_args.class_dropout_prob})  # is it one?
-        model.config.class_dropout_prob = model_args.class_dropout_prob
+        with _flags_of_a_model():
+            model.config.class_dropout_prob = model_args.class_dropout_prob
+            model.config.validate()
     known = model.config.class_names
     if known != class_names:
         new = model.set_classes(class_names)
