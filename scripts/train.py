@@ -112,7 +112,7 @@ def train(script_args, model_args, args):
     except KeyboardInterrupt:
         raise KeyboardInterrupt(interrupted_message(trainer)) from None
     dataset = LabelDataset if script_args.task == "classification" else TokenDataset
-    test_split = dataset(tokens["test"], start.layout, seed=args.seed)
+    test_split = dataset(tokens["test"], start.layout, seed=split_seed)  # the pixels that evaluate.py would draw
     test = trainer.evaluate(test_split, metric_key_prefix="test")
 
     # 5. Model, results, figures, card; then the Hub, with --push_to_hub.
@@ -184,6 +184,7 @@ def wire_trainer(start: InitialModel, tokens, train_images, script_args, args):
         callbacks.append(SampleSheetCallback(lambda model: sample_sheet(model, start.processor, per_class=4)))
     options = {"layout": start.layout, "shuffle_buffer": script_args.shuffle_buffer}
     options["new_images"] = new_images(train_images, start.processor, script_args, args)
+    options["evaluation_seed"] = script_args.get_split_seed(args.seed)
     return make_trainer(start.model, args, tokens, start.saved_processor, callbacks=callbacks, **options)
 
 

@@ -193,6 +193,16 @@ def test_a_given_test_split_is_recorded_and_evaluated_again(animals, script, tmp
 
 
 @pytest.mark.slow
+def test_the_sampled_pixels_of_the_test_images_are_those_of_the_splits_seed(animals_flags, animals, script, tmp_path):
+    flags = [*animals_flags, "--binarize", "stochastic", "--seed", "3", "--split_seed", "42"]
+    run(*LAUNCH, *flags, "--output_dir", tmp_path / "run")
+    fixed = ["--data", animals, "--skip_bad_images", "--output", tmp_path / "report.json"]
+    script("evaluate.py", tmp_path / "run", "--seed", "42", *fixed)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["nats_per_image"] == pytest.approx(results_of(tmp_path / "run")["test_nats_per_image"], rel=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["synthetic_run", "animals_run"])
 def test_the_results_have_every_key_and_agree_with_each_other(request, name):
     folder = request.getfixturevalue(name)

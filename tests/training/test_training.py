@@ -138,6 +138,25 @@ def test_pixels_drawn_by_chance_are_new_in_each_epoch_and_the_same_in_each_run(g
     assert abs(deviation[(levels > 20) & (levels < 235)]).max() < 4.5  # the largest of 1,600 standard normal numbers
 
 
+def test_runs_with_one_evaluation_seed_are_measured_on_the_same_pixels_and_trained_on_their_own(gray_split, tmp_path):
+    _, split, processor = gray_split
+    config = IGPTConfig(image_size=8, num_labels=3, num_hidden_layers=1)
+
+    def pixels(seed, **options):
+        splits = {"train": split, "validation": split}
+        model = IGPTForCausalImageModeling(config)
+        args = arguments(tmp_path / str(seed), seed=seed)
+        trainer = make_trainer(model, args, splits, processor, **options)
+        data = [trainer.train_dataset, trainer.eval_dataset["train"], trainer.eval_dataset["validation"]]
+        return [processor.decode_pixels(part.__getitems__(range(30))["input_ids"]).tolist() for part in data]
+
+    (train, *evaluated), (other_train, *other_evaluated) = pixels(1, evaluation_seed=42), pixels(2, evaluation_seed=42)
+    assert evaluated == other_evaluated
+    assert train != other_train
+    assert pixels(1)[1:] != pixels(2)[1:]
+    assert pixels(42)[1:] == evaluated
+
+
 # --- metrics --------------------------------------------------------------------------------------------------------
 
 
