@@ -9,11 +9,12 @@ Nothing heavy is imported before a script runs: some set environment variables t
 import argparse
 import difflib
 import gc
+import logging
 import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ def launch(script: Path, argv: list[str]):
         return run_script(script, flags)
     from accelerate.commands.launch import main as launch_main
 
+    # It lists its defaults as a warning, at each start, and whatever the script says next.
+    logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
     sys.argv = ["igpt train", *own, str(script), *flags]
     try:
         launch_main()
@@ -159,11 +162,13 @@ def command_parser(command: str, description: str) -> CommandParser:
     )
 
 
-def add_model_argument(parser: argparse.ArgumentParser):
-    """Add the model, which may be left out where the package's own will do."""
-    parser.add_argument(
-        "model", nargs="?", help="folder of a trained model, or its id on the Hub; default: the bundled persian-digits"
-    )
+def add_model_argument(parser: argparse.ArgumentParser, is_optional: bool = True):
+    """Add the model; where it may be left out, the package's own takes its place."""
+    which = "folder of a trained model, one in the package (persian-digits, mnist-xs, mnist-xxs), or an id on the Hub"
+    if is_optional:
+        parser.add_argument("model", nargs="?", help=f"{which}; default: persian-digits")
+    else:
+        parser.add_argument("model", help=which)
 
 
 def add_data_arguments(parser: argparse.ArgumentParser):
@@ -196,16 +201,20 @@ def check_positive(args: argparse.Namespace, *names: str):
             raise IGPTError(f"--{name} must be at least 1, got {value}.")
 
 
-def check_output(path: str | Path | None, flag: str = "--output", has_figure: bool = False):
+def check_output(
+    path: str | Path | None, flag: str = "--output", has_figure: bool = False, suffixes: Container[str] | None = None
+):
     """Refuse an output file that cannot be written, before any work.
 
     Args:
         path: Of the file; None: there is none.
         flag: That names it.
         has_figure: A figure goes beside it, under the same name with .png.
+        suffixes: Those that can be written, lower case; None: any.
 
     Raises:
-        IGPTError: Its folder does not exist, it is a folder itself, or the figure would overwrite it.
+        IGPTError: Its folder does not exist, it is a folder itself, the figure would overwrite it, or its suffix is
+            none of those.
     """
     if path is None:
         return
@@ -213,6 +222,8 @@ def check_output(path: str | Path | None, flag: str = "--output", has_figure: bo
         raise IGPTError(f"the folder of {flag} {path} does not exist.")
     if Path(path).is_dir():
         raise IGPTError(f"{flag} {path} is a folder: name a file in it.")
+    if suffixes is not None and Path(path).suffix.lower() not in suffixes:
+        raise IGPTError(f"{flag} {path} has no suffix that says which kind of image it is: .png, for example.")
     if has_figure and Path(path).suffix == ".png":
         raise IGPTError(f"{flag} {path} is the JSON file; the figure beside it gets its name with .png.")
 

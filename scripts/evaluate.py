@@ -24,6 +24,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as scripts/train.py does
 from igpt_hf import IGPTError, load_splits
 from igpt_hf.cli import (
     add_data_arguments,
+    add_model_argument,
     check_output,
     check_positive,
     command_parser,
@@ -31,6 +32,7 @@ from igpt_hf.cli import (
     run_main,
     split_arguments,
 )
+from igpt_hf.data.inspection import doubts_of
 from igpt_hf.distributed import use_all_cores
 from igpt_hf.evaluation.compatibility import seen_images_warning, was_trained_on
 from igpt_hf.evaluation.report import evaluate_model, format_table
@@ -41,7 +43,7 @@ from igpt_hf.plots import save_figure
 
 def parse_arguments():
     parser = command_parser("evaluate", __doc__)
-    parser.add_argument("model", help="folder of a trained model, or its id on the Hub")
+    add_model_argument(parser, is_optional=False)
     add_data_arguments(parser)
     parser.add_argument("--split", default="test", choices=["train", "validation", "test", "all"])
     parser.add_argument("--max_images", type=int, help="evaluate only this many images, the first of the split")
@@ -78,6 +80,9 @@ def main():
     warning = seen_images_warning(args.model, args.data, args.seed, given=splits.given, split=args.split)
     if warning is not None and args.split in ("validation", "test"):
         print(f"warning: {warning}", file=sys.stderr)
+
+    for doubt in doubts_of(splits["test" if args.split == "all" else args.split], processor):
+        print(f"warning: {doubt}", file=sys.stderr)
 
     # 3. Likelihood, classification, codecs, calibration; samples.
     evaluation = evaluate_model(

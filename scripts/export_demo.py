@@ -10,14 +10,14 @@ and weights by name in base64, 4 characters each. docs/demo has such a page, of 
 from pathlib import Path
 
 from igpt_hf import IGPTError
-from igpt_hf.cli import command_parser, hide_library_bars, run_main
+from igpt_hf.cli import add_model_argument, command_parser, hide_library_bars, run_main
 from igpt_hf.hub.export import copy_page, export_page
 from igpt_hf.hub.loading import load_pretrained
 
 
 def main():
     parser = command_parser("export demo", __doc__)
-    parser.add_argument("model", help="folder of a trained model, or its id on the Hub")
+    add_model_argument(parser, is_optional=False)
     parser.add_argument("page", type=Path, help="folder of the page: a new one, or one that has igpt.js")
     parser.add_argument("--subject", default="images", help='what the model draws, for the text: "Arabic letters"')
     args = parser.parse_args()

@@ -15,14 +15,14 @@ import logging
 import warnings
 from pathlib import Path
 
-from igpt_hf.cli import check_output, command_parser, hide_library_bars, run_main
+from igpt_hf.cli import add_model_argument, check_output, command_parser, hide_library_bars, run_main
 from igpt_hf.hub.export import export_onnx
 from igpt_hf.hub.loading import load_pretrained
 
 
 def main():
     parser = command_parser("export onnx", __doc__)
-    parser.add_argument("model", help="folder of a trained model, or its id on the Hub")
+    add_model_argument(parser, is_optional=False)
     parser.add_argument("--output", type=Path, default=Path("step.onnx"))
     args = parser.parse_args()
     check_output(args.output)

@@ -21,6 +21,7 @@ import numpy as np
 from igpt_hf import load_splits, tokenize
 from igpt_hf.cli import (
     add_data_arguments,
+    add_model_argument,
     check_output,
     check_positive,
     command_parser,
@@ -38,7 +39,7 @@ from igpt_hf.plots import probe_curve, save_figure
 
 def parse_arguments():
     parser = command_parser("probe", __doc__)
-    parser.add_argument("model", help="folder of a trained model, or its id on the Hub")
+    add_model_argument(parser, is_optional=False)
     add_data_arguments(parser)
     parser.add_argument("--max_images", type=int, help="a random, stratified subset of at most this many images")
     parser.add_argument("--output", default="probe.json", help="the plot is written beside it, as .png")

@@ -11,9 +11,11 @@ Writes a figure of all samples and, with --npz, the arrays `images` (n, height, 
 any class), `ids` (n, 1 + tokens) and `nats` (n; -ln p of the whole image given its prompt).
 """
 
+import contextlib
+
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 from transformers import set_seed
 
@@ -70,8 +72,16 @@ def parse_arguments():
     parser.add_argument("--npz", help="the samples as arrays")
     args = parser.parse_args()
     check_positive(args, "num", "num_particles", "batch_size")
-    check_output(args.output)
+    check_output(args.output, suffixes=Image.registered_extensions())
     check_output(args.npz, "--npz")
+    if not args.temperature > 0:
+        raise IGPTError(f"--temperature must be positive, got {args.temperature}.")
+    if not 0 < args.top_p <= 1:
+        raise IGPTError(f"--top_p must be above 0 and at most 1, got {args.top_p}.")
+    if not args.guidance_scale >= 0:
+        raise IGPTError(f"--guidance_scale must not be negative, got {args.guidance_scale}.")
+    if args.min_posterior is not None and not 0 <= args.min_posterior <= 1:
+        raise IGPTError(f"--min_posterior is a probability, got {args.min_posterior}.")
     if args.keep_rows is not None and args.complete is None:
         raise IGPTError("--keep_rows says how much of an image is kept: pass --complete IMAGE too.")
     if args.mask is not None and args.complete is None:
@@ -95,10 +105,21 @@ def class_index(name: str, config) -> int:
 
 def read_upload(processor, path: str) -> Image.Image:
     """Read the image to complete, as binary pixels."""
-    try:
+    with named("--complete", path):
         return processor.fit_upload(Image.open(path))
+
+
+@contextlib.contextmanager
+def named(flag: str, path: str):
+    """Name the flag and the file in what goes wrong."""
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise IGPTError(f"{flag} {path} is not an image file.") from error
+    except OSError as error:  # of the system, which names the file itself, or of Pillow
+        raise IGPTError(f"{flag} {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise IGPTError(f"--complete {path}: {error}") from error
+        raise IGPTError(f"{flag} {path}: {error}") from error
 
 
 def given_part(args, processor) -> dict:
@@ -108,8 +129,16 @@ def given_part(args, processor) -> dict:
     if args.mask is None:
         keep_rows = processor.half_rows if args.keep_rows is None else args.keep_rows
         return {"images": read_upload(processor, args.complete), "keep_rows": keep_rows}
-    image = Image.open(args.complete)  # not cropped: its pixels stay under those of the mask
-    return {"images": image, "mask": transparent_pixels(image) if args.mask == "alpha" else Image.open(args.mask)}
+    with named("--complete", args.complete):
+        image = Image.open(args.complete)
+        image.load()
+        mask = transparent_pixels(image) if args.mask == "alpha" else None
+    if mask is None:
+        with named("--mask", args.mask):
+            mask = Image.open(args.mask)
+            mask.load()
+    # Not cropped: its pixels stay under those of the mask.
+    return {"images": processor.binarize_upload(image, mask), "mask": mask}
 
 
 def main():

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict, Image
 from tqdm.auto import tqdm
 
 from ..data.decoding import check_images
+from ..data.inspection import doubts_of
 from ..data.sources.columns import ONE_CLASS
-from ..data.sources.folder import IMAGE_SUFFIXES
+from ..data.sources.folder import IMAGE_SUFFIXES, visible_files
 from ..data.sources.parts import ReadOptions
 from ..data.splits import open_images, source_name
 from ..data.tokenized import TokenDataset, tokenize
@@ -21,13 +22,16 @@ from ..errors import DataError, IGPTError
 logger = logging.getLogger(__name__)
 
 
-def read_images(model, processor, sources: list, options: ReadOptions | None = None) -> torch.Tensor:
+def read_images(
+    model, processor, sources: list, options: ReadOptions | None = None, skip_bad_images: bool = False
+) -> torch.Tensor:
     """Read image files and whole sources, in their order, as the model sees them: ids (n, 1 + N).
 
     Args:
         model, processor: A model and its processor.
         sources: Image files, whose class is not known, and anything that `load_splits` takes.
         options: Columns and class folders of the sources.
+        skip_bad_images: Leave out images of sources that cannot be decoded, with a warning, instead of refusing them.
 
     Returns:
         The prompt of an image is its class or, where it has none that the model knows, the start token.
@@ -39,23 +43,42 @@ def read_images(model, processor, sources: list, options: ReadOptions | None = N
     for source in sources:
         is_image = isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() in IMAGE_SUFFIXES
         is_image = is_image and Path(source).is_file()
-        read = _read_file if is_image else _read_source
-        parts.append(read(model.config, processor, source, options or ReadOptions()))
+        if is_image:
+            parts.append(_read_file(model.config, processor, source))
+        else:
+            parts.append(_read_source(model.config, processor, source, options or ReadOptions(), skip_bad_images))
     return torch.cat(parts)
 
 
-def _read_file(config, processor, path, options: ReadOptions) -> torch.Tensor:
+def _read_files(config, processor, paths: list[Path], skip_bad_images: bool) -> list[torch.Tensor]:
+    rows = []
+    for path in paths:
+        try:
+            rows.append(_read_file(config, processor, path))
+        except DataError as error:
+            if not skip_bad_images:
+                raise
+            logger.warning("Skipped %s", error)
+    return rows
+
+
+def _read_file(config, processor, path) -> torch.Tensor:
     """One image file, with the start token: (1, 1 + N)."""
     try:
-        return processor(Path(path))["input_ids"]
+        tokens = torch.from_numpy(processor.tokenize_upload(Path(path)).astype(np.int64))
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: {error}") from error
+    return torch.cat([torch.full((1, 1), config.start_token_id), tokens], dim=1)
 
 
-def _read_source(config, processor, source, options: ReadOptions) -> torch.Tensor:
+def _read_source(config, processor, source, options: ReadOptions, skip_bad_images: bool) -> torch.Tensor:
     """All images of a source, (n, 1 + N)."""
     dataset, name = open_images(source, options).dataset, source_name(source)
-    check_images(dataset, np.arange(len(dataset)), name, skip_bad_images=False)
+    others = _beside_class_folders(source, dataset)
+    rows, _ = check_images(dataset, np.arange(len(dataset)), name, skip_bad_images)
+    dataset = dataset.select(rows)
+    for doubt in doubts_of(dataset, processor):
+        logger.warning("%s: %s", name, doubt)
     tokens = TokenDataset(tokenize(DatasetDict({name: dataset}), processor)[name], config)
     ids = tokens.__getitems__(list(range(len(tokens))))["input_ids"]
     class_names = dataset.features["label"].names
@@ -66,7 +89,17 @@ def _read_source(config, processor, source, options: ReadOptions) -> torch.Tenso
         elif class_name != ONE_CLASS:
             logger.warning("%s: the model has no class %r; its images are stored without a class", name, class_name)
     ids[:, 0] = torch.tensor(prompts)[torch.as_tensor(dataset["label"][:])]
-    return ids
+    if others:
+        logger.warning("%s: the %d images in no class folder are stored without a class", name, len(others))
+    return torch.cat([ids, *_read_files(config, processor, others, skip_bad_images)])
+
+
+def _beside_class_folders(source, dataset: Dataset) -> list[Path]:
+    """The images of a folder that lie in none of its class folders, which training leaves out."""
+    if not (isinstance(source, (str, os.PathLike)) and Path(source).is_dir()):
+        return []
+    used = {image["path"] for image in dataset.cast_column("image", Image(decode=False))["image"]}
+    return [path for path in visible_files(Path(source), IMAGE_SUFFIXES) if str(path.absolute()) not in used]
 
 
 def write_images(config, processor, ids: torch.Tensor, folder: str | os.PathLike):

@@ -51,7 +51,7 @@ def check_images(
     is_file = image is not None and image["bytes"] is None and image["path"] is not None
     message = f"{image['path'] if is_file else f'row {rows[position]} of {source}'} {problem}"
     if not skip_bad_images:
-        raise DataError(f"{message}. Fix or remove it, or set skip_bad_images to leave out such images.")
+        raise DataError(f"{message}. Fix or remove it, or leave out such images: --skip_bad_images.")
     logger.warning("Skipped %d of %d images; the first: %s", len(problems), len(rows), message)
     return np.delete(rows, list(problems)), descriptions
 

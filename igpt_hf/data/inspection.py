@@ -17,6 +17,7 @@ from ..plots import ImageGrid, data_sheet
 
 
 MAX_SAMPLE, MAX_SAMPLE_PIXELS = 2000, 300_000_000  # images looked at, and held in memory, together
+MAX_DOUBTED = 200  # images of an evaluation that are looked at
 MAX_EMPTY = 0.1  # a data set of which a larger fraction comes out empty is refused
 DOUBTFUL = 0.05  # a smaller fraction of the images than this may look unlike the others without a warning
 INK_WORDS = {"dark": "dark ink on light", "light": "light ink on dark", "opacity": "ink as opacity"}
@@ -65,9 +66,9 @@ def parse_threshold(text: str) -> float | str:
         return text
 
 
-def sample_images(split: Dataset) -> list[PIL.Image.Image]:
-    """At most 2,000 images of a split, at random, and no more than fit into memory."""
-    rows = np.random.default_rng(0).permutation(len(split))[:MAX_SAMPLE]
+def sample_images(split: Dataset, count: int = MAX_SAMPLE) -> list[PIL.Image.Image]:
+    """At most `count` images of a split, by default 2,000, at random, and no more than fit into memory."""
+    rows = np.random.default_rng(0).permutation(len(split))[:count]
     images: list[PIL.Image.Image] = []
     num_pixels = 0
     for batch in split.select_columns("image").select(rows).iter(25):  # decoded images in memory at a time
@@ -131,11 +132,30 @@ def _fraction_kept(processor: IGPTImageProcessor, read, pixels: np.ndarray) -> f
     return min(1.0, after / before) if before else 1.0
 
 
+def doubts_of(split: Dataset, processor: IGPTImageProcessor) -> list[str]:
+    """What looks as if a split were of another polarity than the data that a processor was decided for."""
+    images = sample_images(split, MAX_DOUBTED)
+    decided = processor.decide(images)
+    pixels = np.stack([decided.fit_binary(read_image(image, index)) for index, image in enumerate(images)])
+    inverted = _count_inverted(pixels)
+    if inverted <= DOUBTFUL * len(images):
+        return []
+    return [
+        f"to the model, {inverted} of {len(images)} images have a background of ink, as if they were inverted: it "
+        f"knows {INK_WORDS[decided.ink]}. Invert the files, or train on such images."
+    ]
+
+
+def _count_inverted(pixels: np.ndarray) -> int:
+    """How many binary images (n, size, size) have a border that is mostly ink."""
+    edges = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], axis=1)
+    return int((edges.mean(axis=1) > 0.5).sum())
+
+
 def _doubts(read, pixels: np.ndarray) -> list[str]:
     """What looks as if the images were of two kinds."""
     count, warnings = len(read), []
-    edges = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], axis=1)
-    inverted = int((edges.mean(axis=1) > 0.5).sum())
+    inverted = _count_inverted(pixels)
     if inverted > DOUBTFUL * count:
         warnings.append(
             f"{inverted} of {count} images have a background of ink, as if they were inverted. {REMEDY}; if both "

@@ -56,10 +56,19 @@ def _plot_calibration(axes, report: dict):
     counts = axes.twinx()
     counts.bar(bins["predicted"], bins["count"], width=0.035, color=GRAY, alpha=0.3)
     counts.set(yscale="log", ylabel="pixels (bars)")
+    _plain_numbers(counts.yaxis)
     for both in (axes, counts):
         both.set_box_aspect(1)
     axes.set_zorder(counts.get_zorder() + 1)
     axes.patch.set_visible(False)
+
+
+def _plain_numbers(axis):
+    """Powers of ten on a logarithmic axis, as numbers; between them no label."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:,.0f}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _plot_nats_per_class(axes, report: dict):
@@ -103,6 +112,8 @@ def _plot_confusion(axes, report: dict):
 
 
 def _plot_codecs(axes, report: dict):
+    from matplotlib.ticker import MaxNLocator
+
     bits = {"model, class-conditional": report["bits_per_image"], "model, marginal": report["bits_per_image_marginal"]}
     bits |= {f"{name}, in sheets": codec["in_sheets"] for name, codec in report["codecs"].items()}
     bits |= {f"{name}, alone": codec["alone"] for name, codec in report["codecs"].items()}
@@ -110,7 +121,9 @@ def _plot_codecs(axes, report: dict):
     bars = axes.barh(names, list(bits.values()), color=[RED, RED, *[BLUE] * (len(bits) - 2)])
     axes.bar_label(bars, fmt="%.0f", padding=3)
     axes.invert_yaxis()
-    axes.set(xscale="log", xlabel="bits per image", title="Lossless codecs", xlim=(None, max(bits.values()) * 2.5))
+    # From zero, so that bars are as long as what they say; the longest are those of codecs with headers.
+    axes.set(xlabel="bits per image", title="Lossless codecs", xlim=(0, max(bits.values()) * 1.2))
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_box_aspect(1)
 
 

@@ -19,7 +19,7 @@ from ..errors import IGPTError
 from ..model.configuration_igpt import IGPTConfig
 from ..model.image_processing_igpt import IGPTImageProcessor
 from ..model.modeling_igpt import IGPTForCausalImageModeling, IGPTForImageClassification, IGPTPreTrainedModel
-from .bundled import find_bundled
+from .bundled import bundled, find_bundled
 
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -119,7 +119,10 @@ def _no_such_folder(name: str) -> str:
         return f"{name} is a file: name the folder of the model instead, with its config.json."
     message = f"there is no folder {name}.{_models_in(path.parent)}"
     if HUB_ID.fullmatch(name) is None:
-        return f"{message} Train one: igpt train; or name a model of the Hub as user/name."
+        return (
+            f"{message} In the package are {', '.join(bundled())}. Train one: igpt train; or name a model of the Hub "
+            "as user/name."
+        )
     if path.parent.is_dir():
         return f"{message} If it is a model's id on the Hub, work where there is no folder {path.parent}."
     return message

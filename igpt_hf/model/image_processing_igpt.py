@@ -24,7 +24,7 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from .image_decision import FULL_RANGE, INKS, Survey, decide_shrinking, spread, usual_margin
 from .image_ink import draw_whole, even_out_light
 from .image_reading import GrayImage, as_list, has_light_border, read_image, to_marked_image
-from .image_upload import fit_upload
+from .image_upload import binarize_upload, fit_upload, is_like_data
 from .masks import known_tokens
 from .tokens import TokenGrid, pixels_to_tokens, tokens_to_pixels
 
@@ -272,6 +272,35 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
             ValueError: No ink is left, or more than one image was given.
         """
         return fit_upload(self, image)
+
+    def is_like_data(self, image) -> bool:
+        """Whether one image is read well by what was decided for the data.
+
+        It is where some of it is ink, unless it is one even sheet, and most of its border is none: that is how the
+        data's own ink is found, too.
+        """
+        return is_like_data(self, image)
+
+    def tokenize_upload(self, image) -> np.ndarray:
+        """Tokens of one image that somebody gives a trained model, the same at each call: (1, num_image_tokens).
+
+        Those of the data, where `is_like_data`; else those of `fit_upload`.
+
+        Raises:
+            ValueError: No ink is left, or more than one image was given.
+        """
+        return self.tokenize(image if self.is_like_data(image) else self.fit_upload(image), np.random.default_rng(0))
+
+    def binarize_upload(self, image, mask):
+        """Binarize one image of which a part is unknown, in its own size, where it is not `is_like_data`.
+
+        Only the known pixels count. An image like the data is returned as it is: `prompt` takes both.
+
+        Args:
+            image: Of any kind.
+            mask: As in `prompt`: true (white) where a pixel is unknown.
+        """
+        return binarize_upload(self, image, mask)
 
     def binarize_gray(self, gray: np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
         """Binarize gray levels 0..255 by threshold or, with `binarize="stochastic"`, at random: same shape, 0/1."""

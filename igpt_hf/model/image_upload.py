@@ -1,29 +1,73 @@
-"""One image that somebody gives a trained model, which may look unlike its data: a photograph, another polarity."""
+"""One image that somebody gives a trained model, which may look unlike its data: a photograph, another polarity.
+
+`processor` is an `IGPTImageProcessor`, whose methods of the same names say what these functions do.
+"""
 
 import numpy as np
 from PIL import Image, ImageFilter
 
 from .image_decision import FULL_RANGE, is_photograph
 from .image_reading import GrayImage, as_list, read_image, to_marked_image
+from .masks import read_masks
 
 
 NOTHING_LEFT = "nothing is left of the image once it is binary: give one whose ink contrasts more with its background."
 
 
-def fit_upload(processor, image) -> Image.Image:
-    """Fit one image: `IGPTImageProcessor.fit_upload`."""
+def is_like_data(processor, image) -> bool:
+    """Whether one image is read well by what was decided for the data."""
+    image = _only(processor, image)
+    read, decided = read_image(image, 0), processor.decide([image])
+    if read.is_white:
+        return True
+    low, high = read.gray.getextrema()
+    is_even = low == high and read.opacity is None  # a sheet without a stroke has no ink to be found
+    return (is_even or bool(decided.fit_binary(read).any())) and not _border_is_ink(decided, read)
+
+
+def binarize_upload(processor, image, mask):
+    """Binarize one image of which a part is unknown, unless it is like the data."""
+    image, masks = _only(processor, image), read_masks(mask)
+    read = read_image(image, 0)
+    if read.is_white or {mask.shape for mask in masks} != {(read.gray.height, read.gray.width)}:  # `prompt` refuses
+        return image
+    mask = np.logical_or.reduce(masks)
+    is_cut_out = read.opacity is not None and bool((mask | (np.asarray(read.opacity) >= 128)).all())
+    seen = image
+    if (read.opacity is None or is_cut_out) and not mask.all():
+        gray = np.array(read.gray)
+        gray[mask] = np.bincount(gray[~mask]).argmax()  # what is unknown looks like paper: it says nothing of the ink
+        seen = Image.fromarray(gray)
+    if is_like_data(processor, seen):
+        return seen if is_cut_out else image
+    decided = _by_itself(processor).decide([seen])
+    return to_marked_image((np.asarray(decided.read(seen)) >= decided.level * 255).astype(np.uint8) * 255)
+
+
+def _only(processor, image):
+    """The one image that was given."""
     images = as_list(image, processor.image_size)
     if len(images) != 1:
         raise ValueError(f"give one image at a time, not {len(images)}.")
-    read = read_image(images[0], 0)
-    by_itself = processor.replace(ink="auto", invert="auto", threshold="auto", levels=None, widen_strokes=None)
+    return images[0]
+
+
+def _by_itself(processor):
+    """A processor that decides anew, over one image alone."""
+    return processor.replace(ink="auto", invert="auto", threshold="auto", levels=None, widen_strokes=None)
+
+
+def fit_upload(processor, image) -> Image.Image:
+    """Fit one image, whatever it looks like."""
+    image = _only(processor, image)
+    read = read_image(image, 0)
     if not read.is_white and read.opacity is None and is_photograph(read.gray):
-        pixels = _fit_photograph(by_itself.decide(images), read)
+        pixels = _fit_photograph(_by_itself(processor).decide([image]), read)
     else:
-        decided = processor.replace(widen_strokes=None).decide(images)
+        decided = processor.replace(widen_strokes=None).decide([image])
         pixels = decided.fit_binary(read)
         if not read.is_white and (not pixels.any() or _border_is_ink(decided, read)):
-            pixels = by_itself.decide(images).fit_binary(read)
+            pixels = _by_itself(processor).decide([image]).fit_binary(read)
     low, high = read.gray.getextrema()
     if not pixels.any() or (low == high and read.opacity is None and not read.is_white):  # an empty sheet is no square
         raise ValueError(NOTHING_LEFT)

@@ -85,7 +85,8 @@ class BinaryImageGenerationPipeline(Pipeline):
                 )
             return processor.prompt(class_labels=labels)
         if mask_image is not None:
-            return processor.prompt(class_labels=labels, images=inputs, keep_rows=keep_rows, mask=mask_image)
+            image = processor.binarize_upload(inputs, mask_image)
+            return processor.prompt(class_labels=labels, images=image, keep_rows=keep_rows, mask=mask_image)
         rows = processor.half_rows if keep_rows is None else keep_rows
         return processor.prompt(class_labels=labels, images=processor.fit_upload(inputs), keep_rows=rows)
 

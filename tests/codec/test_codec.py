@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from igpt_hf import DataError, IGPTError
 from igpt_hf.codec import coder
@@ -272,6 +272,43 @@ def test_classes_that_the_model_does_not_know_are_said_to_be_left_out(zoo, tiny_
     prompts = read_images(zoo, tiny_processor, [tmp_path])[:, 0]
     assert prompts.tolist() == [16, zoo.config.start_token_id]
     assert "the model has no class 'newt'" in caplog.text
+
+
+def test_images_beside_the_class_folders_are_kept_without_a_class(zoo, tiny_processor, tmp_path, caplog):
+    (tmp_path / "cat").mkdir()
+    for path in ("cat/0.png", "b.png", "a.png"):
+        Image.new("L", (8, 8)).save(tmp_path / path)
+    (tmp_path / "._b.png").write_bytes(b"of another system")
+    (tmp_path / "notes.txt").write_text("mine")
+    prompts = read_images(zoo, tiny_processor, [tmp_path])[:, 0]
+    assert prompts.tolist() == [16, zoo.config.start_token_id, zoo.config.start_token_id]
+    assert "the 2 images in no class folder are stored without a class" in caplog.text
+
+
+def test_images_that_cannot_be_read_are_left_out_where_asked(zoo, tiny_processor, tmp_path, caplog):
+    (tmp_path / "cat").mkdir()
+    for path in ("cat/0.png", "a.png"):
+        Image.new("L", (8, 8)).save(tmp_path / path)
+    for path in ("cat/1.png", "b.png"):
+        (tmp_path / path).write_bytes(b"\x89PNG, cut off")
+    with pytest.raises(DataError, match=r"cat/1\.png.*--skip_bad_images"):
+        read_images(zoo, tiny_processor, [tmp_path])
+    assert len(read_images(zoo, tiny_processor, [tmp_path], skip_bad_images=True)) == 2
+    assert "1.png" in caplog.text and "b.png" in caplog.text
+
+
+def test_a_scan_of_the_other_polarity_is_compressed_as_the_model_should_see_it(zoo, tiny_processor, tmp_path, caplog):
+    picture = Image.new("L", (8, 8))
+    picture.paste(255, (2, 2, 4, 6))
+    (tmp_path / "cat").mkdir()
+    picture.save(tmp_path / "light.png")
+    ImageOps.invert(picture).save(tmp_path / "dark.png")
+    ImageOps.invert(picture).save(tmp_path / "cat" / "0.png")
+    trained = tiny_processor.decide([picture])
+    light, dark = read_images(zoo, trained, [tmp_path / "light.png", tmp_path / "dark.png"])
+    assert torch.equal(light, dark)
+    read_images(zoo, trained, [tmp_path / "cat"])  # a whole source is read as it is, with a warning
+    assert "1 of 1 images have a background of ink" in caplog.text
 
 
 def test_a_file_that_is_not_an_image_is_named(model, tiny_processor, tmp_path):

@@ -15,6 +15,7 @@ from helpers.paths import HODA_FILE, MNIST
 from igpt_hf import IGPTImageProcessor, load_splits
 from igpt_hf.data.tokenized import tokenize
 from igpt_hf.model.image_ink import count_pieces, label_pieces
+from igpt_hf.model.image_reading import to_marked_image
 
 
 AUTO = IGPTImageProcessor()
@@ -299,3 +300,71 @@ def test_an_upload_like_the_data_has_its_tokens_and_one_of_the_other_polarity_is
 def test_an_image_of_which_nothing_is_left_is_refused_in_words(image):
     with pytest.raises(ValueError, match="nothing is left of the image once it is binary"):
         AUTO.decide([Image.fromarray(disc(28) * np.uint8(255))]).fit_upload(image)
+
+
+def page_of_strokes() -> np.ndarray:
+    """A bar and a hook of ink (60, 60), true, which leave the border free."""
+    ink = np.zeros((60, 60), bool)
+    ink[10:50, 14:20] = ink[10:16, 14:44] = True
+    return ink
+
+
+def as_files(ink: np.ndarray) -> dict[str, Image.Image]:
+    """The same strokes as people have them."""
+    gray = np.where(ink, 0, 255)
+    files = {"light": Image.fromarray(255 - gray.astype(np.uint8)), "dark": Image.fromarray(gray.astype(np.uint8))}
+    files["bits"] = files["dark"].convert("1")
+    files["sixteen bits"] = Image.fromarray((gray * 257).astype(np.uint16))
+    files["twelve bits"] = Image.fromarray(np.where(ink, 4095, 0).astype(np.uint16))
+    files["transparent"] = Image.new("RGBA", (60, 60))
+    files["transparent"].paste((0, 0, 0, 255), mask=files["light"])
+    files["pale"] = Image.fromarray(np.where(ink, 110, 235).astype(np.uint8))
+    return files
+
+
+@pytest.mark.parametrize("kind", as_files(page_of_strokes()))
+def test_an_upload_of_any_polarity_depth_and_opacity_has_the_tokens_of_one_like_the_data(kind):
+    files = as_files(page_of_strokes())
+    trained = AUTO.decide([files["light"]])
+    assert trained.is_like_data(files[kind]) == (kind == "light")
+    assert np.array_equal(trained.tokenize_upload(files[kind]), trained.tokenize(files["light"]))
+
+
+def test_an_upload_like_the_data_has_the_datas_tokens_and_an_empty_one_of_them_is_empty():
+    files = as_files(page_of_strokes())
+    trained = AUTO.decide([files["dark"]])
+    assert trained.is_like_data(files["dark"]) and not trained.is_like_data(files["light"])
+    empty = Image.new("L", (60, 60), 255)
+    assert not trained.tokenize_upload(empty).any()
+    with pytest.raises(ValueError, match="nothing is left"):
+        trained.tokenize_upload(Image.new("L", (60, 60), 0))
+    assert not trained.tokenize_upload(to_marked_image(np.zeros((28, 28), np.uint8))).any()
+
+
+def test_an_upload_to_a_model_of_gray_levels_has_the_same_tokens_at_each_call():
+    gray = Image.fromarray(np.pad(np.full((20, 20), 180, np.uint8), 4))
+    trained = AUTO.replace(binarize="stochastic", levels=(0.0, 255.0)).decide([gray])
+    assert np.array_equal(trained.tokenize_upload(gray), trained.tokenize_upload(gray))
+    assert 0 < trained.decode_pixels(trained.tokenize_upload(gray)).mean() < 0.5
+
+
+@pytest.mark.parametrize("kind", as_files(page_of_strokes()))
+def test_the_known_part_of_an_upload_of_any_polarity_is_that_of_one_like_the_data(kind):
+    files, mask = as_files(page_of_strokes()), np.zeros((60, 60), bool)
+    mask[:, 30:] = True
+    trained = AUTO.decide([files["light"]])
+    expected = trained.prompt(images=files["light"], mask=mask)
+    prompt = trained.prompt(images=trained.binarize_upload(files[kind], mask), mask=mask)
+    assert all(np.array_equal(prompt[name], expected[name]) for name in ("known_tokens", "known_masks"))
+
+
+def test_what_is_cut_out_of_an_upload_says_nothing_of_its_ink():
+    files, mask = as_files(page_of_strokes()), np.zeros((60, 60), bool)
+    mask[:, 30:] = True
+    trained = AUTO.decide([files["light"]])
+    erased = files["dark"].convert("RGBA")
+    erased.putalpha(Image.fromarray(np.where(mask, 0, 255).astype(np.uint8)))
+    expected = trained.prompt(images=files["light"], mask=mask)
+    prompt = trained.prompt(images=trained.binarize_upload(erased, mask), mask=mask)
+    assert np.array_equal(prompt["known_tokens"], expected["known_tokens"])
+    assert trained.binarize_upload(files["light"], mask) is files["light"]

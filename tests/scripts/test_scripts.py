@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageClassification
 
@@ -567,8 +567,16 @@ def test_a_completion_keeps_the_pixels_that_the_mask_does_not_mark(sample, anima
         (["--complete", "{animals}/cat/0.png", "--keep_rows", "0"], ["keep_rows", "between 2 and 10", "0"]),
         (["--complete", "{animals}/cat/0.png", "--keep_rows", "5"], ["keep_rows", "multiple of patch_size=2", "5"]),
         (["--complete", "{animals}/cat/0.png", "--keep_rows", "12"], ["keep_rows", "between 2 and 10", "12"]),
-        (["--temperature", "0"], ["temperature"]),
-        (["--top_p", "-1"], ["top_p"]),
+        (["--complete", "{animals}/dog/broken.png", "--mask", "alpha"], ["--complete", "broken.png"]),
+        (["--complete", "{animals}/cat/0.png", "--mask", "{animals}/dog/broken.png"], ["--mask", "broken.png"]),
+        (["--complete", "{animals}"], ["--complete {animals}", "directory"]),
+        (["--temperature", "0"], ["--temperature must be positive, got 0"]),
+        (["--top_p", "-1"], ["--top_p must be above 0 and at most 1, got -1"]),
+        (["--top_p", "2"], ["--top_p must be above 0 and at most 1, got 2"]),
+        (["--guidance_scale", "-1"], ["--guidance_scale must not be negative, got -1"]),
+        (["--min_posterior", "1.5"], ["--min_posterior is a probability, got 1.5"]),
+        (["--output", "samples.xyz"], ["--output samples.xyz", ".png"]),
+        (["--output", "samples"], ["--output samples", ".png"]),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -576,8 +584,12 @@ def test_a_bad_wish_is_answered_with_an_error(script, animals, animals_run, tmp_
     monkeypatch.chdir(tmp_path)
     flags = [flag.replace("{animals}", str(animals)) for flag in flags]
     message = refusal(script, "sample.py", animals_run, *flags)
-    assert [word for word in words if word not in message] == []
+    assert [word for word in words if word.replace("{animals}", str(animals)) not in message] == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_misspelled_model_of_the_package_is_answered_with_those_that_there_are(script):
+    assert "In the package are mnist-xs, mnist-xxs, persian-digits." in refusal(script, "sample.py", "mnist_xs")
 
 
 @pytest.mark.parametrize("model", ["nowhere", "/nowhere", "user/nowhere", "{animals}"])
@@ -883,9 +895,48 @@ def test_score_writes_the_nats_the_class_and_the_rank_of_each_file(script, anima
 @pytest.mark.slow
 def test_score_names_the_file_that_is_not_an_image(script, animals, animals_run, tmp_path):
     broken = animals / "dog" / "broken.png"
-    for path, words in ((broken, str(broken)), (tmp_path / "no", "does not exist"), (tmp_path, "holds no images")):
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY")
+    for path, words in (
+        (broken, "not an image file"),
+        (tmp_path / "no", "does not exist"),
+        (tmp_path, "holds no images"),
+        (tmp_path / "a.npy", "igpt evaluate and igpt compress take arrays"),
+    ):
         message = refusal(script, "score.py", animals_run, path, "--output", tmp_path / "scores.csv")
         assert str(path) in message and words in message
+
+
+@pytest.mark.slow
+def test_score_reads_images_unlike_the_data_by_themselves_and_leaves_out_bad_ones_where_asked(
+    script, animals, animals_run, tmp_path, capsys
+):
+    picture = Image.open(animals / "cat" / "0.png").convert("L")
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    picture.save(folder / "a.png")
+    ImageOps.invert(picture).save(folder / "b.png")
+    clear = Image.new("RGBA", picture.size)
+    clear.paste((0, 0, 0, 255), mask=picture)
+    clear.save(folder / "c.png")
+    Image.new("L", picture.size, 255).save(folder / "d.png")
+    picture.save(folder / "e.tif", save_all=True, append_images=[picture])
+    shutil.copy(animals / "dog" / "broken.png", folder / "f.png")
+    (folder / "._a.png").write_bytes(b"of another system")
+    flags = ["score.py", animals_run, folder, "--output", tmp_path / "scores.csv"]
+    assert f"{folder / 'd.png'}: nothing is left of the image" in (message := refusal(script, *flags))
+    assert "--skip_bad_images" in message
+    script(*flags, "--skip_bad_images")
+    with open(tmp_path / "scores.csv", encoding="utf-8", newline="") as table:
+        rows = list(csv.DictReader(table))
+    assert [Path(row["file"]).name for row in rows] == ["a.png", "b.png", "c.png"]
+    assert [row["read"] for row in rows] == ["as data", "by itself", "by itself"]
+    assert len({row["nats"] for row in rows}) == 1
+    skipped = capsys.readouterr().err
+    assert [name for name in ("d.png", "e.tif: it has 2 frames", "f.png") if name not in skipped] == []
+    message = refusal(
+        script, "score.py", animals_run, folder / "d.png", "--skip_bad_images", "--output", tmp_path / "s"
+    )
+    assert "nothing is left" in message
 
 
 # --- compress.py, decompress.py -------------------------------------------------------------------------------------

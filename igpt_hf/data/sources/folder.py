@@ -84,8 +84,11 @@ def _warn_of_others(folder: Path, holders: list[Path], used: Iterable[Path], oth
         logger.warning("Passed over folders without images in %s: %s", folder, ", ".join(empty))
     passed_over = [holder / name for holder in holders for name in empty]
     ignored = [path for path in others if not any(map(path.is_relative_to, passed_over))]
-    if ignored:
-        logger.warning("Ignored %d files that are not images in a class folder, such as %s", len(ignored), ignored[0])
+    stray = [path for path in ignored if path.suffix.lower() in IMAGE_SUFFIXES]
+    if stray:
+        logger.warning("%d images lie in no class folder, such as %s", len(stray), stray[0])
+    if rest := [path for path in ignored if path not in stray]:
+        logger.warning("Ignored %d files that are not images, such as %s", len(rest), rest[0])
 
 
 def from_paths(paths: list[Path], labels: list[str]) -> Dataset:
