@@ -38,6 +38,7 @@ COMMANDS = {
     "export onnx": ("export_onnx.py", "export one decoding step as an ONNX file"),
     "export demo": ("export_demo.py", "export a page that samples in the browser, without a server"),
 }
+ALSO_KNOWN_AS = {"complete": "sample --complete", "generate": "sample", "eval": "evaluate", "demo": "export demo"}
 HELP = ("-h", "--help")
 
 
@@ -67,6 +68,7 @@ def find_command(argv: list[str]) -> tuple[str, list[str]]:
     is_group = any(name.startswith(f"{argv[0]} ") for name in COMMANDS)
     given = " ".join(argv[: 2 if is_group else 1])
     close = difflib.get_close_matches(given, [*COMMANDS, *{name.split()[0] for name in COMMANDS}], n=1)
+    close = [ALSO_KNOWN_AS[given]] if given in ALSO_KNOWN_AS else close
     meant = f" Did you mean {close[0]!r}?" if close else ""
     print(f"error: igpt has no command {given!r}.{meant} igpt --help lists all.", file=sys.stderr)
     sys.exit(2)

@@ -95,7 +95,8 @@ def inspect_images(images: list[PIL.Image.Image], processor: IGPTImageProcessor,
     empty, full = int((inked == 0).sum()), int((inked == 1).sum())
     summary = (
         f"{'' if num_images is None else f'{num_images:,} '}images, {_sizes(images)}: {_decision(decided)}\n"
-        f"{_fraction_kept(decided, read, pixels):.0%} of the ink kept, {empty + full} of {len(images):,} images empty"
+        f"{_fraction_kept(decided, read, pixels):.0%} of the ink kept, {empty} of {len(images):,} images empty"
+        f"{f', {full} nothing but ink' if full else ''}"
     )
     inspection = Inspection(decided, summary, data_sheet(images, pixels))
     inspection.warnings = _doubts(read, pixels)
@@ -125,9 +126,9 @@ def _fraction_kept(processor: IGPTImageProcessor, read, pixels: np.ndarray) -> f
     """Area of the ink that the model sees, by that of the images, as far as it became less."""
     before = after = 0.0
     for image, binary in zip(read, pixels, strict=True):
-        ink = np.asarray(processor.to_ink(image)) >= 128
-        scale = min(1.0, processor.image_size / max(ink.shape))
-        before += ink.sum() * scale**2
+        ink = processor.to_ink(image)
+        room = processor.image_size - 2 * processor.margin * processor.is_crop(ink)
+        before += (np.asarray(ink) >= 128).sum() * min(1.0, room / max(ink.size)) ** 2
         after += binary.sum()
     return min(1.0, after / before) if before else 1.0
 

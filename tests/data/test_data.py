@@ -221,7 +221,8 @@ def test_hidden_files_are_ignored_and_other_files_are_ignored_with_a_warning(tmp
     (folder / "a" / "notes.txt").write_text("not an image")
     small_image(9).save(folder / "loose.png")
     assert load_splits(folder)["train"].num_rows == 1
-    assert "Ignored 2 files" in caplog.text and "notes.txt" in caplog.text
+    assert "which have no class: 1, such as" in caplog.text and "loose.png" in caplog.text
+    assert "Ignored 1 files that are not images" in caplog.text and "notes.txt" in caplog.text
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not allow such names")

@@ -12,7 +12,7 @@ from helpers.paths import SCRIPTS
 from helpers.scripts import run_python
 from igpt_hf import DataError, IGPTImageProcessor, load_splits
 from igpt_hf.data import decoding
-from igpt_hf.data.inspection import count_images, image_facts, inspect_images, sample_images
+from igpt_hf.data.inspection import count_images, doubts_of, image_facts, inspect_images, sample_images
 
 
 def square(dark: bool = False, corner: int = 0) -> Image.Image:
@@ -35,6 +35,35 @@ def test_two_lines_say_what_was_found_and_decided():
     assert inspection.warnings == []
     inspection.check()
     assert inspection.sheet.image().size[0] > 1000
+
+
+def test_the_margin_of_a_crop_costs_no_ink():
+    crops = [square().crop((6, 8, 24, 20)).resize((180, 120))] * 3
+    corner = Image.new("L", (180, 120))
+    corner.paste(255, (40, 0, 60, 120))
+    corner.paste(255, (0, 50, 180, 70))
+    for images in (crops, [corner] * 3):
+        inspection = inspect_images(images, IGPTImageProcessor(margin=4), len(images))
+        assert 0.97 <= float(inspection.summary.splitlines()[1].split("%")[0]) / 100 <= 1
+
+
+def test_images_that_are_nothing_but_ink_are_not_called_empty():
+    white = Image.new("L", (32, 32), 255)
+    assert look([square()] * 19 + [white]).summary.endswith("0 of 20 images empty, 1 nothing but ink")
+
+
+@pytest.mark.parametrize("is_dark", [False, True])
+def test_an_evaluation_of_images_of_the_other_polarity_is_warned_of(is_dark):
+    processor = IGPTImageProcessor().decide([square(dark=is_dark)] * 3)
+    features = Features(image=ImageFeature())
+
+    def doubts(images):
+        return doubts_of(Dataset.from_dict({"image": images}, features=features), processor)
+
+    assert doubts([square(dark=is_dark)] * 9) == []
+    (doubt,) = doubts([square(dark=not is_dark)] * 9)
+    assert "9 of 9 images have a background of ink" in doubt
+    assert ("it knows dark ink on light" if is_dark else "it knows light ink on dark") in doubt
 
 
 def test_a_data_set_that_comes_out_empty_is_refused_with_the_remedy():

@@ -463,6 +463,20 @@ def test_names_of_arrays_say_what_they_hold(name, split, kind):
     assert describe(name) == (split, kind)
 
 
+def test_in_arrays_of_zeros_and_ones_one_is_ink_whatever_touches_the_border(tmp_path):
+    masks = np.zeros((40, 12, 12), np.uint8)
+    masks[:, 1:, 2:] = 1  # most of the border
+    labels = np.repeat([0, 1], 20)
+    np.savez(tmp_path / "masks.npz", images=masks, labels=labels)
+    processor = IGPTImageProcessor(image_size=12)
+    expected = processor.tokenize(masks[:1])
+    for source in (tmp_path / "masks.npz", (masks.astype(bool), labels)):
+        images = load_splits(source)["train"]["image"][:]
+        assert np.array_equal(processor.decide(images).tokenize(images[0]), expected)
+        inverted = processor.replace(invert="always").decide(images)
+        assert np.array_equal(inverted.decode_pixels(inverted.tokenize(images[0])), 1 - masks[:1])
+
+
 def test_matlab_has_10_for_0_and_names_for_other_numbers(tmp_path, caplog):
     images = np.zeros((4, 4, 40), np.uint8)
     scipy.io.savemat(tmp_path / "a.mat", {"X": images, "y": np.arange(40) % 10 + 1})

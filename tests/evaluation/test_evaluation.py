@@ -9,13 +9,16 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from igpt_hf import DataError, IGPTError, IGPTImageProcessor
+from igpt_hf.evaluation import report_figure
 from igpt_hf.evaluation.codecs import CODECS, codec_bits, codec_sizes
 from igpt_hf.evaluation.compatibility import check_data, check_image_size, check_two_classes
 from igpt_hf.evaluation.likelihood import accuracy_stderr, likelihood_report, log_likelihoods, standard_error
 from igpt_hf.evaluation.report import evaluate_model, format_table
 from igpt_hf.evaluation.surprise import calibration, pixel_log_likelihoods, surprise_maps
+from igpt_hf.plots import figure_style
 
 
 @pytest.fixture
@@ -250,3 +253,23 @@ def test_several_draws_of_the_pixels_give_their_mean_and_spread_and_the_first_is
 def test_pixels_that_a_threshold_decides_are_not_drawn_several_times(tiny_model, tiny_processor):
     with pytest.raises(IGPTError, match="--draws 5 .*threshold"):
         evaluate_model(tiny_model(id2label={0: "0", 1: "1", 2: "2"}), tiny_processor, gray_splits(), num_draws=5)
+
+
+def test_the_axes_of_the_figure_have_plain_numbers_and_bars_begin_at_zero():
+    codec = {"in_sheets": 222.0, "alone": 1075.0}
+    report = {
+        "bits_per_image": 74.0,
+        "bits_per_image_marginal": 77.0,
+        "codecs": {"png": codec},
+        "calibration": {"predicted": [0.1, 0.9], "observed": [0.1, 0.9], "count": [212, 87], "calibration_error": 0.0},
+    }
+    with figure_style():
+        figure = Figure()
+        calibration, codecs = figure.subplots(1, 2)
+        report_figure._plot_calibration(calibration, report)
+        report_figure._plot_codecs(codecs, report)
+        figure.canvas.draw()
+    labels = [label.get_text() for axes in figure.axes for label in (*axes.get_xticklabels(which="both"),
+              *axes.get_yticklabels(which="both"))]  # fmt: skip
+    assert any(label == "100" for label in labels) and not any("$" in label for label in labels)
+    assert codecs.get_xlim()[0] == 0

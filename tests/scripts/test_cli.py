@@ -77,6 +77,7 @@ def test_export_alone_lists_what_can_be_exported(igpt, capsys):
     ("words", "message"),
     [
         (["smaple", "x"], "error: igpt has no command 'smaple'. Did you mean 'sample'?"),
+        (["complete", "x.png"], "error: igpt has no command 'complete'. Did you mean 'sample --complete'?"),
         (["exprt"], "error: igpt has no command 'exprt'. Did you mean 'export'?"),
         (["export", "onx"], "error: igpt has no command 'export onx'. Did you mean 'export onnx'?"),
         (["--labels"], "error: igpt has no command '--labels'."),

@@ -86,7 +86,7 @@ def _warn_of_others(folder: Path, holders: list[Path], used: Iterable[Path], oth
     ignored = [path for path in others if not any(map(path.is_relative_to, passed_over))]
     stray = [path for path in ignored if path.suffix.lower() in IMAGE_SUFFIXES]
     if stray:
-        logger.warning("%d images lie in no class folder, such as %s", len(stray), stray[0])
+        logger.warning("Images in no class folder, which have no class: %d, such as %s", len(stray), stray[0])
     if rest := [path for path in ignored if path not in stray]:
         logger.warning("Ignored %d files that are not images, such as %s", len(rest), rest[0])
 

@@ -76,7 +76,10 @@ def _join(parts: dict[str, tuple], source: str, names: list[str] | None, habits:
         labels = [names[int(label) - 1] for label in labels]
     indices, class_names = class_indices(labels)
     levels = (image for where, images, _ in parts.values() for image in to_levels(images, where))
-    dataset: Dataset = from_arrays(levels, indices, class_names, is_marked=False)
+    are_masks = all(
+        image.dtype.kind in "bui" and image.max() <= 1 for _, images, _ in parts.values() for image in images
+    )
+    dataset: Dataset = from_arrays(levels, indices, class_names, is_marked=are_masks)  # of masks, 1 is ink
     return SourceImages(dataset, rows_of_parts({name: len(part[1]) for name, part in parts.items()}, source))
 
 
