@@ -170,12 +170,15 @@ def _measure_samples(loaded: tuple, ids: dict[str, torch.Tensor], prior: torch.T
 
 
 def _examples(pixels: np.ndarray, maps: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """The hardest, the most ordinary and the easiest images, with their surprise maps."""
+    """The hardest, the most ordinary and the easiest images, none twice, with their surprise maps; all if few."""
     nats = maps["pixels"].sum(axis=(1, 2))
     order = nats.argsort(kind="stable")
-    middle = max(0, (len(order) - SHOWN) // 2)
-    strips = {"Hardest images": order[::-1][:SHOWN], "Ordinary images": order[middle : middle + SHOWN]}
-    strips["Easiest images"] = order[:SHOWN]
+    count = min(SHOWN, len(order) // 3)
+    middle = (len(order) - count) // 2
+    strips = {"Hardest images": order[::-1][:count], "Ordinary images": order[middle : middle + count]}
+    strips["Easiest images"] = order[:count]
+    if len(order) <= SHOWN:
+        strips = {"All images, the hardest first": order[::-1]}
     arrays = {"pixels": pixels, "nats": nats, "token_nats": maps["tokens"], "pixel_nats": maps["pixels"]}
     return {name: {key: array[rows] for key, array in arrays.items()} for name, rows in strips.items()}
 

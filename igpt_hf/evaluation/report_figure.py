@@ -51,11 +51,16 @@ def _plot_calibration(axes, report: dict):
     bins = report["calibration"]
     axes.plot([0, 1], [0, 1], color=GRAY, linestyle=":")
     axes.plot(bins["predicted"], bins["observed"], "o-", color=BLUE, markersize=4)
-    axes.set(xlabel="predicted probability of white", ylabel="fraction of white pixels", xlim=(0, 1), ylim=(0, 1))
+    axes.set(
+        xlabel="predicted probability of white (bars: pixels)",
+        ylabel="fraction of white pixels",
+        xlim=(0, 1),
+        ylim=(0, 1),
+    )
     axes.set_title(f"Calibration of pixels: off by {bins['calibration_error']:.2%}")
     counts = axes.twinx()
     counts.bar(bins["predicted"], bins["count"], width=0.035, color=GRAY, alpha=0.3)
-    counts.set(yscale="log", ylabel="pixels (bars)")
+    counts.set_yscale("log")
     _plain_numbers(counts.yaxis)
     for both in (axes, counts):
         both.set_box_aspect(1)

@@ -16,7 +16,7 @@ from igpt_hf.evaluation import report_figure
 from igpt_hf.evaluation.codecs import CODECS, codec_bits, codec_sizes
 from igpt_hf.evaluation.compatibility import check_data, check_image_size, check_two_classes
 from igpt_hf.evaluation.likelihood import accuracy_stderr, likelihood_report, log_likelihoods, standard_error
-from igpt_hf.evaluation.report import evaluate_model, format_table
+from igpt_hf.evaluation.report import _examples, evaluate_model, format_table
 from igpt_hf.evaluation.surprise import calibration, pixel_log_likelihoods, surprise_maps
 from igpt_hf.plots import figure_style
 
@@ -273,3 +273,14 @@ def test_the_axes_of_the_figure_have_plain_numbers_and_bars_begin_at_zero():
               *axes.get_yticklabels(which="both"))]  # fmt: skip
     assert any(label == "100" for label in labels) and not any("$" in label for label in labels)
     assert codecs.get_xlim()[0] == 0
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (14, [14]), (15, [5, 5, 5]), (41, [13] * 3), (90, [14] * 3)])
+def test_no_image_is_shown_twice_in_the_figure(count, sizes):
+    rng = np.random.default_rng(0)
+    maps = {name: rng.random((count, 2, 2)) for name in ("pixels", "tokens")}
+    examples = _examples(np.zeros((count, 2, 2), np.uint8), maps)
+    nats = [part["nats"] for part in examples.values()]
+    assert [len(part) for part in nats] == sizes
+    assert len(np.unique(np.concatenate(nats))) == sum(sizes)
+    assert nats[0][0] == maps["pixels"].sum((1, 2)).max()
