@@ -400,7 +400,7 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
             if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < self.num_labels:
                 raise ValueError(
                     f"class label {label!r} is not one of the {self.num_labels} classes, 0 to {self.num_labels - 1}; "
-                    "None asks for any class."
+                    "None asks for any class, and model.config.label_index(name) is the label of a class by its name."
                 )
         if len(labels) not in (1, count):
             raise ValueError(f"{len(labels)} class labels for {count} images: give as many, or one for all.")

@@ -76,6 +76,23 @@ def check_whole_images(input_ids: torch.Tensor, config: IGPTConfig):
         )
 
 
+def as_ids(input_ids) -> torch.Tensor:
+    """Ids as a tensor of whole numbers, of an array or lists, too.
+
+    Raises:
+        ValueError: Something else, such as images.
+    """
+    try:
+        ids = torch.as_tensor(input_ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"input_ids are the tokens of images, got {type(input_ids).__name__}: pass processor(images)['input_ids']."
+        ) from error
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(f"input_ids are whole numbers, got {ids.dtype}: pass processor(images)['input_ids'].")
+    return ids
+
+
 def check_known(known_tokens, known_masks, config: IGPTConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Return known tokens and bits, (n, N) each; raise ValueError unless they are what `prompt` makes of a mask."""
     if known_tokens is None or known_masks is None:

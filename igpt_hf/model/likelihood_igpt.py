@@ -4,7 +4,7 @@ import torch
 
 from .completion import NUM_PARTICLES, run_particles, warn_of_few_ancestors
 from .configuration_igpt import IGPTConfig
-from .input_checks import check_ids, check_num_particles, check_whole_images
+from .input_checks import as_ids, check_ids, check_num_particles, check_whole_images
 from .masks import known_bits, read_masks
 
 
@@ -45,6 +45,7 @@ class IGPTLikelihoodMixin:
         Raises:
             ValueError: Ids that are not prompts and whole images, or masks of another size, type or number.
         """
+        input_ids = as_ids(input_ids)
         if mask is not None:
             log_p, ancestors = self._log_likelihood_of_part(input_ids, mask, num_particles)
             warn_of_few_ancestors(ancestors, num_particles)
@@ -75,7 +76,7 @@ class IGPTLikelihoodMixin:
         The prompt that `input_ids` comes with does not matter; `mask` and `num_particles` as in `log_likelihood`.
         """
         columns = []
-        input_ids = input_ids.long()
+        input_ids = as_ids(input_ids).long()
         for label in range(self.config.num_labels):
             prompt = torch.full_like(input_ids[:, :1], self.config.vocab_size + label)
             ids = torch.cat([prompt, input_ids[:, 1:]], dim=1)

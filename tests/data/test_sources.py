@@ -204,7 +204,7 @@ def test_bad_metadata_is_refused_with_its_row(tmp_path):
     (tmp_path / "outside.png").write_bytes(png())
     table = folder / "metadata.csv"
     for text, message in {
-        "path,label\n0.png,a": r"has no column 'file_name', but \['path', 'label'\]",
+        "path,label\n0.png,a": r"'file_name'. Set image_column to that of the paths: \['path', 'label'\]",
         "file_name,label\n0.png,a\n99.png,b": "row 1 of .* names '99.png', and there is no such file",
         "file_name,label\n../outside.png,a": "row 0 of .* names '../outside.png', which is outside",
         "file_name,label\n/etc/passwd,a": "which is outside|no such file",
@@ -223,6 +223,12 @@ def test_a_csv_of_file_names_is_metadata_under_any_name(tmp_path):
     rows = "".join(f"{index}.png,{'ab'[index % 2]}\n" for index in range(9))
     (folder / "labels.csv").write_text(f"file_name,label\n{rows}")
     assert names(load_splits(folder / "labels.csv")) == ["a", "b"]
+    (folder / "labels.csv").write_text(f"path,kind\n{rows}")
+    assert names(load_splits(folder / "labels.csv", image_column="path", label_column="kind")) == ["a", "b"]
+    (folder / "labels.csv").write_text(f"path,kind\n{rows}".replace(",", ";"))
+    assert names(load_splits(folder / "labels.csv", image_column="path", label_column="kind")) == ["a", "b"]
+    with pytest.raises(DataError, match="of a table of image files, set image_column to the column of their paths"):
+        load_splits(folder / "labels.csv", label_column="kind")
 
 
 # Archives

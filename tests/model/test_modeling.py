@@ -5,6 +5,7 @@ import itertools
 import math
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from torch import nn
@@ -319,6 +320,16 @@ def test_a_prior_that_is_no_distribution_over_the_classes_is_refused(tiny_model,
 def test_the_likelihood_of_anything_but_whole_images_is_refused(tiny_model, method, length):
     with pytest.raises(ValueError, match=rf"shape \(n, 17\).*got \(2, {length}\)"):
         getattr(tiny_model(), method)(torch.zeros(2, length, dtype=torch.long))
+
+
+@pytest.mark.parametrize("method", ["log_likelihood", "class_log_likelihoods", "class_posterior"])
+def test_the_likelihood_of_arrays_is_that_of_tensors_and_of_images_it_is_refused(tiny_model, random_ids, method):
+    model = tiny_model()
+    ids, ask = random_ids(model.config), getattr(model, method)
+    assert torch.equal(ask(ids.numpy()), ask(ids)) and torch.equal(ask(ids.tolist()), ask(ids))
+    for images in ([PIL.Image.new("L", (8, 8))], PIL.Image.new("L", (8, 8)), ids.float(), "ids"):
+        with pytest.raises(ValueError, match=r"input_ids are .* pass processor\(images\)\['input_ids'\]"):
+            ask(images)
 
 
 @pytest.mark.parametrize("wrong", [[[3, 1, 2]], [[16, -1, 2]], [[18, 18]], [[20]]])

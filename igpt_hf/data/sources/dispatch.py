@@ -12,7 +12,7 @@ from .folder import IMAGE_SUFFIXES, open_class_folders, visible_files
 from .hoda import open_cdb
 from .hub import open_hub
 from .memory import open_in_memory
-from .metadata import FILE_COLUMN, METADATA_NAMES, open_metadata
+from .metadata import METADATA_NAMES, file_column, open_metadata
 from .parquet import open_parquet
 from .parts import ReadOptions, SourceImages
 from .saved import is_saved, open_saved
@@ -63,7 +63,7 @@ def open_file(path: Path, options: ReadOptions) -> SourceImages:
     name = path.name.lower()
     if name.endswith(ARCHIVE_SUFFIXES):
         return open_folder(unpack(path), options)
-    if name.endswith(".csv") and FILE_COLUMN in (read_header(path)[0] or ()):
+    if name.endswith(".csv") and file_column(read_header(path)[0] or [], options) is not None:
         return open_metadata(path.parent, [path], options)
     with open(path, "rb") as file:
         is_parquet = name.endswith(".parquet") or file.read(4) == b"PAR1"

@@ -1,6 +1,7 @@
 """Folders of images with a table: metadata.csv or metadata.jsonl, as the imagefolder of `datasets` has them.
 
-The column `file_name` is the path of an image from the table on, and another column is its class. Below train/ and
+The column `file_name`, or the one that `image_column` names, is the path of an image from the table on, and another
+column is its class. Below train/ and
 test/, in the table or of the tables themselves, images belong to that split.
 """
 
@@ -13,6 +14,7 @@ from ...errors import DataError
 from .columns import ONE_CLASS, warn_of_one_class
 from .folder import from_paths
 from .parts import ReadOptions, SourceImages, rows_of_parts, split_name
+from .tables import read_header
 
 
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
@@ -36,22 +38,28 @@ def open_metadata(folder: Path, tables: list[Path], options: ReadOptions) -> Sou
     return SourceImages(from_paths(paths, [labels[path] for path in paths]), rows_of_parts(sizes, str(folder)))
 
 
+def file_column(columns: list[str], options: ReadOptions) -> str | None:
+    """The column of the paths: the one that was named or, without a name, `file_name`; None: there is none."""
+    name = FILE_COLUMN if options.image_column == ReadOptions.image_column else options.image_column
+    return name if name in columns else None
+
+
 def _read_table(folder: Path, table: Path, options: ReadOptions) -> dict[Path, str]:
     """Class of each image of one table, by path."""
     rows = _rows(table)
     columns = list(rows.columns)
-    if FILE_COLUMN not in columns:
-        raise DataError(f"{table} has no column {FILE_COLUMN!r}, but {columns}. Rename the column of the paths.")
+    if (files := file_column(columns, options)) is None:
+        raise DataError(f"{table} has no column {FILE_COLUMN!r}. Set image_column to that of the paths: {columns}.")
     label_column = options.label_column
     if label_column in columns:
         values = rows[label_column].tolist()
     elif label_column == ReadOptions.label_column:
         values = [ONE_CLASS] * len(rows)
-        warn_of_one_class(str(table), [name for name in columns if name != FILE_COLUMN])
+        warn_of_one_class(str(table), [name for name in columns if name != files])
     else:
         raise DataError(f"{table} has no column {label_column!r}. Set label_column to one of {columns}.")
     labels = {}
-    for row, (name, value) in enumerate(zip(rows[FILE_COLUMN], values, strict=True)):
+    for row, (name, value) in enumerate(zip(rows[files], values, strict=True)):
         where = f"row {row} of {table}"
         path = Path(table.parent, *str(name).replace("\\", "/").split("/"))
         if ".." in path.parts or not path.is_relative_to(folder):
@@ -68,7 +76,8 @@ def _rows(table: Path) -> pd.DataFrame:
     """All rows, with the values as they are written."""
     try:
         if table.suffix == ".csv":
-            return pd.read_csv(table, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+            options = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+            return pd.read_csv(table, sep=read_header(table)[1], **options)
         lines = table.read_text(encoding="utf-8-sig").splitlines()
         return pd.DataFrame([json.loads(line) for line in lines if line.strip()], dtype=object)
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:

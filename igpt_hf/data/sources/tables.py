@@ -91,7 +91,8 @@ def _read(path: Path, used: list[int], label: int | None, sep: str, skiprows: in
     if not _is_square(len(pixels)):
         raise DataError(
             f"{path} has {len(pixels)} columns of pixels{'' if label is None else ' beside the label'}, which is not "
-            "a square number: a row must be one square image. Set label_column to the column of the classes."
+            "a square number: a row must be one square image. Set label_column to the column of the classes; of a "
+            "table of image files, set image_column to the column of their paths."
         )
     types = {index: str if index == label else np.float32 for index in used}
     options = {"sep": sep, "skiprows": skiprows, "usecols": used, "dtype": types, "chunksize": ROWS}
