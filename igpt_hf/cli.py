@@ -21,6 +21,7 @@ from typing import Any
 from . import __version__
 from .errors import IGPTError
 from .help import CommandParser, print_help
+from .hub.bundled import DEFAULT_MODEL, bundled
 
 
 # Command -> its script, and what `igpt --help` says.
@@ -166,9 +167,9 @@ def command_parser(command: str, description: str) -> CommandParser:
 
 def add_model_argument(parser: argparse.ArgumentParser, is_optional: bool = True):
     """Add the model; where it may be left out, the package's own takes its place."""
-    which = "folder of a trained model, one in the package (persian-digits, mnist-xs, mnist-xxs), or an id on the Hub"
+    which = f"folder of a trained model, one in the package ({', '.join(bundled())}), or an id on the Hub"
     if is_optional:
-        parser.add_argument("model", nargs="?", help=f"{which}; default: persian-digits")
+        parser.add_argument("model", nargs="?", help=f"{which}; default: {DEFAULT_MODEL}")
     else:
         parser.add_argument("model", help=which)
 

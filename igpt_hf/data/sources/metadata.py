@@ -1,8 +1,7 @@
 """Folders of images with a table: metadata.csv or metadata.jsonl, as the imagefolder of `datasets` has them.
 
 The column `file_name`, or the one that `image_column` names, is the path of an image from the table on, and another
-column is its class. Below train/ and
-test/, in the table or of the tables themselves, images belong to that split.
+column is its class. Below train/ and test/, in the table or of the tables themselves, images belong to that split.
 """
 
 import json
@@ -39,9 +38,9 @@ def open_metadata(folder: Path, tables: list[Path], options: ReadOptions) -> Sou
 
 
 def file_column(columns: list[str], options: ReadOptions) -> str | None:
-    """The column of the paths: the one that was named or, without a name, `file_name`; None: there is none."""
-    name = FILE_COLUMN if options.image_column == ReadOptions.image_column else options.image_column
-    return name if name in columns else None
+    """The column of the paths: the one that was named, or `file_name`; None: there is none."""
+    named = [] if options.image_column == ReadOptions.image_column else [options.image_column]
+    return next((name for name in (*named, FILE_COLUMN) if name in columns), None)
 
 
 def _read_table(folder: Path, table: Path, options: ReadOptions) -> dict[Path, str]:
