@@ -7,8 +7,9 @@
     igpt sample runs/synthetic --complete drawing.png --mask mask.png  # what is white in the mask anew
     igpt sample runs/synthetic --num 1000 --npz samples.npz            # arrays for further work
 
-Writes a figure of all samples and, with --npz, the arrays `images` (n, height, width; 0 and 1), `labels` (n; -1 for
-any class), `ids` (n, 1 + tokens) and `nats` (n; -ln p of the whole image given its prompt).
+Writes a figure of all samples, with what was given before each row of completions. With --npz, also the arrays
+`images` (n, height, width; 0 and 1), `labels` (n; -1 for any class), `ids` (n, 1 + tokens) and `nats` (n; -ln p of the
+whole image given its prompt).
 """
 
 import contextlib
@@ -31,7 +32,7 @@ from igpt_hf.cli import (
 from igpt_hf.hub.bundled import DEFAULT_MODEL, SURE, bundled
 from igpt_hf.hub.loading import load_pretrained
 from igpt_hf.model.masks import transparent_pixels
-from igpt_hf.plots import ImageGrid
+from igpt_hf.plots import UNKNOWN, ImageGrid
 
 
 def parse_arguments():
@@ -141,6 +142,17 @@ def given_part(args, processor) -> dict:
     return {"images": processor.binarize_upload(image, mask), "mask": mask}
 
 
+def given_picture(processor, given: dict) -> Image.Image:
+    """What the model is given of the image that is completed; what is unknown is gray."""
+    if "mask" in given:
+        prompt = processor.prompt(**given)
+        pixels, known = (processor.decode_pixels(prompt[name])[0] for name in ("known_tokens", "known_masks"))
+        return Image.fromarray(np.where(known, 255 * pixels, UNKNOWN).astype(np.uint8))
+    picture = processor.decode(processor.tokenize(given["images"]))[0]
+    picture.paste(UNKNOWN, (0, given["keep_rows"], picture.width, picture.height))
+    return picture
+
+
 def main():
     args = parse_arguments()
     hide_library_bars()
@@ -165,7 +177,10 @@ def main():
     ids = torch.cat(batches)
 
     images = processor.decode(ids)
-    grid = ImageGrid([images[i : i + 10] for i in range(0, num, 10)], scale=3)
+    rows = [images[i : i + 10] for i in range(0, num, 10)]
+    if given:
+        rows = [[given_picture(processor, given), *row] for row in rows]
+    grid = ImageGrid(rows, headers={0: "given"} if given else {}, scale=3)
     grid.save(args.output, args.figures)
     print(f"{num} images -> {args.output}")
     if args.npz is not None:

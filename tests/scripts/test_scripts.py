@@ -24,6 +24,7 @@ from helpers.scripts import FILES, LAUNCH, contents, results_of, run, run_python
 from igpt_hf import IGPTImageProcessor
 from igpt_hf.data.splits import load_splits
 from igpt_hf.evaluation.compatibility import seen_images_warning
+from igpt_hf.plots import UNKNOWN
 from igpt_hf.training.trainer import IGPTTrainer
 
 
@@ -520,9 +521,15 @@ def test_no_temperature_to_speak_of_gives_the_likeliest_image_each_time(sample):
     assert (images == images[0]).all()
 
 
+def given_pixels(figure: Path) -> np.ndarray:
+    """The 12x12 pixels of the first image of a figure with one row, three times as large."""
+    levels = np.asarray(Image.open(figure).convert("L"))
+    return levels[-38:-2, 2:38][1::3, 1::3]
+
+
 @pytest.mark.parametrize(("flags", "kept"), [(["--keep_rows", "8"], 8), ([], 6)], ids=["8 rows", "half by default"])
 @pytest.mark.parametrize("labels", [["--labels", "cat", "dog"], []], ids=["of classes", "of any class"])
-def test_a_completion_keeps_the_upper_rows_of_the_picture(sample, animals, animals_run, flags, kept, labels):
+def test_a_completion_keeps_the_upper_rows_of_the_picture(sample, animals, animals_run, tmp_path, flags, kept, labels):
     path = animals / "cat" / "0.png"
     arrays = sample("--complete", path, *flags, *labels, "--num", "3", "--batch_size", "2")
     processor = AutoImageProcessor.from_pretrained(animals_run)
@@ -530,6 +537,8 @@ def test_a_completion_keeps_the_upper_rows_of_the_picture(sample, animals, anima
     assert arrays["images"].shape == (3, 12, 12)
     assert (arrays["images"][:, :kept] == picture[:, :kept]).all()
     assert not (arrays["images"][:, kept:] == picture[:, kept:]).all()
+    assert (given_pixels(tmp_path / "samples.png")[:kept] == picture[0, :kept] * 255).all()
+    assert (given_pixels(tmp_path / "samples.png")[kept:] == UNKNOWN).all()
 
 
 @pytest.mark.parametrize("is_alpha", [False, True], ids=["a mask", "alpha"])
@@ -544,6 +553,7 @@ def test_a_completion_keeps_the_pixels_that_the_mask_does_not_mark(sample, anima
     arrays = sample(*flags, "--num", "3", "--batch_size", "2", "--min_posterior", "0.1")
     shown = IGPTImageProcessor.from_pretrained(animals_run).to_gray(tmp_path / "picture.png") > 127
     assert (arrays["images"] == shown)[:, ~unknown].all()
+    assert (given_pixels(tmp_path / "samples.png") == np.where(unknown, UNKNOWN, shown[0] * 255)).all()
     assert len({image.tobytes() for image in arrays["images"]}) > 1
 
 
