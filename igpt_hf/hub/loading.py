@@ -119,10 +119,9 @@ def _no_such_folder(name: str) -> str:
         return f"{name} is a file: name the folder of the model instead, with its config.json."
     message = f"there is no folder {name}.{_models_in(path.parent)}"
     if HUB_ID.fullmatch(name) is None:
-        return (
-            f"{message} In the package are {', '.join(bundled())}. Train one: igpt train; or name a model of the Hub "
-            "as user/name."
-        )
+        if path.name == name:  # one word, as the models in the package have
+            message += f" In the package are {', '.join(bundled())}."
+        return f"{message} Train one: igpt train; or name a model of the Hub as user/name."
     if path.parent.is_dir():
         return f"{message} If it is a model's id on the Hub, work where there is no folder {path.parent}."
     return message
