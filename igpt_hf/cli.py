@@ -69,8 +69,8 @@ def find_command(argv: list[str]) -> tuple[str, list[str]]:
     is_group = any(name.startswith(f"{argv[0]} ") for name in COMMANDS)
     given = " ".join(argv[: 2 if is_group else 1])
     close = difflib.get_close_matches(given, [*COMMANDS, *{name.split()[0] for name in COMMANDS}], n=1)
-    close = [ALSO_KNOWN_AS[given]] if given in ALSO_KNOWN_AS else close
-    meant = f" Did you mean {close[0]!r}?" if close else ""
+    name = ALSO_KNOWN_AS.get(given) or next(iter(close), None)
+    meant = "" if name is None else f" Did you mean {name!r}?"
     print(f"error: igpt has no command {given!r}.{meant} igpt --help lists all.", file=sys.stderr)
     sys.exit(2)
 
@@ -202,6 +202,18 @@ def check_positive(args: argparse.Namespace, *names: str):
     for name in names:
         if (value := getattr(args, name)) is not None and value < 1:
             raise IGPTError(f"--{name} must be at least 1, got {value}.")
+
+
+def check_sampling(args: argparse.Namespace):
+    """Refuse a temperature or a guidance scale that no sampling has.
+
+    Raises:
+        IGPTError: It names the flag and its value.
+    """
+    if not args.temperature > 0:
+        raise IGPTError(f"--temperature must be positive, got {args.temperature}.")
+    if not args.guidance_scale >= 0:
+        raise IGPTError(f"--guidance_scale must not be negative, got {args.guidance_scale}.")
 
 
 def check_output(

@@ -21,12 +21,13 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as scripts/train.py does
 
 
-from igpt_hf import IGPTError, load_splits
+from igpt_hf import load_splits
 from igpt_hf.cli import (
     add_data_arguments,
     add_model_argument,
     check_output,
     check_positive,
+    check_sampling,
     command_parser,
     hide_library_bars,
     run_main,
@@ -61,8 +62,7 @@ def parse_arguments():
     )
     args = parser.parse_args()
     check_positive(args, "max_images", "draws", "samples", "batch_size")
-    if not (args.temperature > 0 and args.guidance_scale >= 0):
-        raise IGPTError("--temperature must be positive, --guidance_scale not negative.")
+    check_sampling(args)
     check_output(args.output, has_figure=True)
     return args
 

@@ -25,6 +25,7 @@ from igpt_hf.cli import (
     add_model_argument,
     check_output,
     check_positive,
+    check_sampling,
     command_parser,
     hide_library_bars,
     run_main,
@@ -75,12 +76,9 @@ def parse_arguments():
     check_positive(args, "num", "num_particles", "batch_size")
     check_output(args.output, suffixes=Image.registered_extensions())
     check_output(args.npz, "--npz")
-    if not args.temperature > 0:
-        raise IGPTError(f"--temperature must be positive, got {args.temperature}.")
+    check_sampling(args)
     if not 0 < args.top_p <= 1:
         raise IGPTError(f"--top_p must be above 0 and at most 1, got {args.top_p}.")
-    if not args.guidance_scale >= 0:
-        raise IGPTError(f"--guidance_scale must not be negative, got {args.guidance_scale}.")
     if args.min_posterior is not None and not 0 <= args.min_posterior <= 1:
         raise IGPTError(f"--min_posterior is a probability, got {args.min_posterior}.")
     if args.keep_rows is not None and args.complete is None:
@@ -179,7 +177,8 @@ def main():
     images = processor.decode(ids)
     rows = [images[i : i + 10] for i in range(0, num, 10)]
     if given:
-        rows = [[given_picture(processor, given), *row] for row in rows]
+        picture = given_picture(processor, given)
+        rows = [[picture, *row] for row in rows]
     grid = ImageGrid(rows, headers={0: "given"} if given else {}, scale=3)
     grid.save(args.output, args.figures)
     print(f"{num} images -> {args.output}")

@@ -17,6 +17,7 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
@@ -34,6 +35,7 @@ from igpt_hf.data.sources.folder import IMAGE_SUFFIXES, visible_files
 from igpt_hf.evaluation.likelihood import log_likelihoods
 from igpt_hf.evaluation.typicality import marginal_nats, percentiles
 from igpt_hf.hub.loading import load_pretrained
+from igpt_hf.model.image_upload import like_data
 
 
 COLUMNS = ("file", "nats", "bits_per_pixel", "label", "posterior", "percentile", "read")
@@ -79,8 +81,9 @@ def read_file(file: Path, processor) -> tuple[torch.Tensor, str]:
         with Image.open(file) as image:
             if (frames := getattr(image, "n_frames", 1)) > 1:
                 raise ValueError(f"it has {frames} frames: save each as a file.")
-            tokens = torch.from_numpy(processor.tokenize_upload(image).astype("int64"))
-            return tokens, "as data" if processor.is_like_data(image) else "by itself"
+            seen = like_data(processor, image)
+            tokens = processor.tokenize(seen, np.random.default_rng(0))  # the same pixels of gray images each time
+            return torch.from_numpy(tokens.astype(np.int64)), "as data" if seen is image else "by itself"
     except UnidentifiedImageError as error:
         raise DataError(
             f"{file} is not an image file. Score takes these and folders of them; igpt evaluate and igpt compress "
@@ -90,16 +93,16 @@ def read_file(file: Path, processor) -> tuple[torch.Tensor, str]:
         raise DataError(f"{file}: {error}") from error
 
 
-def read_files(files: list[Path], processor, skip_bad_images: bool) -> dict[Path, tuple[torch.Tensor, str]]:
-    """What `read_file` makes of each file.
+def read_files(files: list[Path], processor, skip_bad_images: bool) -> list[tuple[Path, torch.Tensor, str]]:
+    """Each file with what `read_file` makes of it.
 
     Raises:
         DataError: The first file that cannot be read; with `skip_bad_images`, if none can.
     """
-    read = {}
+    read: list[tuple[Path, torch.Tensor, str]] = []
     for file in tqdm(files, desc="Reading", unit=" images", delay=2, disable=None):
         try:
-            read[file] = read_file(file, processor)
+            read.append((file, *read_file(file, processor)))
         except DataError as error:
             if not skip_bad_images or (file == files[-1] and not read):
                 raise DataError(f"{error} --skip_bad_images leaves out such files.") from error
@@ -112,7 +115,7 @@ def main():
     hide_library_bars()
     model, processor = load_pretrained(args.model)
     read = read_files(find_images(args.images), processor, args.skip_bad_images)
-    tokens = torch.cat([tokens for tokens, _ in read.values()])
+    tokens = torch.cat([tokens for _, tokens, _ in read])
     prompts = torch.full((len(tokens), 1), model.config.start_token_id)
     scores = log_likelihoods(model, torch.cat([prompts, tokens], dim=1), args.batch_size)
     nats, posterior = marginal_nats(scores), scores["classes"].softmax(dim=1)
@@ -122,7 +125,7 @@ def main():
     with open(args.output, "w", encoding="utf-8", newline="") as table:
         writer = csv.writer(table)
         writer.writerow(COLUMNS)
-        for (file, (_, how)), value, classes, rank in zip(read.items(), nats.tolist(), posterior, ranks, strict=True):
+        for (file, _, how), value, classes, rank in zip(read, nats.tolist(), posterior, ranks, strict=True):
             best = classes.argmax().item()
             bits = value / (model.config.num_pixels * math.log(2))
             name, probability = model.config.class_names[best], classes[best].item()

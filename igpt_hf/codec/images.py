@@ -98,8 +98,11 @@ def _beside_class_folders(source, dataset: Dataset) -> list[Path]:
     """The images of a folder that lie in none of its class folders, which training leaves out."""
     if not (isinstance(source, (str, os.PathLike)) and Path(source).is_dir()):
         return []
+    files = visible_files(Path(source), IMAGE_SUFFIXES)
+    if not files:  # of parquet or arrays, whose bytes need not be read for this
+        return []
     used = {image["path"] for image in dataset.cast_column("image", Image(decode=False))["image"]}
-    return [path for path in visible_files(Path(source), IMAGE_SUFFIXES) if str(path.absolute()) not in used]
+    return [path for path in files if str(path.absolute()) not in used]
 
 
 def write_images(config, processor, ids: torch.Tensor, folder: str | os.PathLike):

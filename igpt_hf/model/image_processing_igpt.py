@@ -24,7 +24,7 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from .image_decision import FULL_RANGE, INKS, Survey, decide_shrinking, spread, usual_margin
 from .image_ink import draw_whole, even_out_light
 from .image_reading import GrayImage, as_list, has_light_border, read_image, to_marked_image
-from .image_upload import binarize_upload, fit_upload, is_like_data
+from .image_upload import binarize_upload, fit_upload, is_like_data, like_data
 from .masks import known_tokens
 from .tokens import TokenGrid, pixels_to_tokens, tokens_to_pixels
 
@@ -289,7 +289,7 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
         Raises:
             ValueError: No ink is left, or more than one image was given.
         """
-        return self.tokenize(image if self.is_like_data(image) else self.fit_upload(image), np.random.default_rng(0))
+        return self.tokenize(like_data(self, image), np.random.default_rng(0))
 
     def binarize_upload(self, image, mask):
         """Binarize one image of which a part is unknown, in its own size, where it is not `is_like_data`.

@@ -25,6 +25,11 @@ def is_like_data(processor, image) -> bool:
     return (is_even or bool(decided.fit_binary(read).any())) and not _border_is_ink(decided, read)
 
 
+def like_data(processor, image):
+    """The image itself, where it is like the data; else that of `fit_upload`."""
+    return image if is_like_data(processor, image) else fit_upload(processor, image)
+
+
 def binarize_upload(processor, image, mask):
     """Binarize one image of which a part is unknown, unless it is like the data."""
     image, masks = _only(processor, image), read_masks(mask)

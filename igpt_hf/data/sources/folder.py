@@ -87,7 +87,7 @@ def _warn_of_others(folder: Path, holders: list[Path], used: Iterable[Path], oth
     stray = [path for path in ignored if path.suffix.lower() in IMAGE_SUFFIXES]
     if stray:
         logger.warning("Images in no class folder, which have no class: %d, such as %s", len(stray), stray[0])
-    if rest := [path for path in ignored if path not in stray]:
+    if rest := [path for path in ignored if path.suffix.lower() not in IMAGE_SUFFIXES]:
         logger.warning("Ignored %d files that are not images, such as %s", len(rest), rest[0])
 
 
