@@ -96,10 +96,11 @@ def main():
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--presets", nargs="+", choices=TRAINING_BATCH, help="default: all three")
     parser.add_argument("--image_sizes", nargs="+", type=int, default=[28])
+    parser.add_argument("--seconds", type=float, default=10, help="for each measurement; default: 10")
     parser.add_argument("--quick", action="store_true", help="batches of 2, one repetition, the two small presets")
     args = parser.parse_args()
     torch.manual_seed(0)
-    budget = 0 if args.quick else 10  # seconds
+    budget = 0 if args.quick else args.seconds
     rate = matmul_tflops(args.device, 256 if args.quick else 8192, budget)
     results = {"device": torch.cuda.get_device_name() if args.device == "cuda" else "CPU", "matmul_tflops": rate}
     presets = args.presets or (["xxs", "s"] if args.quick else list(TRAINING_BATCH))

@@ -48,7 +48,8 @@ class Muon(Optimizer):
             for (rows, columns), parameters in by_shape.items():
                 gradients = [parameter.grad for parameter in parameters]
                 for parameter in parameters:
-                    self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+                    if "momentum_buffer" not in self.state[parameter]:
+                        self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
                 buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
                 torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
                 updates = torch._foreach_lerp(gradients, buffers, group["momentum"])
@@ -131,7 +132,10 @@ def average_weights(optimizer: Optimizer, decay: float):
         group["averaged_steps"] = group.get("averaged_steps", -1) + 1
         weight = 1 - min(decay, (1 + group["averaged_steps"]) / (10 + group["averaged_steps"]))
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        averages = [optimizer.state[p].setdefault("average", p.detach().clone()) for p in parameters]
+        for p in parameters:
+            if "average" not in optimizer.state[p]:
+                optimizer.state[p]["average"] = p.detach().clone()
+        averages = [optimizer.state[p]["average"] for p in parameters]
         torch._foreach_lerp_(averages, [p.detach() for p in parameters], weight)
 
     optimizer.register_step_post_hook(update)

@@ -1,0 +1,110 @@
+"""What gpu_training.py makes on a GPU is what the package makes on a CPU."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from deformation import SUPERSAMPLING, deform, inverse, places_of_pixels, random_matrices, shrinking_matrix
+from gpu_training import blocks_of, probs_of_tokens, with_plain_sums, without_deformed
+from helpers.paths import BENCHMARKS
+from helpers.scripts import run_python
+from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, synthetic_digits
+from igpt_hf.model import modeling_igpt
+from igpt_hf.model.tokens import pixels_to_tokens, token_probs
+
+
+@pytest.fixture(scope="module")
+def digits() -> torch.Tensor:
+    """Gray levels of 20 digits, (20, 28, 28), 0 or 1."""
+    images, _ = synthetic_digits(20, seed=0)
+    return torch.from_numpy(images).float() / 255
+
+
+def random_model(num_labels: int = 10) -> IGPTForCausalImageModeling:
+    torch.manual_seed(0)
+    config = IGPTConfig(num_labels=num_labels, num_hidden_layers=2)
+    model = IGPTForCausalImageModeling(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def random_ids(model, num: int = 4) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(16, (num, 197), generator=generator)
+    ids[:, 0] = 16 + torch.arange(num)
+    return ids
+
+
+def test_tokens_and_their_probabilities_are_those_of_the_package(digits):
+    gray = torch.rand(3, 28, 28, generator=torch.Generator().manual_seed(0))
+    assert np.allclose(probs_of_tokens(blocks_of(gray, 2)), token_probs(gray.numpy(), 2))
+    tokens = (blocks_of(digits, 2) * 2 ** torch.arange(4)).sum(dim=-1)
+    assert (tokens.numpy() == pixels_to_tokens(digits.numpy().astype(np.uint8), 2)).all()
+
+
+def test_products_and_sums_are_the_same_function_with_the_same_gradients(monkeypatch):
+    monkeypatch.setattr(modeling_igpt, "are_blocks_usable", lambda *args: False)  # the modules, not the kernels
+    plain, changed = random_model(), with_plain_sums(random_model())
+    ids = random_ids(plain)
+    for model in (plain, changed):
+        model(input_ids=ids, labels=ids).loss.backward()
+    for one, other in zip(plain.parameters(), changed.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_without_strength_a_shape_stays_and_with_it_its_size_and_place_do(digits):
+    assert ((deform(digits, 0.0) > 0.5) != (digits > 0.5)).float().mean() < 0.005
+    torch.manual_seed(0)
+    deformed = deform(digits, 0.15)
+    assert (deformed - digits).abs().mean() > 0.02
+    assert deformed.min() >= 0
+    assert deformed.max() <= 1
+    for before, after in zip(digits, deformed, strict=True):
+        assert np.abs(center_of_mass(before) - center_of_mass(after)).max() < 1
+        assert abs(longest_side(before) - longest_side(after)) <= 3  # it is bent after it was fitted
+
+
+def center_of_mass(image: torch.Tensor) -> np.ndarray:
+    places = places_of_pixels(28, "cpu")  # -1 to 1
+    return (14 * (image.flatten() @ places) / image.sum()).numpy()
+
+
+def longest_side(image: torch.Tensor) -> int:
+    rows, columns = np.nonzero(image.numpy() > 0.5)
+    return max(np.ptp(rows), np.ptp(columns))
+
+
+def test_matrices_are_inverted_and_shrinking_keeps_gray_levels():
+    matrices = random_matrices(5, 0.3, "cpu")
+    assert torch.allclose(matrices @ inverse(matrices), torch.eye(2).expand(5, 2, 2), atol=1e-5)
+    assert torch.allclose(shrinking_matrix(28, "cpu") @ torch.full((28 * SUPERSAMPLING,), 0.3), torch.full((28,), 0.3))
+
+
+def test_the_deformed_classes_are_cut_off_and_the_others_stay_as_they_are():
+    names = [str(label) for label in range(10)]
+    model = random_model()
+    model.set_classes([*names, *(f"{name}, deformed" for name in names), "deformed"])
+    ids = random_ids(model)
+    for _ in range(2):  # the model itself does not change
+        kept = without_deformed(model, names)
+        assert kept.config.num_labels == 10
+        assert model.config.num_labels == 21
+        assert torch.equal(kept.log_likelihood(ids), model.log_likelihood(ids))
+
+
+@pytest.mark.slow
+def test_a_short_run_saves_its_best_model(tmp_path):
+    command = [BENCHMARKS / "gpu_training.py", "--data", "synthetic", "--max_images", 200, "--preset", "xxs"]
+    command += ["--device", "cpu", "--no_compile", "--minutes", 0.1, "--evaluations", 2, "--batch_size", 8]
+    run_python(*command, "--new_images", 0.5, "--output", tmp_path)
+    run = json.loads((tmp_path / "run.json").read_text())
+    nats = [row["validation"] for row in run["history"]]
+    assert len(nats) >= 2
+    assert nats[-1] < nats[0]
+    assert run["best"]["validation"] == min(nats)
+    model = IGPTForCausalImageModeling.from_pretrained(tmp_path)
+    assert model.config.class_names == [str(label) for label in range(10)]
+    assert model.config.class_dropout_prob == 0.1
