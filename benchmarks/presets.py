@@ -3,17 +3,29 @@
     python scripts/evaluate.py runs/hoda --data RemainingSamples.cdb --samples 3000 --output runs/hoda/report.json
     python benchmarks/presets.py --hoda runs/hoda runs/hoda-xs --mnist runs/mnist-xxs --output presets.png
 
-Each run has beside its `all_results.json` the `report.json` of scripts/evaluate.py, with samples. The table is the
-.json file beside the plot.
+Each run has beside its `all_results.json` the `report.json` of scripts/evaluate.py, with samples. Runs may come from
+different machines: the speed of training is measured here, one preset after the other, and the minutes are those that
+the run's images take at this speed, on all cores. The table is the .json file beside the plot.
 """
 
 import json
+import os
+from functools import cache
 from pathlib import Path
+
+
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as scripts/train.py does
 
 from matplotlib.figure import Figure
 
-from harness import benchmark_parser, write_results
+from harness import benchmark_parser, median_seconds, write_results
+from igpt_hf import IGPTConfig, IGPTForCausalImageModeling
+from igpt_hf.distributed import use_all_cores
 from igpt_hf.training.arguments import preset_of_checkpoint
+from speed import train_step
+
+
+BATCH = 32  # images, the default of scripts/train.py
 
 
 PANELS = {  # column -> title
@@ -25,14 +37,24 @@ PANELS = {  # column -> title
 OF_REPORT = ("nats_per_image", "nats_per_image_marginal", "bayes_accuracy", "sample_accuracy")
 
 
-def read_run(run: Path) -> dict:
+@cache
+def images_per_second(preset: str, seconds: float) -> float:
+    """Images per second of training steps of a preset on this machine."""
+    model = IGPTForCausalImageModeling(IGPTConfig.from_preset(preset))
+    return BATCH / median_seconds(train_step(model, BATCH), seconds)
+
+
+def read_run(run: Path, seconds: float) -> dict:
     results, report = (json.loads((run / name).read_text()) for name in ("all_results.json", "report.json"))
+    preset = preset_of_checkpoint(str(run))
+    images = results["train_runtime"] * results["train_images_per_second"]
+    speed = images_per_second(preset, seconds)
     return {
-        "preset": preset_of_checkpoint(str(run)),
+        "preset": preset,
         "num_parameters": results["num_parameters"],
         "epochs": results["epochs"],
-        "minutes": results["train_runtime"] / 60,
-        "images_per_second": results["train_images_per_second"],
+        "minutes": images / speed / 60,
+        "images_per_second": speed,
         **{name: report[name] for name in OF_REPORT},
     }
 
@@ -54,10 +76,12 @@ def main():
     parser = benchmark_parser(__doc__, "presets.png")
     for data in ("hoda", "mnist"):
         parser.add_argument(f"--{data}", nargs="+", type=Path, default=[], metavar="RUN")
+    parser.add_argument("--seconds", type=float, default=10, help="of measuring each preset's speed")
     args = parser.parse_args()
+    use_all_cores()
     runs = {"HODA": args.hoda, "MNIST": args.mnist}
     table = {
-        data: sorted(map(read_run, folders), key=lambda row: row["num_parameters"])
+        data: sorted((read_run(run, args.seconds) for run in folders), key=lambda row: row["num_parameters"])
         for data, folders in runs.items()
         if folders
     }

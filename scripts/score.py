@@ -14,13 +14,9 @@ data; one near 0 is simpler than all of it. `read`: "as data" or "by itself".
 
 import csv
 import math
-import sys
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
-from tqdm.auto import tqdm
 
 from igpt_hf import DataError
 from igpt_hf.cli import (
@@ -31,11 +27,11 @@ from igpt_hf.cli import (
     hide_library_bars,
     run_main,
 )
+from igpt_hf.data.image_files import read_image_files
 from igpt_hf.data.sources.folder import IMAGE_SUFFIXES, visible_files
 from igpt_hf.evaluation.likelihood import log_likelihoods
 from igpt_hf.evaluation.typicality import marginal_nats, percentiles
 from igpt_hf.hub.loading import load_pretrained
-from igpt_hf.model.image_upload import like_data
 
 
 COLUMNS = ("file", "nats", "bits_per_pixel", "label", "posterior", "percentile", "read")
@@ -71,51 +67,15 @@ def find_images(paths: list[Path]) -> list[Path]:
     return files
 
 
-def read_file(file: Path, processor) -> tuple[torch.Tensor, str]:
-    """Tokens of an image file, (1, N), and whether it was read "as data" or "by itself".
-
-    Raises:
-        DataError: It is no image, has several frames, or nothing is left of it; the message names it.
-    """
-    try:
-        with Image.open(file) as image:
-            if (frames := getattr(image, "n_frames", 1)) > 1:
-                raise ValueError(f"it has {frames} frames: save each as a file.")
-            seen = like_data(processor, image)
-            tokens = processor.tokenize(seen, np.random.default_rng(0))  # the same pixels of gray images each time
-            return torch.from_numpy(tokens.astype(np.int64)), "as data" if seen is image else "by itself"
-    except UnidentifiedImageError as error:
-        raise DataError(
-            f"{file} is not an image file. Score takes these and folders of them; igpt evaluate and igpt compress "
-            "take arrays, tables and archives."
-        ) from error
-    except (ValueError, OSError) as error:
-        raise DataError(f"{file}: {error}") from error
-
-
-def read_files(files: list[Path], processor, skip_bad_images: bool) -> list[tuple[Path, torch.Tensor, str]]:
-    """Each file with what `read_file` makes of it.
-
-    Raises:
-        DataError: The first file that cannot be read; with `skip_bad_images`, if none can.
-    """
-    read: list[tuple[Path, torch.Tensor, str]] = []
-    for file in tqdm(files, desc="Reading", unit=" images", delay=2, disable=None):
-        try:
-            read.append((file, *read_file(file, processor)))
-        except DataError as error:
-            if not skip_bad_images or (file == files[-1] and not read):
-                raise DataError(f"{error} --skip_bad_images leaves out such files.") from error
-            print(f"skipped: {error}", file=sys.stderr)
-    return read
-
-
 def main():
     args = parse_arguments()
     hide_library_bars()
     model, processor = load_pretrained(args.model)
-    read = read_files(find_images(args.images), processor, args.skip_bad_images)
-    tokens = torch.cat([tokens for _, tokens, _ in read])
+    files = find_images(args.images)
+    read = read_image_files(files, processor, args.skip_bad_images)
+    if not read:
+        raise DataError(f"none of the {len(files)} files can be read, for the reasons above.")
+    tokens = torch.stack([file.tokens for file in read])
     prompts = torch.full((len(tokens), 1), model.config.start_token_id)
     scores = log_likelihoods(model, torch.cat([prompts, tokens], dim=1), args.batch_size)
     nats, posterior = marginal_nats(scores), scores["classes"].softmax(dim=1)
@@ -125,13 +85,15 @@ def main():
     with open(args.output, "w", encoding="utf-8", newline="") as table:
         writer = csv.writer(table)
         writer.writerow(COLUMNS)
-        for (file, _, how), value, classes, rank in zip(read, nats.tolist(), posterior, ranks, strict=True):
+        for file, value, classes, rank in zip(read, nats.tolist(), posterior, ranks, strict=True):
             best = classes.argmax().item()
             bits = value / (model.config.num_pixels * math.log(2))
             name, probability = model.config.class_names[best], classes[best].item()
-            writer.writerow([file, f"{value:.3f}", f"{bits:.5f}", name, f"{probability:.4f}", f"{rank:.1f}", how])
-            note = "" if how == "as data" else ", read by itself"
-            print(f"{file}: {value:.2f} nats, {name} ({probability:.1%}), percentile {rank:.0f}{note}")
+            how = "as data" if file.is_like_data else "by itself"
+            numbers = [f"{value:.3f}", f"{bits:.5f}", name, f"{probability:.4f}", f"{rank:.1f}"]
+            writer.writerow([file.path, *numbers, how])
+            note = "" if file.is_like_data else ", read by itself"
+            print(f"{file.path}: {value:.2f} nats, {name} ({probability:.1%}), percentile {rank:.0f}{note}")
     print(f"{len(read)} images -> {args.output}")
 
 

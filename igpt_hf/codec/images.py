@@ -10,6 +10,7 @@ from datasets import Dataset, DatasetDict, Image
 from tqdm.auto import tqdm
 
 from ..data.decoding import check_images
+from ..data.image_files import read_image_files
 from ..data.inspection import doubts_of
 from ..data.sources.columns import ONE_CLASS
 from ..data.sources.folder import IMAGE_SUFFIXES, visible_files
@@ -31,44 +32,33 @@ def read_images(
         model, processor: A model and its processor.
         sources: Image files, whose class is not known, and anything that `load_splits` takes.
         options: Columns and class folders of the sources.
-        skip_bad_images: Leave out images of sources that cannot be decoded, with a warning, instead of refusing them.
+        skip_bad_images: Leave out files and images that cannot be read, with a warning, instead of refusing them.
 
     Returns:
         The prompt of an image is its class or, where it has none that the model knows, the start token.
 
     Raises:
-        DataError: A source, a file or an image cannot be read; the message names it.
+        DataError: A source, a file or an image cannot be read; the message names it. Or no image is left.
     """
     parts = []
     for source in sources:
         is_image = isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() in IMAGE_SUFFIXES
         is_image = is_image and Path(source).is_file()
         if is_image:
-            parts.append(_read_file(model.config, processor, source))
+            parts.append(_read_files(model.config, processor, [Path(source)], skip_bad_images))
         else:
             parts.append(_read_source(model.config, processor, source, options or ReadOptions(), skip_bad_images))
-    return torch.cat(parts)
+    ids = torch.cat(parts)
+    if len(ids) == 0:
+        raise DataError(f"no image can be read from {', '.join(map(source_name, sources))}.")
+    return ids
 
 
-def _read_files(config, processor, paths: list[Path], skip_bad_images: bool) -> list[torch.Tensor]:
-    rows = []
-    for path in paths:
-        try:
-            rows.append(_read_file(config, processor, path))
-        except DataError as error:
-            if not skip_bad_images:
-                raise
-            logger.warning("Skipped %s", error)
-    return rows
-
-
-def _read_file(config, processor, path) -> torch.Tensor:
-    """One image file, with the start token: (1, 1 + N)."""
-    try:
-        tokens = torch.from_numpy(processor.tokenize_upload(Path(path)).astype(np.int64))
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path}: {error}") from error
-    return torch.cat([torch.full((1, 1), config.start_token_id), tokens], dim=1)
+def _read_files(config, processor, paths: list[Path], skip_bad_images: bool) -> torch.Tensor:
+    """Image files, with the start token: (n, 1 + N)."""
+    rows = [file.tokens for file in read_image_files(paths, processor, skip_bad_images)]
+    tokens = torch.stack(rows) if rows else torch.empty(0, config.num_image_tokens, dtype=torch.long)
+    return torch.cat([torch.full((len(tokens), 1), config.start_token_id), tokens], dim=1)
 
 
 def _read_source(config, processor, source, options: ReadOptions, skip_bad_images: bool) -> torch.Tensor:
@@ -91,7 +81,7 @@ def _read_source(config, processor, source, options: ReadOptions, skip_bad_image
     ids[:, 0] = torch.tensor(prompts)[torch.as_tensor(dataset["label"][:])]
     if others:
         logger.warning("%s: the %d images in no class folder are stored without a class", name, len(others))
-    return torch.cat([ids, *_read_files(config, processor, others, skip_bad_images)])
+    return torch.cat([ids, _read_files(config, processor, others, skip_bad_images)])
 
 
 def _beside_class_folders(source, dataset: Dataset) -> list[Path]:

@@ -88,8 +88,11 @@ def _check(encoded: dict[str, Any] | None, describe: Callable) -> tuple[str | No
         return str(problem), None
 
 
-def decode_image(encoded: dict[str, Any] | None) -> PIL.Image.Image:
+def decode_image(encoded: dict[str, Any] | None, one_frame: bool = False) -> PIL.Image.Image:
     """Decode an image, {"bytes", "path"} as a data set stores it, to what `datasets.Image` makes of it.
+
+    Args:
+        one_frame: Refuse files of several frames, instead of taking the first.
 
     Raises:
         DataError: It is null, damaged, too large or of another format than `FORMATS`; the message says which, and
@@ -101,10 +104,13 @@ def decode_image(encoded: dict[str, Any] | None) -> PIL.Image.Image:
         file = encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"])
         with PIL.Image.open(file, formats=FORMATS) as image:  # only the header is read here
             width, height = image.size
-            if width * height <= MAX_PIXELS:
+            frames = getattr(image, "n_frames", 1) if one_frame else 1
+            if width * height <= MAX_PIXELS and frames == 1:
                 image.load()
                 is_turned = PIL.ExifTags.Base.Orientation in image.getexif()
                 return PIL.ImageOps.exif_transpose(image) if is_turned else image
     except DECODE_ERRORS as error:
         raise DataError(f"cannot be decoded ({type(error).__name__}: {error})") from error
+    if frames > 1:
+        raise DataError(f"has {frames} frames: save each as a file")
     raise DataError(f"has {width}x{height} pixels, more than {MAX_PIXELS:,}")

@@ -295,6 +295,17 @@ def test_images_that_cannot_be_read_are_left_out_where_asked(zoo, tiny_processor
         read_images(zoo, tiny_processor, [tmp_path])
     assert len(read_images(zoo, tiny_processor, [tmp_path], skip_bad_images=True)) == 2
     assert "1.png" in caplog.text and "b.png" in caplog.text
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    assert len(read_images(zoo, tiny_processor, files, skip_bad_images=True)) == 1
+    with pytest.raises(DataError, match=r"no image can be read from .*b\.png"):
+        read_images(zoo, tiny_processor, files[1:], skip_bad_images=True)
+
+
+def test_a_file_of_several_frames_is_refused(zoo, tiny_processor, tmp_path):
+    frames = [Image.new("L", (8, 8), level) for level in (0, 255)]
+    frames[0].save(tmp_path / "two.tif", save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match=r"two\.tif has 2 frames"):
+        read_images(zoo, tiny_processor, [tmp_path / "two.tif"])
 
 
 def test_a_scan_of_the_other_polarity_is_compressed_as_the_model_should_see_it(zoo, tiny_processor, tmp_path, caplog):
