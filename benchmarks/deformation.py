@@ -1,9 +1,9 @@
 """Random deformations of small gray shapes, in torch: many images at a time, on a GPU as well.
 
 As `igpt_hf.data.augmentation.random_shape`: an image is enlarged and its edges made sharp, what is turned, sheared and
-stretched is this shape, and then it is shrunk; the ink's longest side and its center of mass remain. In addition the
-shape is bent by a smooth random field, and the level that makes its edges sharp is random, so that strokes become
-thinner or thicker.
+stretched is this shape, so that the ink's longest side and its center of mass remain, and then it is shrunk. In
+addition the shape is bent by a smooth random field, which moves both a little, and the level that makes its edges
+sharp is random, so that strokes become thinner or thicker.
 
 Shapes: B images of S x S pixels; L = SUPERSAMPLING * S; coordinates run from -1 to 1, as `grid_sample` has them.
 """

@@ -1,18 +1,20 @@
 """Train on gray images for so many minutes on one GPU, which makes the batches itself.
 
-    python benchmarks/gpu_training.py --data path/to/mnist --preset xs --minutes 20 --bf16 --new_images 0.75
-    python benchmarks/gpu_training.py --data path/to/mnist --device cpu --no_compile --minutes 0.5 --batch_size 8
+    python benchmarks/gpu_training.py --data path/to/mnist --binarize stochastic --preset xs --bf16 true
+    python benchmarks/gpu_training.py --data path/to/mnist --model_name_or_path mnist-xs --bf16 true --new_images 0.75
+    python benchmarks/gpu_training.py --data path/to/mnist --binarize stochastic --use_cpu true --max_minutes 1
 
 A small model keeps a GPU waiting for Python. Here the images lie on the GPU, batches are drawn there, and a batch, its
-loss and the gradients are one CUDA graph. Model, loss and optimizer are those of scripts/train.py; so are the split
-and the pixels of validation images. The learning rates decay over the minutes, whatever else the machine does. The
-second command, on a CPU, only shows that it runs.
+loss and the gradients are one CUDA graph. The flags are those of scripts/train.py, and so are split, model, loss
+(without built-in guidance), optimizer and the pixels of validation images. The learning rates decay over
+`--max_minutes` (20 by default), whatever else the machine does: two runs of a command are not alike. On a CPU, as in
+the last line, nothing is compiled: it shows that it runs.
 
 `--new_images` is the part of the images that are deformed at random (deformation.py). They have classes of their own
 (distribution augmentation; Jun et al. 2020, "Distribution Augmentation for Generative Modeling", section 3): the model
 learns what strokes are from many more images, and what the data's are from the data. After training those classes are
-cut off. The best model by validation is saved as scripts/train.py saves it, without a card: go on from it with
-`scripts/train.py --model_name_or_path`.
+cut off. What this gains is not measured yet. The best model by validation is saved, without card and test loss: go on
+with `scripts/train.py --model_name_or_path`.
 """
 
 import argparse
@@ -26,48 +28,39 @@ from types import MethodType
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import set_seed
 
 from deformation import deform
-from harness import benchmark_parser, write_results
-from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor, load_splits
+from harness import write_results
+from igpt_hf import IGPTConfig, IGPTError, IGPTForCausalImageModeling, load_splits
+from igpt_hf.cli import run_main
 from igpt_hf.data.inspection import sample_images
 from igpt_hf.data.tokenized import TokenDataset, tokenize
+from igpt_hf.evaluation.typicality import NUM_IMAGES, nats_quantiles
 from igpt_hf.model.layers_igpt import IGPTEmbeddings, IGPTLocalMixing
 from igpt_hf.model.neighborhood import neighborhood_offsets
-from igpt_hf.training.arguments import LEARNING_RATES
+from igpt_hf.training.arguments import parse_arguments
+from igpt_hf.training.initial_model import make_initial_model
 from igpt_hf.training.losses import expected_loss
 from igpt_hf.training.optimizer import MuonAdamW, average_weights, swap_average
 
 
-MARGIN = 2  # of tight crops, as in train.py
+MINUTES = 20  # unless --max_minutes says otherwise
 WARMUP = 0.02  # share of the time
 FADE = (0.6, 0.9)  # shares of the time between which deformed images become fewer, from --new_images down to none
-MAX_GRAD_NORM = 1.0
 CHECK_EVERY = 50  # steps: Python waits for the device, so that it does not run ahead of the clock
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = benchmark_parser(__doc__, "runs/gpu")
-    parser.add_argument("--data", required=True, help="as in train.py; pixels are white with their gray level")
-    parser.add_argument("--split_seed", type=int, default=42)
-    parser.add_argument("--max_images", type=int)
-    parser.add_argument("--preset", default="xs", help="as in train.py; also of the learning rates")
-    parser.add_argument("--start", type=Path, help="a model's folder: begin with its weights")
-    parser.add_argument("--minutes", type=float, default=20, help="of training, evaluations included")
-    parser.add_argument("--evaluations", type=int, default=20)
-    parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--learning_rate", type=float, help="default: the preset's")
-    parser.add_argument("--muon_learning_rate", type=float, help="default: the preset's")
-    parser.add_argument("--weight_decay", type=float, default=0.1)
-    parser.add_argument("--ema_decay", type=float, default=0.999)
-    parser.add_argument("--class_dropout", type=float, default=0.1)
+def parse_all_arguments():
+    """This script's own flags, and those of scripts/train.py: (own, script_args, model_args, args)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--evaluations", type=int, default=20, help="default: 20")
     parser.add_argument("--new_images", type=float, default=0.0, help="part of the images that are deformed")
-    parser.add_argument("--strength", type=float, default=0.15, help="of the deformations")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bf16", action="store_true", help="matrix products and attention; weights stay float32")
-    parser.add_argument("--no_compile", dest="compile", action="store_false")
-    parser.add_argument("--device", default="cuda")
-    return parser.parse_args()
+    parser.add_argument("--strength", type=float, default=0.15, help="of the deformations; default: 0.15")
+    own, others = parser.parse_known_args()
+    script_args, model_args, args = parse_arguments(others)
+    args.max_minutes = args.max_minutes or MINUTES
+    return own, script_args, model_args, args
 
 
 # --- batches, made on the device -------------------------------------------------------------------------------------
@@ -95,24 +88,26 @@ class Batches:
         config: Of the model that is trained.
         num_labels: Of the data. Label y of a deformed image is `num_labels + y`, and that of any deformed image
             `2 * num_labels`.
-        args: Of the command line.
+        batch_size: Images of a step.
+        strength: Of the deformations; None: no image is deformed.
+        device: Where the images are kept.
     """
 
-    def __init__(self, split, config: IGPTConfig, num_labels: int, args):
+    def __init__(self, split, config: IGPTConfig, num_labels: int, batch_size: int, strength: float | None, device):
         columns, size = split.with_format("numpy"), config.image_size
-        self.gray = torch.from_numpy(columns["gray"][:]).view(-1, size, size).to(args.device)
-        self.labels = torch.from_numpy(columns["label"][:]).long().to(args.device)
-        self.config, self.num_labels, self.args = config, num_labels, args
-        self.bits = 2 ** torch.arange(config.patch_size**2, device=args.device)
-        self.new_images = torch.full((), args.new_images, device=args.device)  # the part of them at the moment
-        self.order = torch.empty(0, dtype=torch.long, device=args.device)
+        self.gray = torch.from_numpy(columns["gray"][:].astype("uint8")).view(-1, size, size).to(device)
+        self.labels = torch.from_numpy(columns["label"][:]).long().to(device)
+        self.config, self.num_labels = config, num_labels
+        self.batch_size, self.strength = batch_size, strength
+        self.bits = 2 ** torch.arange(config.patch_size**2, device=device)
+        self.new_images = torch.zeros((), device=device)  # the part of the images that are deformed at the moment
+        self.order = torch.empty(0, dtype=torch.long, device=device)
 
     def next_indices(self) -> torch.Tensor:
-        """The images of a step, each once an epoch: (B,)."""
-        size = self.args.batch_size
-        if len(self.order) < size:
-            self.order = torch.randperm(len(self.gray), device=self.args.device)
-        indices, self.order = self.order[:size], self.order[size:]
+        """The images of a step, (B,): each once an epoch, except those that a last, smaller batch would have."""
+        if len(self.order) < self.batch_size:
+            self.order = torch.randperm(len(self.gray), device=self.gray.device)
+        indices, self.order = self.order[: self.batch_size], self.order[self.batch_size :]
         return indices
 
     @torch.no_grad()
@@ -120,12 +115,12 @@ class Batches:
         """(B,) -> ids (B, 1 + N), and the probabilities of the tokens (B, N, V)."""
         white, labels = self.gray[indices].float() / 255, self.labels[indices]
         any_label = torch.full_like(labels, self.config.num_labels)
-        if self.args.new_images > 0:
+        if self.strength is not None:
             is_new = torch.rand(len(indices), device=white.device) < self.new_images
-            white = torch.where(is_new[:, None, None], deform(white, self.args.strength), white)
+            white = torch.where(is_new[:, None, None], deform(white, self.strength), white)
             labels = torch.where(is_new, labels + self.num_labels, labels)
             any_label = torch.where(is_new, 2 * self.num_labels, any_label)
-        is_dropped = torch.rand(len(indices), device=white.device) < self.args.class_dropout
+        is_dropped = torch.rand(len(indices), device=white.device) < self.config.class_dropout_prob
         prompts = self.config.vocab_size + torch.where(is_dropped, any_label, labels)
         white = blocks_of(white, self.config.patch_size)
         tokens = ((torch.rand_like(white) < white) * self.bits).sum(dim=-1)
@@ -135,21 +130,15 @@ class Batches:
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
-def make_model(names: list[str], args) -> IGPTForCausalImageModeling:
-    """The model to train: with twice as many classes and one more, if there are deformed images."""
-    if args.start is None:
-        labels = {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
-        model = IGPTForCausalImageModeling(IGPTConfig.from_preset(args.preset, **labels))
-    else:
-        model = IGPTForCausalImageModeling.from_pretrained(args.start)
-    model.config.class_dropout_prob = args.class_dropout
-    if args.new_images > 0:
-        model.set_classes([*names, *(f"{name}, deformed" for name in names), "deformed"])
-    return with_plain_sums(model.to(args.device))
+def with_deformed(model: IGPTForCausalImageModeling) -> IGPTForCausalImageModeling:
+    """The same model with a second class for each of its classes, and one for all of these."""
+    names = model.config.class_names
+    model.set_classes([*names, *(f"{name}, deformed" for name in names), "deformed"])
+    return model
 
 
 def without_deformed(model: IGPTForCausalImageModeling, names: list[str]) -> IGPTForCausalImageModeling:
-    """A copy on the CPU that has only the classes of the data."""
+    """A copy on the CPU that has only these classes."""
     kept = IGPTForCausalImageModeling(copy.deepcopy(model.config))
     kept.load_state_dict(model.state_dict())
     kept.set_classes(names)
@@ -196,16 +185,16 @@ def with_plain_sums(model):
 
 
 class Gradients:
-    """Batch, loss and gradients of a step; on a GPU one CUDA graph, which is recorded once and replayed."""
+    """Batch, loss and gradients of a step; on a GPU compiled and recorded once as a CUDA graph, then replayed."""
 
     def __init__(self, model, batches: Batches, args):
         self.model, self.batches, self.args = model, batches, args
-        self.forward = torch.compile(model, dynamic=False) if args.compile else model
-        self.make = torch.compile(batches.make, dynamic=False) if args.compile else batches.make
+        self.forward, self.make = model, batches.make
         self.indices = batches.next_indices().clone()
         self.graph = None
         self.loss = torch.zeros((), device=args.device)  # of the last step, nats per token
-        if args.device == "cuda":
+        if args.device.type == "cuda":
+            self.forward, self.make = (torch.compile(run, dynamic=False) for run in (model, batches.make))
             self._record()
 
     def step(self):
@@ -219,11 +208,11 @@ class Gradients:
 
     def _run(self):
         ids, probs = self.make(self.indices)
-        with torch.autocast(self.args.device, dtype=torch.bfloat16, enabled=self.args.bf16):
+        with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
             logits = self.forward(input_ids=ids, use_cache=False).logits
         loss = expected_loss(probs)(logits)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM, foreach=True)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm, foreach=True)
         self.loss = loss.detach()
 
     def _record(self):
@@ -242,11 +231,15 @@ class Gradients:
 
 
 def make_optimizer(model, args) -> MuonAdamW:
-    """Muon and AdamW, with EMA weights; their peak rates are `initial_lr` of the parameter groups."""
-    rates = {"learning_rate": 1e-2, "muon_learning_rate": 2e-2} | LEARNING_RATES.get(args.preset, {})
-    lr = args.learning_rate or rates["learning_rate"]
-    muon_lr = args.muon_learning_rate or rates["muon_learning_rate"]
-    optimizer = MuonAdamW(model, lr, muon_lr, weight_decay=args.weight_decay)
+    """That of scripts/train.py, with EMA weights; the peak rates are `initial_lr` of the parameter groups."""
+    optimizer = MuonAdamW(
+        model,
+        args.learning_rate,
+        args.muon_learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+        weight_decay=args.weight_decay,
+    )
     average_weights(optimizer, args.ema_decay)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
@@ -255,15 +248,17 @@ def make_optimizer(model, args) -> MuonAdamW:
 
 @torch.no_grad()
 def mean_nats(model, ids: torch.Tensor) -> float:
-    """Mean NLL given the class, nats per image."""
+    """Mean NLL given the class, nats per image, in float32."""
+    torch.backends.cuda.matmul.allow_tf32 = False
     model.eval()
     nats = -model.log_likelihood(ids, batch_size=500).mean().item()
     model.train()
+    torch.backends.cuda.matmul.allow_tf32 = True
     return nats
 
 
-def train(model, batches: Batches, evaluated: dict[str, torch.Tensor], args, save) -> list[dict]:
-    """Train for `args.minutes`; the EMA weights are evaluated, and given to `save` when they are the best.
+def train(model, batches: Batches, evaluated: dict[str, torch.Tensor], own, args, save) -> list[dict]:
+    """Train for `--max_minutes`; the EMA weights are evaluated, and given to `save` when they are the best.
 
     Raises:
         FloatingPointError: The loss is NaN or infinite.
@@ -271,7 +266,7 @@ def train(model, batches: Batches, evaluated: dict[str, torch.Tensor], args, sav
     optimizer = make_optimizer(model, args)
     gradients = Gradients(model.train(), batches, args)
     history: list[dict] = []
-    steps, budget, began = 0, 60 * args.minutes, time.monotonic()
+    steps, budget, began = 0, 60 * args.max_minutes, time.monotonic()
 
     def evaluate():
         if not math.isfinite(loss := gradients.loss.item()):
@@ -281,7 +276,7 @@ def train(model, batches: Batches, evaluated: dict[str, torch.Tensor], args, sav
         if row["validation"] < min((old["validation"] for old in history), default=math.inf):
             save(model)
         swap_average(optimizer)
-        epochs, minutes = steps * args.batch_size / len(batches.gray), (time.monotonic() - began) / 60
+        epochs, minutes = steps * batches.batch_size / len(batches.gray), (time.monotonic() - began) / 60
         history.append({"minutes": minutes, "epochs": epochs, "steps": steps, **row})
         print(json.dumps({name: round(value, 3) for name, value in history[-1].items()}), flush=True)
 
@@ -291,45 +286,59 @@ def train(model, batches: Batches, evaluated: dict[str, torch.Tensor], args, sav
         if steps % CHECK_EVERY == 0:
             gradients.loss.item()
             part = min(max((FADE[1] - share) / (FADE[1] - FADE[0]), 0.0), 1.0)
-            batches.new_images.fill_(args.new_images * part)
+            batches.new_images.fill_(own.new_images * part)
         gradients.step()
         optimizer.step()
         steps += 1
-        if share * args.evaluations >= len(history) + 1:
+        if share * own.evaluations >= len(history) + 1:
             evaluate()
     evaluate()
     return history
 
 
+def pixels_to_evaluate(tokens, config: IGPTConfig, seed: int) -> dict[str, torch.Tensor]:
+    """Ids of validation images and as many training images, with the pixels that scripts/train.py evaluates."""
+    num = min(len(tokens["train"]), len(tokens["validation"]))
+    parts = {
+        name: TokenDataset(tokens[name].select(range(num)), config, seed=seed) for name in ("train", "validation")
+    }
+    return {name: part.__getitems__(range(num))["input_ids"] for name, part in parts.items()}
+
+
 def main():
-    args = parse_arguments()
-    torch.manual_seed(args.seed)
+    own, script_args, model_args, args = parse_all_arguments()
+    set_seed(args.seed)
     torch.backends.cuda.matmul.allow_tf32 = True
-    splits = load_splits(args.data, seed=args.split_seed, max_images=args.max_images)
-    processor = IGPTImageProcessor(binarize="stochastic", margin=MARGIN).decide(sample_images(splits["train"]))
-    tokens = tokenize(splits, processor)
-    names = splits["train"].features["label"].names
-    model = make_model(names, args)
-    evaluated = {}
-    for name in ("train", "validation"):  # as many images of each, and the pixels that scripts/train.py evaluates
-        part = tokens[name].select(range(min(len(tokens["train"]), len(tokens["validation"]))))
-        dataset = TokenDataset(part, model.config, seed=args.split_seed)
-        evaluated[name] = dataset.__getitems__(range(len(part)))["input_ids"]
+    split_seed = script_args.get_split_seed(args.seed)
+    splits = load_splits(script_args.data, seed=split_seed, max_images=script_args.max_images)
+    start = make_initial_model(splits["train"].features["label"].names, script_args, model_args)
+    start.look_at(sample_images(splits["train"]), None)
+    if start.processor.binarize != "stochastic":
+        raise IGPTError("batches are drawn from gray images here: --binarize stochastic.")
+    tokens, names = tokenize(splits, start.processor), start.model.config.class_names
+    evaluated = pixels_to_evaluate(tokens, start.model.config, split_seed)
+    model = start.model if own.new_images == 0 else with_deformed(start.model)
+    model = with_plain_sums(model.to(args.device))
+    strength = own.strength if own.new_images > 0 else None
+    batch_size = args.per_device_train_batch_size
+    batches = Batches(tokens["train"], model.config, len(names), batch_size, strength, args.device)
 
     def save(model):
-        without_deformed(model, names).save_pretrained(args.output)
-        processor.save_pretrained(args.output)
+        without_deformed(model, names).save_pretrained(args.output_dir)
+        start.processor.save_pretrained(args.output_dir)
 
     print(f"{len(tokens['train'])} training images; {model.num_parameters()} parameters", flush=True)
-    history = train(model, Batches(tokens["train"], model.config, len(names), args), evaluated, args, save)
+    history = train(model, batches, evaluated, own, args, save)
+    best = IGPTForCausalImageModeling.from_pretrained(args.output_dir).to(args.device)
+    best.config.nats_quantiles = nats_quantiles(best, evaluated["validation"][:NUM_IMAGES])
+    best.save_pretrained(args.output_dir)
     results = {
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else "CPU",
+        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else "CPU",
         "best": min(history, key=lambda row: row["validation"]),
-        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
         "history": history,
     }
-    write_results(results, args.output / "run.json")
+    write_results(results, Path(args.output_dir) / "run.json")
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -19,7 +19,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as scripts/train.py does
 from matplotlib.figure import Figure
 
 from harness import benchmark_parser, median_seconds, write_results
-from igpt_hf import IGPTConfig, IGPTForCausalImageModeling
+from igpt_hf import IGPTConfig, IGPTError, IGPTForCausalImageModeling
+from igpt_hf.cli import run_main
 from igpt_hf.distributed import use_all_cores
 from igpt_hf.training.arguments import preset_of_checkpoint
 from speed import train_step
@@ -45,8 +46,17 @@ def images_per_second(preset: str, seconds: float) -> float:
 
 
 def read_run(run: Path, seconds: float) -> dict:
+    """The row of a run.
+
+    Raises:
+        IGPTError: It is of no preset, or a part of a longer training, whose images its results do not count.
+    """
     results, report = (json.loads((run / name).read_text()) for name in ("all_results.json", "report.json"))
     preset = preset_of_checkpoint(str(run))
+    if preset is None or results["model_name_or_path"] is not None:
+        raise IGPTError(
+            f"{run} is no whole training of a preset: its sizes are others, or it began with a checkpoint."
+        )
     images = results["train_runtime"] * results["train_images_per_second"]
     speed = images_per_second(preset, seconds)
     return {
@@ -90,4 +100,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

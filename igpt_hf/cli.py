@@ -239,8 +239,8 @@ def check_output(
         raise IGPTError(f"{flag} {path} is a folder: name a file in it.")
     if suffixes is not None and Path(path).suffix.lower() not in suffixes:
         raise IGPTError(f"{flag} {path} has no suffix that says which kind of image it is: .png, for example.")
-    if has_figure and Path(path).suffix == ".png":
-        raise IGPTError(f"{flag} {path} is the JSON file; the figure beside it gets its name with .png.")
+    if has_figure and (suffix := Path(path).suffix.lower()) in (".png", ".pdf", ".svg"):
+        raise IGPTError(f"{flag} {path} is the JSON file; the figure beside it gets its name with {suffix}.")
 
 
 if __name__ == "__main__":

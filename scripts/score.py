@@ -14,6 +14,7 @@ data; one near 0 is simpler than all of it. `read`: "as data" or "by itself".
 
 import csv
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -91,9 +92,10 @@ def main():
             name, probability = model.config.class_names[best], classes[best].item()
             how = "as data" if file.is_like_data else "by itself"
             numbers = [f"{value:.3f}", f"{bits:.5f}", name, f"{probability:.4f}", f"{rank:.1f}"]
-            writer.writerow([file.path, *numbers, how])
+            path = os.fsencode(file.path).decode("utf-8", "backslashreplace")  # a name may be of another encoding
+            writer.writerow([path, *numbers, how])
             note = "" if file.is_like_data else ", read by itself"
-            print(f"{file.path}: {value:.2f} nats, {name} ({probability:.1%}), percentile {rank:.0f}{note}")
+            print(f"{path}: {value:.2f} nats, {name} ({probability:.1%}), percentile {rank:.0f}{note}")
     print(f"{len(read)} images -> {args.output}")
 
 

@@ -237,7 +237,7 @@ def flags_of(script: str) -> frozenset[str]:
         if f"{function}(" in source:
             source += (ROOT / module).read_text(encoding="utf-8")
     own = set(re.findall(r'add_argument\(\s*"--(\w+)"', source))
-    if script == "scripts/train.py" or "flags" in own:  # `--flags ...` hands the rest to train.py
+    if "import parse_arguments" in source or "flags" in own:  # train.py, and what hands flags to it
         kinds = (ScriptArguments, ModelArguments, IGPTTrainingArguments)
         own |= {"config", *(field.name for kind in kinds for field in dataclasses.fields(kind))}
     return frozenset(own | {"help"})

@@ -65,7 +65,9 @@ def _read_source(config, processor, source, options: ReadOptions, skip_bad_image
     """All images of a source, (n, 1 + N)."""
     dataset, name = open_images(source, options).dataset, source_name(source)
     others = _beside_class_folders(source, dataset)
-    rows, _ = check_images(dataset, np.arange(len(dataset)), name, skip_bad_images)
+    rows, _ = check_images(dataset, np.arange(len(dataset)), name, skip_bad_images, one_frame=True)
+    if len(rows) == 0:
+        return _read_files(config, processor, others, skip_bad_images)
     dataset = dataset.select(rows)
     for doubt in doubts_of(dataset, processor):
         logger.warning("%s: %s", name, doubt)

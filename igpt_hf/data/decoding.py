@@ -35,14 +35,17 @@ def check_images(
     source: str,
     skip_bad_images: bool,
     describe: Callable[[PIL.Image.Image], Any] | None = None,
+    one_frame: bool = False,
 ) -> tuple[np.ndarray, list]:
     """Decode every image of `rows` once; returns the rows that are good, and what `describe` says of their images.
+
+    With `one_frame`, files of several frames are bad.
 
     Raises:
         DataError: An image is bad, the first one is named; not with `skip_bad_images`.
     """
     encoded = dataset.select(rows).cast_column("image", Image(decode=False))
-    problems, descriptions = _decode_all(encoded, not skip_bad_images, describe or (lambda image: None))
+    problems, descriptions = _decode_all(encoded, not skip_bad_images, describe or (lambda image: None), one_frame)
     if not problems:
         return rows, descriptions
 
@@ -56,11 +59,13 @@ def check_images(
     return np.delete(rows, list(problems)), descriptions
 
 
-def _decode_all(encoded: Dataset, stop_at_first: bool, describe: Callable) -> tuple[dict[int, str], list]:
+def _decode_all(
+    encoded: Dataset, stop_at_first: bool, describe: Callable, one_frame: bool
+) -> tuple[dict[int, str], list]:
     """Decode all images, in threads; returns what is wrong with the bad ones, by row, and what the others are."""
 
     def check(start: int) -> list[tuple[str | None, Any]]:
-        return [_check(image, describe) for image in encoded[start : start + CHECK_BATCH]["image"]]
+        return [_check(image, describe, one_frame) for image in encoded[start : start + CHECK_BATCH]["image"]]
 
     starts = range(0, len(encoded), CHECK_BATCH)
     problems: dict[int, str] = {}
@@ -80,10 +85,10 @@ def _decode_all(encoded: Dataset, stop_at_first: bool, describe: Callable) -> tu
     return problems, descriptions
 
 
-def _check(encoded: dict[str, Any] | None, describe: Callable) -> tuple[str | None, Any]:
+def _check(encoded: dict[str, Any] | None, describe: Callable, one_frame: bool) -> tuple[str | None, Any]:
     """Why an image, {"bytes", "path"} as the data set stores it, cannot be decoded; else None and what it is."""
     try:
-        return None, describe(decode_image(encoded))
+        return None, describe(decode_image(encoded, one_frame))
     except DataError as problem:
         return str(problem), None
 
@@ -92,7 +97,7 @@ def decode_image(encoded: dict[str, Any] | None, one_frame: bool = False) -> PIL
     """Decode an image, {"bytes", "path"} as a data set stores it, to what `datasets.Image` makes of it.
 
     Args:
-        one_frame: Refuse files of several frames, instead of taking the first.
+        one_frame: Refuse files of several frames, instead of taking the first. A photograph's preview is no frame.
 
     Raises:
         DataError: It is null, damaged, too large or of another format than `FORMATS`; the message says which, and
@@ -104,7 +109,7 @@ def decode_image(encoded: dict[str, Any] | None, one_frame: bool = False) -> PIL
         file = encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"])
         with PIL.Image.open(file, formats=FORMATS) as image:  # only the header is read here
             width, height = image.size
-            frames = getattr(image, "n_frames", 1) if one_frame else 1
+            frames = getattr(image, "n_frames", 1) if one_frame and image.format != "MPO" else 1
             if width * height <= MAX_PIXELS and frames == 1:
                 image.load()
                 is_turned = PIL.ExifTags.Base.Orientation in image.getexif()

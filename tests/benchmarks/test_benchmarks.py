@@ -19,7 +19,7 @@ import speed
 import streaming
 from helpers.paths import BENCHMARKS
 from helpers.scripts import run_python
-from igpt_hf import IGPTConfig, load_splits
+from igpt_hf import IGPTConfig, IGPTError, load_splits
 
 
 BENCHMARK_NAMES = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
@@ -122,6 +122,7 @@ def test_the_table_of_presets_is_made_of_finished_runs_in_order_of_their_size(tm
     for preset, size in (("xs", 400), ("xxs", 30)):
         IGPTConfig.from_preset(preset).save_pretrained(tmp_path / preset)
         results = {"num_parameters": size, "epochs": 2.0, "train_runtime": 90.0, "train_images_per_second": 7.0}
+        results["model_name_or_path"] = None
         (tmp_path / preset / "all_results.json").write_text(json.dumps(results))
         report = {name: float(size) for name in presets.OF_REPORT}
         (tmp_path / preset / "report.json").write_text(json.dumps(report))
@@ -132,6 +133,10 @@ def test_the_table_of_presets_is_made_of_finished_runs_in_order_of_their_size(tm
     assert [(row["preset"], row["nats_per_image"]) for row in rows] == [("xxs", 30.0), ("xs", 400.0)]
     for row in rows:
         assert row["minutes"] * 60 * row["images_per_second"] == pytest.approx(90 * 7)
+    results["model_name_or_path"] = "runs/first"
+    (tmp_path / "xxs" / "all_results.json").write_text(json.dumps(results))
+    with pytest.raises(IGPTError, match="xxs is no whole training"):
+        presets.read_run(tmp_path / "xxs", 0)
     assert Image.open(plot).width > 1000
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from deformation import SUPERSAMPLING, deform, inverse, places_of_pixels, random_matrices, shrinking_matrix
-from gpu_training import blocks_of, probs_of_tokens, with_plain_sums, without_deformed
+from gpu_training import blocks_of, probs_of_tokens, with_deformed, with_plain_sums, without_deformed
 from helpers.paths import BENCHMARKS
 from helpers.scripts import run_python
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, synthetic_digits
+from igpt_hf.hub.loading import load_pretrained
 from igpt_hf.model import modeling_igpt
 from igpt_hf.model.tokens import pixels_to_tokens, token_probs
 
@@ -84,9 +85,9 @@ def test_matrices_are_inverted_and_shrinking_keeps_gray_levels():
 
 
 def test_the_deformed_classes_are_cut_off_and_the_others_stay_as_they_are():
-    names = [str(label) for label in range(10)]
     model = random_model()
-    model.set_classes([*names, *(f"{name}, deformed" for name in names), "deformed"])
+    names = model.config.class_names
+    with_deformed(model)
     ids = random_ids(model)
     for _ in range(2):  # the model itself does not change
         kept = without_deformed(model, names)
@@ -97,14 +98,23 @@ def test_the_deformed_classes_are_cut_off_and_the_others_stay_as_they_are():
 
 @pytest.mark.slow
 def test_a_short_run_saves_its_best_model(tmp_path):
-    command = [BENCHMARKS / "gpu_training.py", "--data", "synthetic", "--max_images", 200, "--preset", "xxs"]
-    command += ["--device", "cpu", "--no_compile", "--minutes", 0.1, "--evaluations", 2, "--batch_size", 8]
-    run_python(*command, "--new_images", 0.5, "--output", tmp_path)
+    command = [BENCHMARKS / "gpu_training.py", "--data", "synthetic", "--max_images", 200, "--binarize", "stochastic"]
+    command += ["--use_cpu", "true", "--num_hidden_layers", 2, "--max_minutes", 0.1, "--evaluations", 2]
+    command += ["--per_device_train_batch_size", 8, "--class_dropout_prob", 0.3, "--new_images", 0.5]
+    run_python(*command, "--output_dir", tmp_path)
     run = json.loads((tmp_path / "run.json").read_text())
     nats = [row["validation"] for row in run["history"]]
     assert len(nats) >= 2
     assert nats[-1] < nats[0]
     assert run["best"]["validation"] == min(nats)
-    model = IGPTForCausalImageModeling.from_pretrained(tmp_path)
-    assert model.config.class_names == [str(label) for label in range(10)]
-    assert model.config.class_dropout_prob == 0.1
+    model, processor = load_pretrained(str(tmp_path))
+    assert (model.config.num_labels, model.config.class_dropout_prob) == (10, 0.3)
+    assert (processor.binarize, processor.margin) == ("stochastic", 2)
+    assert len(model.config.nats_quantiles) == 101
+
+
+def test_images_that_are_not_sampled_are_refused(tmp_path):
+    command = [BENCHMARKS / "gpu_training.py", "--data", "synthetic", "--max_images", 60, "--use_cpu", "true"]
+    done = run_python(*command, "--output_dir", tmp_path, check=False)
+    assert done.returncode != 0
+    assert "error: " in done.stderr and "--binarize stochastic" in done.stderr

@@ -299,13 +299,24 @@ def test_images_that_cannot_be_read_are_left_out_where_asked(zoo, tiny_processor
     assert len(read_images(zoo, tiny_processor, files, skip_bad_images=True)) == 1
     with pytest.raises(DataError, match=r"no image can be read from .*b\.png"):
         read_images(zoo, tiny_processor, files[1:], skip_bad_images=True)
+    (tmp_path / "cat" / "0.png").unlink()
+    assert len(read_images(zoo, tiny_processor, [tmp_path], skip_bad_images=True)) == 1  # none of the classes' is left
 
 
 def test_a_file_of_several_frames_is_refused(zoo, tiny_processor, tmp_path):
     frames = [Image.new("L", (8, 8), level) for level in (0, 255)]
     frames[0].save(tmp_path / "two.tif", save_all=True, append_images=frames[1:])
-    with pytest.raises(DataError, match=r"two\.tif has 2 frames"):
-        read_images(zoo, tiny_processor, [tmp_path / "two.tif"])
+    for source in (tmp_path / "two.tif", tmp_path):
+        with pytest.raises(DataError, match=r"two\.tif has 2 frames"):
+            read_images(zoo, tiny_processor, [source])
+
+
+def test_a_photograph_with_a_preview_is_one_image(zoo, tiny_processor, tmp_path):
+    picture = Image.new("L", (8, 8))
+    picture.paste(255, (2, 2, 6, 6))
+    picture.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[picture], quality=95)
+    assert Image.open(tmp_path / "phone.jpg").n_frames == 2
+    assert len(read_images(zoo, tiny_processor, [tmp_path / "phone.jpg"])) == 1
 
 
 def test_a_scan_of_the_other_polarity_is_compressed_as_the_model_should_see_it(zoo, tiny_processor, tmp_path, caplog):
