@@ -100,7 +100,7 @@ def test_load_splits_describes_each_image_once_in_the_order_of_its_split(monkeyp
         with_indices=True,
     )
     decoded, decode = [], decoding.decode_image
-    monkeypatch.setattr(decoding, "decode_image", lambda encoded: decoded.append(encoded) or decode(encoded))
+    monkeypatch.setattr(decoding, "decode_image", lambda image, *flags: decoded.append(image) or decode(image, *flags))
     splits = load_splits(damaged, skip_bad_images=True, describe=image_facts)
     assert len(decoded) == 12
     assert sum(map(len, splits.values())) == 11
