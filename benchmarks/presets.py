@@ -29,12 +29,10 @@ from speed import train_step
 BATCH = 32  # images, the default of scripts/train.py
 
 
-PANELS = {  # column -> title
-    "nats_per_image_marginal": "marginal NLL, nats/image",
-    "sample_accuracy": "samples recognized",
-    "minutes": "training, minutes",
-    "images_per_second": "training, images/s",
-}
+PANELS = (  # title, column, factor
+    ("samples recognized, %", "sample_accuracy", 100),
+    ("training, minutes on this machine", "minutes", 1),
+)
 OF_REPORT = ("nats_per_image", "nats_per_image_marginal", "bayes_accuracy", "sample_accuracy")
 
 
@@ -70,22 +68,31 @@ def read_run(run: Path, seconds: float) -> dict:
 
 
 def plot(table: dict[str, list[dict]], path: Path):
-    """One panel for each column, a line for each data set."""
+    """The NLL of each data set in a panel of its own, then a panel for each other column with a line for each."""
     figure = Figure(figsize=(13, 3.4), layout="constrained")
-    panels = figure.subplots(1, len(PANELS))
-    for panel, (column, title) in zip(panels, PANELS.items(), strict=True):
-        for data, rows in table.items():
-            panel.plot([row["num_parameters"] for row in rows], [row[column] for row in rows], marker="o", label=data)
-        panel.set(xscale="log", xlabel="parameters", title=title)
+    panels = figure.subplots(1, len(table) + len(PANELS))
+    names = {row["num_parameters"]: row["preset"] for rows in table.values() for row in rows}
+    for index, (data, rows) in enumerate(table.items()):
+        curves = [(panels[index], f"{data}: nats/image, class unknown", "nats_per_image_marginal", 1)]
+        curves += [(panel, *curve) for panel, curve in zip(panels[len(table) :], PANELS, strict=True)]
+        for panel, title, column, factor in curves:
+            sizes, values = [row["num_parameters"] for row in rows], [factor * row[column] for row in rows]
+            panel.plot(sizes, values, marker="o", label=data, color=f"C{index}")
+            panel.set_title(title, fontsize=11)
+    for panel in panels:
+        panel.set(xscale="log", xlim=(0.8 * min(names), 1.25 * max(names)))
+        labels = [f"{name}\n{size / 1000:,.0f} K" for size, name in names.items()]
+        panel.set_xticks(list(names), labels=labels, fontsize=8)
+        panel.minorticks_off()
         panel.grid(alpha=0.3)
-    panels[0].legend()
+    panels[-1].legend()
     figure.savefig(path, dpi=100)
 
 
 def main():
     parser = benchmark_parser(__doc__, "presets.png")
-    for data in ("hoda", "mnist"):
-        parser.add_argument(f"--{data}", nargs="+", type=Path, default=[], metavar="RUN")
+    parser.add_argument("--hoda", nargs="+", type=Path, default=[], metavar="RUN")
+    parser.add_argument("--mnist", nargs="+", type=Path, default=[], metavar="RUN")
     parser.add_argument("--seconds", type=float, default=10, help="of measuring each preset's speed")
     args = parser.parse_args()
     use_all_cores()
