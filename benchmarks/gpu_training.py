@@ -31,9 +31,10 @@ from torch.nn import functional
 from transformers import set_seed
 
 from deformation import deform
-from harness import write_results
+from harness import warm_up_and_decay, write_results
 from igpt_hf import IGPTConfig, IGPTError, IGPTForCausalImageModeling, load_splits
 from igpt_hf.cli import run_main
+from igpt_hf.data.augmentation import fading
 from igpt_hf.data.inspection import sample_images
 from igpt_hf.data.tokenized import TokenDataset, tokenize
 from igpt_hf.evaluation.typicality import NUM_IMAGES, nats_quantiles
@@ -42,12 +43,10 @@ from igpt_hf.model.neighborhood import neighborhood_offsets
 from igpt_hf.training.arguments import parse_arguments
 from igpt_hf.training.initial_model import make_initial_model
 from igpt_hf.training.losses import expected_loss
-from igpt_hf.training.optimizer import MuonAdamW, average_weights, swap_average
+from igpt_hf.training.optimizer import average_weights, muon_of_run, swap_average
 
 
 MINUTES = 20  # unless --max_minutes says otherwise
-WARMUP = 0.02  # share of the time
-FADE = (0.6, 0.9)  # shares of the time between which deformed images become fewer, from --new_images down to none
 CHECK_EVERY = 50  # steps: Python waits for the device, so that it does not run ahead of the clock
 
 
@@ -230,22 +229,6 @@ class Gradients:
             self._run()
 
 
-def make_optimizer(model, args) -> MuonAdamW:
-    """That of scripts/train.py, with EMA weights; the peak rates are `initial_lr` of the parameter groups."""
-    optimizer = MuonAdamW(
-        model,
-        args.learning_rate,
-        args.muon_learning_rate,
-        betas=(args.adam_beta1, args.adam_beta2),
-        eps=args.adam_epsilon,
-        weight_decay=args.weight_decay,
-    )
-    average_weights(optimizer, args.ema_decay)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    return optimizer
-
-
 @torch.no_grad()
 def mean_nats(model, ids: torch.Tensor) -> float:
     """Mean NLL given the class, nats per image, in float32."""
@@ -263,7 +246,9 @@ def train(model, batches: Batches, evaluated: dict[str, torch.Tensor], own, args
     Raises:
         FloatingPointError: The loss is NaN or infinite.
     """
-    optimizer = make_optimizer(model, args)
+    optimizer = muon_of_run(model, args)
+    average_weights(optimizer, args.ema_decay)
+    peaks = [group["lr"] for group in optimizer.param_groups]
     gradients = Gradients(model.train(), batches, args)
     history: list[dict] = []
     steps, budget, began = 0, 60 * args.max_minutes, time.monotonic()
@@ -281,12 +266,11 @@ def train(model, batches: Batches, evaluated: dict[str, torch.Tensor], own, args
         print(json.dumps({name: round(value, 3) for name, value in history[-1].items()}), flush=True)
 
     while (share := (time.monotonic() - began) / budget) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * min(share / WARMUP, (1 - share) / (1 - WARMUP))
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * warm_up_and_decay(share)
         if steps % CHECK_EVERY == 0:
             gradients.loss.item()
-            part = min(max((FADE[1] - share) / (FADE[1] - FADE[0]), 0.0), 1.0)
-            batches.new_images.fill_(own.new_images * part)
+            batches.new_images.fill_(own.new_images * fading(share, 1))
         gradients.step()
         optimizer.step()
         steps += 1

@@ -8,6 +8,9 @@ from pathlib import Path
 from statistics import median
 
 
+WARMUP = 0.02  # share of the time
+
+
 def benchmark_parser(description: str, output: str) -> argparse.ArgumentParser:
     """A parser with the flag --output; the description keeps its line breaks."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -31,6 +34,11 @@ def median_seconds(run: Callable, budget: float, warm_ups: int = 1) -> float:
         run()
         times.append(time.perf_counter() - began)
     return median(times)
+
+
+def warm_up_and_decay(share: float) -> float:
+    """Factor of a learning rate when this share of the time is over: up in a straight line, then down to 0."""
+    return min(share / WARMUP, (1 - share) / (1 - WARMUP))
 
 
 def write_results(results, path: Path):

@@ -21,14 +21,13 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from harness import benchmark_parser, write_results
+from harness import benchmark_parser, warm_up_and_decay, write_results
 from igpt_hf import IGPTImageProcessor, load_splits
 from igpt_hf.data.tokenized import tokenize
 from igpt_hf.distributed import use_all_cores
 from igpt_hf.training.optimizer import average_weights, swap_average
 
 
-WARMUP = 0.02  # share of the time
 EMA_DECAY = 0.998
 EVALUATIONS = 10
 
@@ -141,7 +140,7 @@ def train(model: GatedPixelCNN, splits, args) -> dict:
             order = torch.randperm(len(pixels), generator=generator)
         index, order = order[: args.batch_size], order[args.batch_size :]
         for group in optimizer.param_groups:
-            group["lr"] = args.learning_rate * min(share / WARMUP, (1 - share) / (1 - WARMUP))
+            group["lr"] = args.learning_rate * warm_up_and_decay(share)
         loss = model.nats(pixels[index].float(), labels[index]).mean()
         optimizer.zero_grad()
         loss.backward()

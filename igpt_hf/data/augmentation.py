@@ -66,10 +66,7 @@ class NewImages:
 
     def strength_in(self, epoch: int) -> float:
         """Strength of the transforms in an epoch, or how many there are: in the end, images are as they are."""
-        if self.num_epochs is None:
-            return self.strength
-        first, last = (part * self.num_epochs for part in FADE)
-        return self.strength * min(max((last - epoch) / (last - first), 0.0), 1.0)
+        return self.strength if self.num_epochs is None else self.strength * fading(epoch, self.num_epochs)
 
     def _gray(self, row, strength: float, generator: np.random.Generator) -> np.ndarray:
         """One image, or the digit to draw -> gray levels (image_size, image_size)."""
@@ -95,6 +92,12 @@ class NewImages:
         if len(rows) == 0:  # strokes thinner than a pixel may fade
             return image
         return image.crop((int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1))
+
+
+def fading(done: float, whole: float) -> float:
+    """Factor of the transforms when so much of a training is done: 1 at first, 0 in the end."""
+    first, last = (part * whole for part in FADE)
+    return min(max((last - done) / (last - first), 0.0), 1.0)
 
 
 def default_strength(split: Dataset, processor: IGPTImageProcessor) -> float:

@@ -114,6 +114,18 @@ class MuonAdamW(Optimizer):
         self._share()
 
 
+def muon_of_run(model: nn.Module, args) -> MuonAdamW:
+    """Make the optimizer with the rates and decays of a run's `IGPTTrainingArguments`."""
+    return MuonAdamW(
+        model,
+        args.learning_rate,
+        args.muon_learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+        weight_decay=args.weight_decay,
+    )
+
+
 def average_weights(optimizer: Optimizer, decay: float):
     """Keep a moving average of the weights, updated after each step: average += (1 - decay) (weights - average).
 

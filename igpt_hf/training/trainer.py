@@ -34,7 +34,7 @@ from .checkpoints import last_complete_checkpoint, sealed_checkpoint
 from .guidance import built_in_guidance_loss
 from .losses import expected_loss
 from .metrics import classification_metrics, likelihood_metrics, nats_per_image
-from .optimizer import MuonAdamW, average_weights, swap_average
+from .optimizer import average_weights, muon_of_run, swap_average
 
 
 logger = logging.getLogger(__name__)
@@ -149,14 +149,7 @@ class IGPTTrainer(Trainer):
             self.optimizer = None
         self.has_own_optimizer = self.optimizer is None
         if self.optimizer is None and args.use_muon:
-            self.optimizer = MuonAdamW(
-                self.model if model is None else model,
-                args.learning_rate,
-                args.muon_learning_rate,
-                betas=(args.adam_beta1, args.adam_beta2),
-                eps=args.adam_epsilon,
-                weight_decay=args.weight_decay,
-            )
+            self.optimizer = muon_of_run(self.model if model is None else model, args)
         super().create_optimizer(model)
         if args.ema_decay > 0:
             average_weights(self.optimizer, args.ema_decay)
