@@ -40,6 +40,7 @@ from igpt_hf.data.tokenized import TokenDataset, tokenize
 from igpt_hf.evaluation.typicality import NUM_IMAGES, nats_quantiles
 from igpt_hf.model.layers_igpt import IGPTEmbeddings, IGPTLocalMixing
 from igpt_hf.model.neighborhood import neighborhood_offsets
+from igpt_hf.model.tokens import grid_shift
 from igpt_hf.training.arguments import parse_arguments
 from igpt_hf.training.initial_model import make_initial_model
 from igpt_hf.training.losses import expected_loss
@@ -80,7 +81,7 @@ def probs_of_tokens(blocks: torch.Tensor) -> torch.Tensor:
 
 
 class Batches:
-    """Batches of training images: pixels drawn anew, some images deformed.
+    """Batches of training images: pixels drawn anew, some images deformed, each on one of the model's grids.
 
     Args:
         split: With columns `gray` and `label`.
@@ -120,7 +121,12 @@ class Batches:
             labels = torch.where(is_new, labels + self.num_labels, labels)
             any_label = torch.where(is_new, 2 * self.num_labels, any_label)
         is_dropped = torch.rand(len(indices), device=white.device) < self.config.class_dropout_prob
-        prompts = self.config.vocab_size + torch.where(is_dropped, any_label, labels)
+        grids = torch.randint(self.config.num_grids, (len(indices),), device=white.device)
+        for grid in range(1, self.config.num_grids):
+            moved = white.roll(grid_shift(grid, self.config.patch_size), dims=(1, 2))
+            white = torch.where((grids == grid)[:, None, None], moved, white)
+        labels = torch.where(is_dropped, any_label, labels)
+        prompts = self.config.vocab_size + grids * (self.config.num_labels + 1) + labels
         white = blocks_of(white, self.config.patch_size)
         tokens = ((torch.rand_like(white) < white) * self.bits).sum(dim=-1)
         return torch.cat([prompts[:, None], tokens], dim=1), probs_of_tokens(white)

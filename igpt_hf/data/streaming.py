@@ -38,6 +38,7 @@ from tqdm.auto import tqdm
 from ..distributed import end_with_parent
 from ..errors import DataError, IGPTError
 from ..model import image_decision, image_ink, image_processing_igpt, image_reading, tokens
+from ..model.neighborhood import ids_on_grid
 from . import decoding, splits, tokenized
 from .cache_folders import new_folder
 from .decoding import decode_image
@@ -299,14 +300,14 @@ def stream_splits(source: ShardedSource, processor, seed: int, max_eval_images: 
 class TokenStream(torch.utils.data.IterableDataset):
     """The training images of a `ShardedTokens`, from the disk through a shuffle buffer.
 
-    The order depends on the seed and the epoch alone, and so does class dropout (`TokenDataset`): a
+    The order depends on the seed and the epoch alone, and so do class dropout and grids (`TokenDataset`): a
     resumed run reads past what it has had, and several processes each keep their part of every batch.
 
     Args:
         tokens: From `tokenize_shards`.
-        config: The model's configuration.
+        config: The model's configuration. Each image is moved to one of its `num_grids`.
         class_dropout_prob: Fraction of images per epoch with class dropout.
-        seed: Of the order, and of class dropout.
+        seed: Of the order, and of class dropout and grids.
         shuffle_buffer: Images in memory from which the next one is sampled; the shards' order is shuffled, too.
     """
 
@@ -335,4 +336,6 @@ class TokenStream(torch.utils.data.IterableDataset):
             is_dropped = generator.random() < self.class_dropout_prob
             prompt = self.config.start_token_id if is_dropped else self.config.vocab_size + row["label"]
             ids = torch.tensor([prompt, *row["tokens"]])
+            if self.config.num_grids > 1:
+                ids = ids_on_grid(ids[None], generator.integers(self.config.num_grids), self.config)[0]
             yield {"input_ids": ids, "labels": torch.cat([torch.tensor([-100]), ids[1:]])}

@@ -8,7 +8,8 @@ import torch
 from datasets import Dataset, DatasetDict, Features, List, Value
 
 from ..errors import DataError
-from ..model.tokens import pixels_to_tokens, token_probs
+from ..model.neighborhood import ids_on_grid
+from ..model.tokens import move_to_grid, pixels_to_tokens, token_probs
 from .augmentation import NewImages
 from .inspection import sample_images
 
@@ -30,6 +31,7 @@ class TokenDataset(torch.utils.data.Dataset):
         class_dropout_prob: Fraction of images per epoch with class dropout.
         seed: Of class dropout and of the pixels of gray images.
         new_images: Take each epoch's images from there, with the labels of the split.
+        num_grids: Move each image to one of so many grids, chosen anew in each epoch.
         gives_probs: Give the batches of gray images `token_probs` too, (B, N, V): the probability of each token, which
             the loss needs to be expected over all pixels (training/losses.py), not only over those that were sampled.
     """
@@ -41,6 +43,7 @@ class TokenDataset(torch.utils.data.Dataset):
         class_dropout_prob: float = 0.0,
         seed: int = 0,
         new_images: NewImages | None = None,
+        num_grids: int = 1,
         gives_probs: bool = False,
     ):
         columns = split.with_format("numpy")
@@ -55,6 +58,7 @@ class TokenDataset(torch.utils.data.Dataset):
         self.prompts = torch.from_numpy(columns["label"][:]).long() + config.vocab_size
         self.config = config
         self.class_dropout_prob = class_dropout_prob
+        self.num_grids = num_grids
         self.seed = seed
         self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # DataLoader workers may outlive an epoch
         self.sampled_epoch: int | None = None
@@ -64,13 +68,14 @@ class TokenDataset(torch.utils.data.Dataset):
         self.epoch.fill_(epoch)
 
     def _sample(self, epoch: int):
-        """Sample the class dropout of an epoch and, from gray images, the pixels."""
+        """Sample the class dropout of an epoch, from gray images the pixels, and the grids."""
         generator = np.random.default_rng([self.seed, epoch])
         self.is_dropped = torch.from_numpy(generator.random(len(self.prompts)) < self.class_dropout_prob)
         if self.gray is not None:
             pixels = (generator.random(self.gray.shape, dtype=np.float32) * 255 < self.gray).astype(np.uint8)
             pixels = pixels.reshape(-1, self.config.image_size, self.config.image_size)
             self.tokens = torch.from_numpy(pixels_to_tokens(pixels, self.config.patch_size).astype(np.int32))
+        self.grids = generator.integers(self.num_grids, size=len(self.prompts))
         self.sampled_epoch = epoch
 
     def _images(self, indices: list[int]) -> tuple[torch.Tensor, np.ndarray | None]:
@@ -78,7 +83,8 @@ class TokenDataset(torch.utils.data.Dataset):
         if self.new_images is not None:
             tokens, gray = self.new_images.tokens_and_gray(self.sampled_epoch, list(indices))
             return torch.from_numpy(tokens.astype(np.int64)), gray
-        gray = None if self.gray is None else self.gray[np.asarray(indices)]
+        size = self.config.image_size
+        gray = None if self.gray is None else self.gray[np.asarray(indices)].reshape(-1, size, size)
         return self.tokens[torch.as_tensor(indices)].long(), gray
 
     def __len__(self) -> int:
@@ -93,13 +99,15 @@ class TokenDataset(torch.utils.data.Dataset):
             self._sample(epoch)
         index, (tokens, gray) = torch.as_tensor(indices), self._images(indices)
         prompts = self.prompts[index].where(~self.is_dropped[index], self.config.start_token_id)[:, None]
-        batch = {
-            "input_ids": torch.cat([prompts, tokens], dim=1),
-            "labels": torch.cat([torch.full_like(prompts, -100), tokens], dim=1),
-        }
+        ids = torch.cat([prompts, tokens], dim=1)
+        for grid in range(1, self.num_grids):
+            chosen = self.grids[indices] == grid
+            ids[chosen] = ids_on_grid(ids[chosen], grid, self.config)
+            if gray is not None:
+                gray[chosen] = move_to_grid(gray[chosen], grid, self.config.patch_size)
+        batch = {"input_ids": ids, "labels": torch.cat([torch.full_like(prompts, -100), ids[:, 1:]], dim=1)}
         if self.gives_probs:
-            white = gray.reshape(-1, self.config.image_size, self.config.image_size) / np.float32(255)
-            batch["token_probs"] = torch.from_numpy(token_probs(white, self.config.patch_size))
+            batch["token_probs"] = torch.from_numpy(token_probs(gray / np.float32(255), self.config.patch_size))
         return batch
 
 

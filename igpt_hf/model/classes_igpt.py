@@ -76,14 +76,11 @@ class IGPTClassesMixin:
         """
         if not names or len(set(names)) < len(names):
             raise ValueError(f"classes need names that are all different, got {', '.join(names) or 'none'}.")
-        config, context = self.config, self.base_model.embeddings.context
+        config = self.config
         known = {name: label for label, name in enumerate(config.class_names)}
         any_class = config.num_labels
-        first = context.num_embeddings - config.num_labels - 1  # the row of the first class's prompt
         prompts = torch.tensor([*(known.get(name, any_class) for name in names), any_class])
-        rows = torch.cat([torch.arange(first), first + prompts]).to(context.weight.device)
-        context.weight = nn.Parameter(context.weight[rows], requires_grad=context.weight.requires_grad)
-        context.num_embeddings = len(rows)
+        self._choose_prompts(torch.cat([prompts + grid * (any_class + 1) for grid in range(config.num_grids)]))
         for norm in self.modules():
             if isinstance(norm, IGPTRMSNorm) and config.class_conditional_norm:
                 norm.weight = nn.Parameter(norm.weight[prompts], requires_grad=norm.weight.requires_grad)
@@ -92,6 +89,33 @@ class IGPTClassesMixin:
         if self.can_generate():
             self.generation_config.bos_token_id = config.start_token_id
         return [name for name in names if name not in known]
+
+    @torch.no_grad()
+    def set_grids(self, num_grids: int):
+        """Change on how many grids the model knows images: those that are new start as the first, untrained.
+
+        Raises:
+            ValueError: Fewer than 1, or more than `patch_size**2`.
+        """
+        config, old = self.config, self.config.num_grids
+        config.num_grids = num_grids
+        try:
+            config.check_sizes()
+        except ValueError:
+            config.num_grids = old
+            raise
+        prompts = torch.arange(config.num_prompts).view(num_grids, -1)
+        prompts[old:] = prompts[0]
+        self._choose_prompts(prompts.flatten())
+        config.nats_quantiles = None  # they were those of the old grids
+
+    def _choose_prompts(self, prompts: torch.Tensor):
+        """Replace the embeddings of the prompts, the last rows of their table, by some of these, (n,)."""
+        embeddings = self.base_model.embeddings
+        context, first = embeddings.context, embeddings.first_rows[-1] + self.config.vocab_size
+        rows = torch.cat([torch.arange(first), first + prompts]).to(context.weight.device)
+        context.weight = nn.Parameter(context.weight[rows], requires_grad=context.weight.requires_grad)
+        context.num_embeddings = len(rows)
 
     def _name_classes(self, names: list[str]):
         self.config.id2label = dict(enumerate(names))

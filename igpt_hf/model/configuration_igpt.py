@@ -46,6 +46,8 @@ class IGPTConfig(TokenGrid, PreTrainedConfig):
         class_conditional_norm: Whether each norm has one gain vector for each prompt (the classes and the start token)
             instead of one for all: adaptive RMSNorm. Costs (2 * num_hidden_layers + 1) * num_labels * hidden_size
             parameters. By default, with up to 32 classes.
+        num_grids: On how many grids of blocks the model knows images, 1 to patch_size**2: those of each further grid
+            begin at other pixels (`move_to_grid`). The likelihood of an image is then the mean over the grids.
         class_dropout_prob: In training, the fraction of images whose class prompt is replaced by the start token.
         attention_dropout: Dropout of the attention weights.
         rms_norm_eps: Added to the mean square in RMSNorm.
@@ -78,6 +80,7 @@ class IGPTConfig(TokenGrid, PreTrainedConfig):
     hidden_act: str = "quick_gelu"
     neighborhood_radius: int = 2
     class_conditional_norm: bool | None = None
+    num_grids: int = 1
     class_dropout_prob: float | int = 0.2
     attention_dropout: float | int = 0.0
     rms_norm_eps: float | int = 1e-5

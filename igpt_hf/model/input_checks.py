@@ -7,7 +7,7 @@ from .configuration_igpt import IGPTConfig
 
 def check_ids(input_ids: torch.Tensor, config: IGPTConfig):
     """Raise ValueError unless ids (B, T) are a prompt's and image tokens'."""
-    first, last = config.vocab_size, config.start_token_id
+    first, last = config.vocab_size, config.vocab_size + config.num_prompts - 1
     for name, part, low, high in (
         ("prompt id", input_ids[:, :1], first, last),
         ("token", input_ids[:, 1:], 0, first - 1),

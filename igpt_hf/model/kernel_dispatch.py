@@ -30,7 +30,7 @@ from .kernel_packing import (
 )
 from .kernel_sampling import HALF, completion_kernel
 from .kernel_simd import LANES, numba
-from .neighborhood import context_ids, neighbor_index, rotary_cos_sin
+from .neighborhood import context_ids, neighbor_index, rotary_cos_sin, with_start_token
 
 
 MAX_CHANNELS, MAX_VOCAB_SIZE = 64, 512  # beyond, torch's matrix products are as fast, and gradients of tables large
@@ -201,7 +201,7 @@ def are_in_range(input_ids: torch.Tensor, config) -> bool:
     if input_ids.dtype != torch.long or not 0 < input_ids.shape[1] <= config.max_position_embeddings:
         return False
     prompts, tokens = input_ids[:, 0], input_ids[:, 1:]
-    are_prompts = (prompts >= config.vocab_size) & (prompts <= config.start_token_id)
+    are_prompts = (prompts >= config.vocab_size) & (prompts < config.vocab_size + config.num_prompts)
     return bool(are_prompts.all() and ((tokens >= 0) & (tokens < config.vocab_size)).all())
 
 
@@ -242,7 +242,7 @@ def is_plain(model: nn.Module, config) -> bool:
     # The kernels do not check bounds: a table of another size than the configuration's would be read beyond its end.
     embeddings, grid = model.base_model.embeddings, config.grid_size
     sizes = [len(table.weight) for table in (embeddings.context, embeddings.row, embeddings.column)]
-    return sizes == [embeddings.first_rows[-1] + config.start_token_id + 1, grid + 1, grid]
+    return sizes == [embeddings.first_rows[-1] + config.vocab_size + config.num_prompts, grid + 1, grid]
 
 
 def is_changed(module: nn.Module) -> bool:
@@ -350,7 +350,8 @@ def complete(model, input_ids, noise, settings: tuple[float, ...]) -> tuple[torc
     branches = 1 if settings[4] == 1 else 2  # with guidance: an image with its prompt, and with the start token
     ids = nn.functional.pad(input_ids.long(), (0, config.max_position_embeddings - length))
     ids = ids.repeat_interleave(branches, dim=0)
-    ids[1::branches, 0] = config.start_token_id if branches == 2 else ids[1:, 0]
+    if branches == 2:
+        ids[1::2] = with_start_token(ids[1::2], config)
     log_probs = torch.empty(batch, config.num_image_tokens, dtype=torch.float64)
     sequences = (ids.numpy(), gain_rows(ids, config).numpy())
     arguments = (*model_arguments(model), sequences, length - 1, noise.numpy(), settings, log_probs.numpy())

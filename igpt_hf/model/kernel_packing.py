@@ -6,7 +6,7 @@ from torch import nn
 from .kernel_blocks import HEAD_SIZE, LOG2_E, PAD_ROWS, BlockWeights
 from .kernel_sampling import HALF
 from .kernel_simd import LANES
-from .neighborhood import neighbor_index, rotary_cos_sin
+from .neighborhood import neighbor_index, prompt_classes, rotary_cos_sin
 
 
 # Names of a block's parameters, by the field of `BlockWeights` that stacks them.
@@ -122,7 +122,7 @@ def output_blocks(weight: torch.Tensor) -> torch.Tensor:
 
 def gain_rows(input_ids: torch.Tensor, config) -> torch.Tensor:
     """Which row of a norm's gains each prompt takes: (B, T) ids -> (B,)."""
-    return (input_ids[:, 0] - config.vocab_size) * config.class_conditional_norm
+    return prompt_classes(input_ids[:, 0], config) * config.class_conditional_norm
 
 
 def neighbor_rows(length: int, config) -> torch.Tensor:

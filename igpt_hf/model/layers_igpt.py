@@ -22,7 +22,7 @@ class IGPTEmbeddings(nn.Module):
         num_neighbors = len(neighborhood_offsets(config.neighborhood_radius))
         rows = config.vocab_size + 1  # of a neighbor's table: the tokens and "outside"
         # One table holds the K neighbors' tables, then the prompt's; `first_rows` says where each begins.
-        self.context = nn.Embedding(num_neighbors * rows + config.num_labels + 1, config.hidden_size)
+        self.context = nn.Embedding(num_neighbors * rows + config.num_prompts, config.hidden_size)
         self.grid_size = config.grid_size
         # One row more than the image has, for the position after all tokens.
         self.row = nn.Embedding(config.grid_size + 1, config.hidden_size)

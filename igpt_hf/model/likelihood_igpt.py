@@ -1,11 +1,15 @@
 """Likelihoods: of whole images exact, of a part of an image estimated without bias."""
 
+import math
+
 import torch
 
 from .completion import NUM_PARTICLES, run_particles, warn_of_few_ancestors
 from .configuration_igpt import IGPTConfig
 from .input_checks import as_ids, check_ids, check_num_particles, check_whole_images
 from .masks import known_bits, read_masks
+from .neighborhood import ids_on_grid
+from .tokens import tokens_on_grid
 
 
 class IGPTLikelihoodMixin:
@@ -35,11 +39,14 @@ class IGPTLikelihoodMixin:
         The chain rule: ln p(x | prompt) = sum over tokens of ln p(token | tokens before, prompt) (equation 1). Nats
         per image are the negative of this; bits per pixel divide them by `num_pixels * ln 2`.
 
+        With `num_grids` > 1, the mean of the likelihoods on the grids: exact as well, for to move an image to another
+        grid loses nothing. The prompts may be those of any grid; the tokens are those of the first.
+
         Args:
             mask: True (white) where a pixel is unknown: the result is an estimate of ln p(known pixels | prompt) by
                 sequential Monte Carlo (completion.py), whose exponential is unbiased; exact where the known pixels are
-                whole tokens at the beginning. Booleans (h, w) or (n, h, w) of the size of the model's images, a PIL
-                image, or a list of those.
+                whole tokens at the beginning, and there is one grid. Booleans (h, w) or (n, h, w) of the size of the
+                model's images, a PIL image, or a list of those.
             num_particles: For each image. More: less noise.
 
         Raises:
@@ -50,6 +57,16 @@ class IGPTLikelihoodMixin:
             log_p, ancestors = self._log_likelihood_of_part(input_ids, mask, num_particles)
             warn_of_few_ancestors(ancestors, num_particles)
             return log_p
+        if self.config.num_grids == 1:
+            return self._log_likelihood_on_grid(input_ids, batch_size)
+        check_whole_images(input_ids, self.config)
+        check_ids(input_ids, self.config)
+        grids = [ids_on_grid(input_ids, grid, self.config) for grid in range(self.config.num_grids)]
+        on_grids = torch.stack([self._log_likelihood_on_grid(ids, batch_size) for ids in grids])
+        return on_grids.logsumexp(dim=0) - math.log(self.config.num_grids)
+
+    def _log_likelihood_on_grid(self, input_ids: torch.Tensor, batch_size: int) -> torch.Tensor:
+        """Log-likelihoods on the grid of the prompts: (n, 1 + N) -> (n,)."""
         chunks = [chunk.to(self.device, torch.long) for chunk in input_ids.split(batch_size) if len(chunk)]
         sums = [self.token_log_likelihoods(chunk).double().sum(-1) for chunk in chunks]
         return torch.cat(sums) if sums else torch.empty(0, dtype=torch.float64, device=self.device)
@@ -59,13 +76,20 @@ class IGPTLikelihoodMixin:
         check_whole_images(input_ids, self.config)
         check_ids(input_ids, self.config)
         check_num_particles(num_particles)
-        bits = torch.from_numpy(known_bits(read_masks(mask), self.config)).to(self.device)
+        bits = known_bits(read_masks(mask), self.config)
         if len(bits) not in (1, len(input_ids)):
             raise ValueError(f"{len(input_ids)} images and {len(bits)} masks: give as many, or one mask for all.")
-        bits, ids = bits.expand(len(input_ids), -1), input_ids.to(self.device, torch.long)
-        parts = [part[1:] for part in run_particles(self, ids[:, :1], ids[:, 1:] & bits, bits, num_particles)]
-        log_p, ancestors = zip(*parts, strict=True)
-        return torch.cat(log_p), torch.cat(ancestors)
+        input_ids = input_ids.to(self.device, torch.long)
+        log_p: list[torch.Tensor] = []
+        ancestors: list[torch.Tensor] = []
+        for grid in range(self.config.num_grids):
+            ids, masks = ids_on_grid(input_ids, grid, self.config), tokens_on_grid(bits, grid, self.config)
+            known = torch.from_numpy(masks).to(ids).expand(len(ids), -1)
+            runs = run_particles(self, ids[:, :1], ids[:, 1:] & known, known, num_particles)
+            for part, of_runs in zip((log_p, ancestors), zip(*(run[1:] for run in runs), strict=True), strict=True):
+                part.append(torch.cat(of_runs))
+        mean = torch.stack(log_p).logsumexp(dim=0) - math.log(self.config.num_grids)
+        return mean, torch.stack(ancestors).amin(dim=0)
 
     @torch.no_grad()
     def class_log_likelihoods(

@@ -40,7 +40,7 @@ from .input_checks import check_ids, check_no_embeddings, check_no_padding, chec
 from .kernel_dispatch import are_blocks_usable, is_transformed, run_blocks
 from .layers_igpt import IGPTMLP, IGPTAttention, IGPTEmbeddings, IGPTHead, IGPTLocalMixing, IGPTRMSNorm
 from .likelihood_igpt import IGPTLikelihoodMixin
-from .neighborhood import context_ids, rotary_cos_sin, with_start_token
+from .neighborhood import context_ids, prompt_classes, rotary_cos_sin, with_start_token
 
 
 class IGPTBlock(GradientCheckpointingLayer):
@@ -211,7 +211,7 @@ class IGPTModel(IGPTPreTrainedModel):
 
     def _run_layers(self, context, position_ids, attention_mask, past_key_values, **kwargs) -> torch.Tensor:
         """Embeddings, mask, blocks and norm: ids (B, T, K + 1), positions (B or 1, T) -> hidden states (B, T, C)."""
-        classes = context[:, :1, -1] - self.config.vocab_size  # (B, 1): with a cache, only the context has the prompt
+        classes = prompt_classes(context[:, :1, -1], self.config)  # with a cache, only the context has the prompt
         positions = position_ids[0]  # all images have the same length: there is no padding
         hidden_states = self.embeddings(context, positions)
         mask = create_causal_mask(

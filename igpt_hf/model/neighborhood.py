@@ -5,6 +5,7 @@ import math
 import torch
 
 from .configuration_igpt import IGPTConfig
+from .tokens import tokens_on_grid
 
 
 def neighborhood_offsets(radius: int) -> list[tuple[int, int]]:
@@ -41,9 +42,27 @@ def neighbor_index(
     return torch.where(is_inside, 1 + rows * grid + columns, 0), is_inside
 
 
+def prompt_classes(prompts: torch.Tensor, config: IGPTConfig) -> torch.Tensor:
+    """The classes that prompts ask for, `num_labels` for any: ids on whatever grid, of any shape -> the same shape."""
+    return (prompts - config.vocab_size) % (config.num_labels + 1)
+
+
+def ids_on_grid(input_ids: torch.Tensor, grid: int, config: IGPTConfig) -> torch.Tensor:
+    """Move images to another grid of blocks, and ask for their classes there: (n, 1 + N) -> (n, 1 + N).
+
+    Args:
+        input_ids: Prompts on any grid, and tokens on the first.
+        grid: From 0 to `num_grids - 1`; see `move_to_grid`.
+    """
+    prompts = config.vocab_size + grid * (config.num_labels + 1) + prompt_classes(input_ids[:, :1], config)
+    tokens = torch.from_numpy(tokens_on_grid(input_ids[:, 1:].cpu().numpy(), grid, config).astype("int64"))
+    return torch.cat([prompts, tokens.to(prompts.device)], dim=1)
+
+
 def with_start_token(input_ids: torch.Tensor, config: IGPTConfig) -> torch.Tensor:
-    """The same sequences with the start token in place of the prompt, which asks for any class: (B, T) -> (B, T)."""
-    start = torch.full_like(input_ids[:, :1], config.start_token_id)
+    """The same sequences with the prompt of any class, on the same grid, in place of the prompt: (B, T) -> (B, T)."""
+    prompts = input_ids[:, :1]
+    start = prompts - prompt_classes(prompts, config) + config.num_labels
     return torch.cat([start, input_ids[:, 1:]], dim=1)
 
 

@@ -4,11 +4,12 @@ import numpy as np
 
 
 class TokenGrid:
-    """Sizes and ids that follow from `image_size`, `patch_size` and `num_labels`, which a subclass has."""
+    """Sizes and ids that follow from those of a subclass: `image_size`, `patch_size`, `num_labels` and `num_grids`."""
 
     image_size: int
     patch_size: int
     num_labels: int
+    num_grids: int = 1
 
     @property
     def vocab_size(self) -> int:
@@ -19,6 +20,11 @@ class TokenGrid:
     def start_token_id(self) -> int:
         """Prompt id that asks for an image of any class; `vocab_size + label` asks for one class."""
         return self.vocab_size + self.num_labels
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts on all grids: those of the classes and the start token, which come again for each further grid."""
+        return self.num_grids * (self.num_labels + 1)
 
     @property
     def grid_size(self) -> int:
@@ -45,6 +51,10 @@ class TokenGrid:
             raise ValueError(
                 f"image_size must be a positive multiple of patch_size={self.patch_size}, got {self.image_size}. "
                 f"Use {max(1, self.image_size // self.patch_size) * self.patch_size}, or another patch_size."
+            )
+        if not 1 <= self.num_grids <= self.patch_size**2:
+            raise ValueError(
+                f"num_grids must lie between 1 and patch_size**2 = {self.patch_size**2}, got {self.num_grids}."
             )
 
 
@@ -85,3 +95,22 @@ def tokens_to_pixels(tokens: np.ndarray, patch_size: int, image_size: int) -> np
     bits = (tokens[..., None].astype(np.int64) >> np.arange(p * p)) & 1  # (n, tokens, p * p)
     blocks = bits.reshape(-1, grid, grid, p, p).transpose(0, 1, 3, 2, 4)  # (n, rows, p, columns, p)
     return blocks.reshape(-1, image_size, image_size).astype(np.uint8)
+
+
+def grid_shift(grid: int, patch_size: int) -> tuple[int, int]:
+    """By how many pixels an image is moved down and to the right on a grid; for blocks of 2x2 first by both."""
+    return grid % patch_size, (grid + grid // patch_size) % patch_size
+
+
+def move_to_grid(images: np.ndarray, grid: int, patch_size: int) -> np.ndarray:
+    """Move images, (n, height, width), so that their blocks begin at other pixels; what leaves comes in opposite.
+
+    Grid 0 is the image as it is. Different images stay different: each grid shows all of an image.
+    """
+    return np.roll(images, grid_shift(grid, patch_size), axis=(1, 2))
+
+
+def tokens_on_grid(tokens: np.ndarray, grid: int, config: TokenGrid) -> np.ndarray:
+    """The tokens of the same images on another grid: (n, N) on grid 0 -> (n, N)."""
+    pixels = tokens_to_pixels(tokens, config.patch_size, config.image_size)
+    return pixels_to_tokens(move_to_grid(pixels, grid, config.patch_size), config.patch_size)

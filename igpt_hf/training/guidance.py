@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..model.neighborhood import with_start_token
+from ..model.neighborhood import prompt_classes, with_start_token
 
 
 def built_in_guidance_loss(
@@ -32,7 +32,7 @@ def built_in_guidance_loss(
     ids, config = inputs["input_ids"], unwrapped.config
     with torch.no_grad():
         any_class = model(input_ids=with_start_token(ids, config), use_cache=False).logits  # (B, 1 + N, V)
-    has_class = (ids[:, 0] != config.start_token_id)[:, None, None]
+    has_class = (prompt_classes(ids[:, 0], config) < config.num_labels)[:, None, None]
 
     def loss(outputs, labels, num_items_in_batch=None):
         less_guided = torch.lerp(any_class, outputs.logits, 1 / scale)

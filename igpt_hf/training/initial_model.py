@@ -87,21 +87,25 @@ def _flags_of_a_model():
     """Say what is wrong where flags are not what an `IGPTConfig` takes."""
     try:
         yield
-    except StrictDataclassError as error:  # of a wrong type, or sizes that do not fit together
+    except (StrictDataclassError, ValueError) as error:  # of a wrong type, or sizes that do not fit together
         raise IGPTError(f"the flags describe no model: {error.__cause__ or error}") from error
 
 
 def _from_checkpoint(class_names: list[str], script_args: ScriptArguments, model_args) -> InitialModel:
     path = script_args.model_name_or_path
-    for name in (*vars(model_args), "threshold", "invert", "ink", "widen_strokes", "margin", "binarize"):
+    fixed = [name for name in vars(model_args) if name not in ("class_dropout_prob", "num_grids")]
+    for name in (*fixed, "threshold", "invert", "ink", "widen_strokes", "margin", "binarize"):
         arguments = model_args if name in vars(model_args) else script_args
-        if name != "class_dropout_prob" and getattr(arguments, name) != getattr(type(arguments), name):
+        if getattr(arguments, name) != getattr(type(arguments), name):
             raise IGPTError(f"--{name} cannot be changed: it comes with --model_name_or_path {path}.")
     model, processor = load_pretrained(path, MODELS[script_args.task])
     if model_args.class_dropout_prob is not None:  # of the training, not of the model
         with _flags_of_a_model():
             model.config.class_dropout_prob = model_args.class_dropout_prob
             model.config.validate()
+    if model_args.num_grids is not None:
+        with _flags_of_a_model():
+            model.set_grids(model_args.num_grids)
     known = model.config.class_names
     if known != class_names:
         new = model.set_classes(class_names)

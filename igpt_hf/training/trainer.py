@@ -236,6 +236,8 @@ def _training_data(split, dataset: type, config, seed: int, *, shuffle_buffer: i
     if isinstance(split, ShardedTokens):
         return TokenStream(split, config, config.class_dropout_prob, seed, shuffle_buffer)
     options = {"new_images": new_images, "gives_probs": gives_probs}
+    if dataset is TokenDataset:
+        options["num_grids"] = config.num_grids
     return dataset(split, config, config.class_dropout_prob, seed=seed, **options)
 
 

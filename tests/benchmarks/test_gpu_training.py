@@ -5,14 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from deformation import SUPERSAMPLING, deform, inverse, places_of_pixels, random_matrices, shrinking_matrix
-from gpu_training import blocks_of, probs_of_tokens, with_deformed, with_plain_sums, without_deformed
+from gpu_training import Batches, blocks_of, probs_of_tokens, with_deformed, with_plain_sums, without_deformed
 from helpers.paths import BENCHMARKS
 from helpers.scripts import run_python
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, synthetic_digits
 from igpt_hf.hub.loading import load_pretrained
 from igpt_hf.model import modeling_igpt
+from igpt_hf.model.neighborhood import ids_on_grid
 from igpt_hf.model.tokens import pixels_to_tokens, token_probs
 
 
@@ -44,6 +46,21 @@ def test_tokens_and_their_probabilities_are_those_of_the_package(digits):
     assert np.allclose(probs_of_tokens(blocks_of(gray, 2)), token_probs(gray.numpy(), 2))
     tokens = (blocks_of(digits, 2) * 2 ** torch.arange(4)).sum(dim=-1)
     assert (tokens.numpy() == pixels_to_tokens(digits.numpy().astype(np.uint8), 2)).all()
+
+
+def test_batches_are_on_the_grids_that_their_prompts_say(digits):
+    config = IGPTConfig(num_grids=4, class_dropout_prob=0.2)
+    rows = {"gray": (255 * digits).byte().flatten(1).tolist(), "label": [i % 10 for i in range(20)]}
+    batches = Batches(Dataset.from_dict(rows), config, 10, 20, strength=None, device="cpu")
+    ids, probs = batches.make(torch.arange(20))
+    tokens = torch.from_numpy(pixels_to_tokens(digits.numpy().astype(np.uint8), 2)).long()
+    grids = (ids[:, 0] - 16) // 11
+    assert set(grids.tolist()) == {0, 1, 2, 3}
+    for i, grid in enumerate(grids.tolist()):
+        on_first = torch.cat([ids[i, :1], tokens[i]])[None]
+        assert torch.equal(ids_on_grid(on_first, grid, config)[0], ids[i])
+        assert torch.equal(probs[i].argmax(dim=1), ids[i, 1:])  # pixels are certain
+        assert (ids[i, 0] - 16) % 11 in (i % 10, 10)
 
 
 def test_products_and_sums_are_the_same_function_with_the_same_gradients(monkeypatch):
