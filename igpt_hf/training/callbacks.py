@@ -42,6 +42,16 @@ class PatientEarlyStopping(EarlyStoppingCallback):
         return 0 < self.early_stopping_patience <= self.early_stopping_patience_counter
 
 
+class MovedRun(TrainerCallback):
+    """A resumed run finds its best checkpoint where the run's folder is now: transformers keeps where it once was."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+        if state.best_global_step is not None and state.best_model_checkpoint is None and checkpoint.is_dir():
+            state.best_model_checkpoint = str(checkpoint)
+            logger.info("the best checkpoint so far was moved with the run: %s", checkpoint)
+
+
 class Stopwatch(TrainerCallback, ExportableState):
     """Seconds of training, evaluations included, and the end of it at `--max_minutes`.
 

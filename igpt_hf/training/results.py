@@ -222,6 +222,7 @@ def _card_facts(trainer, processor, splits, results: dict, script_args: ScriptAr
         "splits": split_facts,
         **{name: getattr(processor, name) for name in ("image_size", "patch_size")},
         **{name: getattr(config, name) for name in ("num_labels", "vocab_size")},
+        "num_grids": getattr(config, "num_grids", 1),
         **{name: getattr(config, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")},
         **{name: getattr(args, name) for name in ("learning_rate", "weight_decay", "max_grad_norm")},
         "class_names": ", ".join(config.id2label.values()),

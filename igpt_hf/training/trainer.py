@@ -25,6 +25,7 @@ from .arguments import IGPTTrainingArguments
 from .callbacks import (
     EpochCallback,
     EvaluationLines,
+    MovedRun,
     OneLineProgress,
     PatientEarlyStopping,
     SampleSheetCallback,
@@ -295,7 +296,13 @@ def make_trainer(
         processing_class=processor,
         preprocess_logits_for_metrics=None if is_classifier else nats_per_image,
         compute_metrics=classification_metrics if is_classifier else likelihood_metrics(config.num_pixels),
-        callbacks=[EpochCallback(train), Stopwatch(), PatientEarlyStopping(args.early_stopping_patience), *callbacks],
+        callbacks=[
+            EpochCallback(train),
+            Stopwatch(),
+            MovedRun(),
+            PatientEarlyStopping(args.early_stopping_patience),
+            *callbacks,
+        ],
     )
     for callback in filter(lambda callback: isinstance(callback, SampleSheetCallback), callbacks):
         callback.trainer = trainer

@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from accelerate.data_loader import IterableDatasetShard
 from safetensors.torch import load_file
 from transformers import set_seed
@@ -22,6 +23,7 @@ from igpt_hf.data import shards as shards_module
 from igpt_hf.data import streaming
 from igpt_hf.data.shards import Shard, open_shards
 from igpt_hf.data.streaming import TokenStream, stream_splits, tokenize_shards
+from igpt_hf.model.tokens import grid_shift, pixels_to_tokens, tokens_to_pixels
 from igpt_hf.training.trainer import make_trainer
 
 
@@ -226,6 +228,21 @@ def test_an_epoch_has_each_training_image_once_in_an_order_of_its_own(shards):
         assert {row[1:] for row in other} == {row[1:] for row in first}
     untold = np.mean([row[0] == config.start_token_id for row in first])
     assert abs(untold - 0.3) < 4 * (0.3 * 0.7 / len(tokens)) ** 0.5
+
+
+def test_a_stream_moves_images_to_the_grids_that_their_prompts_say(shards):
+    tokens, config = tokens_of(shards), IGPTConfig(**CONFIG, num_grids=4)
+    stream = TokenStream(tokens, config, class_dropout_prob=0.0, seed=1, shuffle_buffer=50)
+    originals, prompts = {row[1:] for row in rows_of(tokens)["train"]}, config.num_labels + 1
+    grids = []
+    for row in stream:
+        grids.append((row["input_ids"][0].item() - config.vocab_size) // prompts)
+        shift = grid_shift(grids[-1], config.patch_size)
+        moved = tokens_to_pixels(row["input_ids"][None, 1:].numpy(), config.patch_size, config.image_size)
+        back = np.roll(moved, (-shift[0], -shift[1]), axis=(1, 2))
+        assert tuple(pixels_to_tokens(back, config.patch_size)[0].tolist()) in originals
+        assert torch.equal(row["labels"][1:], row["input_ids"][1:])
+    assert set(grids) == {0, 1, 2, 3}
 
 
 def train(folder, shards, resume: str | None = None):

@@ -14,8 +14,14 @@ def facts() -> dict:
     """A fact for every name in the template: its own name, unless it must be a number, a list or what is looked up."""
     text = template_path().read_text(encoding="utf-8")
     names = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(text)) - {"data", "data_license"}
-    numbers = {"epochs": 30.0, "best_epoch": 17.0, "train_runtime": 613.0, "train_images_per_second": 298.7}
-    numbers |= {"monotonic_train_loss": True, "monotonic_validation_loss": False}
+    numbers = {
+        "epochs": 30.0,
+        "best_epoch": 17.0,
+        "num_grids": 4,
+        "train_runtime": 613.0,
+        "train_images_per_second": 298.7,
+    }
+    numbers |= {"num_grids": 4, "monotonic_train_loss": True, "monotonic_validation_loss": False}
     test = {"name": "test", "num_images": 1118, "num_measured": 1118, "nats": 54.321, "bits": 0.09996, "stderr": 0.5}
     looked_up = {"is_imagegpt": False, "source": "synthetic", "splits": [test], "is_best": True}
     looked_up |= {"new_digits_each_epoch": True}
@@ -34,6 +40,8 @@ def test_every_fact_is_in_the_card(facts):
     assert "drawn anew" not in make_model_card(facts | {"new_digits_each_epoch": False}).text
     assert "built-in guidance" not in make_model_card(facts | {"built_in_guidance": None}).text
     assert "| augmentation |" not in make_model_card(facts | {"augment": 0.0}).text
+    assert text.count("4 grids") == 1 and "take the mean over 4," in text
+    assert "grid" not in make_model_card(facts | {"num_grids": 1}).text
     assert "10.2 minutes, 299 images/s" in text
     assert "{{" not in text
     assert "{%" not in text

@@ -408,6 +408,22 @@ def test_the_last_checkpoint_is_deleted_only_when_the_next_is_whole(splits, tiny
     assert len(checkpoints.list_checkpoints(tmp_path)) == 1
 
 
+def test_a_run_that_was_moved_finds_its_best_checkpoint(splits, tiny_processor, tmp_path):
+    settings = {
+        "learning_rate": 0.0,
+        "muon_learning_rate": 0.0,
+        "save_total_limit": None,
+    }  # the first is best
+    first = new_trainer(tmp_path / "here", splits, tiny_processor, **settings)
+    first.train()
+    assert first.state.best_model_checkpoint == str(tmp_path / "here" / "checkpoint-6")
+    (tmp_path / "here").rename(tmp_path / "there")
+    resumed = new_trainer(tmp_path / "there", splits, tiny_processor, **settings | {"num_train_epochs": 3})
+    resumed.train(resume_from_checkpoint=str(tmp_path / "there" / "checkpoint-12"))
+    assert resumed.state.global_step == 18
+    assert resumed.state.best_model_checkpoint == str(tmp_path / "there" / "checkpoint-6")
+
+
 @pytest.mark.slow
 def test_a_resumed_run_remembers_how_much_patience_is_left(splits, tiny_processor, tmp_path):
     settings = {"learning_rate": 0.0, "muon_learning_rate": 0.0, "num_train_epochs": 9}  # no evaluation is better
