@@ -39,7 +39,8 @@ def ideal_bits(model, input_ids: torch.Tensor) -> float:
     """Sum of -log2 p(image | prompt), and log2 of the number of classes for each prompt."""
     prompts = input_ids[:, 0]
     num_classes = (prompts.max() - prompts.min() + 1).item()
-    log_p = sum(model.log_likelihood(part).sum().item() for part in input_ids.split(256))
+    with torch.no_grad():
+        log_p = sum(model.token_log_likelihoods(part).double().sum().item() for part in input_ids.split(256))
     return -log_p / math.log(2) + len(input_ids) * math.log2(num_classes)
 
 

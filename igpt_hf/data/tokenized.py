@@ -29,7 +29,7 @@ class TokenDataset(torch.utils.data.Dataset):
         split: Rows with `tokens` or `gray`, and `label`, as `igpt_hf.data.tokenized.tokenize` makes them.
         config: The model's configuration.
         class_dropout_prob: Fraction of images per epoch with class dropout.
-        seed: Of class dropout and of the pixels of gray images.
+        seed: Of class dropout, of the pixels of gray images and of the grids.
         new_images: Take each epoch's images from there, with the labels of the split.
         num_grids: Move each image to one of so many grids, chosen anew in each epoch.
         gives_probs: Give the batches of gray images `token_probs` too, (B, N, V): the probability of each token, which

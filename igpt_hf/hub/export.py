@@ -1,6 +1,7 @@
 """Exports that run without PyTorch: one decoding step as ONNX, and the weights of the page in docs/demo."""
 
 import base64
+import copy
 import importlib.util
 import json
 import re
@@ -123,7 +124,7 @@ def copy_page(folder: Path):
 def export_page(model: IGPTForCausalImageModeling, path: str | Path, subject: str = "images"):
     """Write configuration and weights as the JavaScript file that docs/demo/index.html reads.
 
-    A script, not a binary file: a page that was opened from a folder may read no other.
+    A script, not a binary file: a page that was opened from a folder may read no other. The page knows the first grid.
 
     Args:
         subject: What the model draws, in the plural, for the page's first sentence.
@@ -131,6 +132,9 @@ def export_page(model: IGPTForCausalImageModeling, path: str | Path, subject: st
     Raises:
         IGPTError: An activation that the page does not know, or NaN or infinite weights.
     """
+    if model.config.num_grids > 1:
+        model = copy.deepcopy(model)
+        model.set_grids(1)
     if model.config.hidden_act not in BETAS:
         known = ", ".join(BETAS)
         raise IGPTError(f"docs/demo/igpt.js knows hidden_act {known}, not {model.config.hidden_act!r}: add it there.")

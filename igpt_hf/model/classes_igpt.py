@@ -33,7 +33,7 @@ class IGPTClassesMixin:
         """As in transformers; with `ignore_mismatched_sizes=True`, load a checkpoint of other classes.
 
         `num_labels`, `id2label` or `config` then say which; only the prompts of new classes are not loaded (see
-        `set_classes`).
+        `set_classes`). So it is with `num_grids` (see `set_grids`).
 
         Raises:
             ValueError: A checkpoint of an earlier version, with an embedding for each position.
@@ -48,13 +48,14 @@ class IGPTClassesMixin:
         saved = cls.config_class.from_pretrained(name, **where)
         if isinstance(config, PreTrainedConfig):
             wanted, config = config, copy.deepcopy(config)
-            config.id2label, config.label2id = saved.id2label, saved.label2id
+            config.id2label, config.label2id, config.num_grids = saved.id2label, saved.label2id, saved.num_grids
         else:
-            asked = {key: kwargs.pop(key) for key in ("num_labels", "id2label", "label2id") if key in kwargs}
+            asked = {k: kwargs.pop(k) for k in ("num_labels", "id2label", "label2id", "num_grids") if k in kwargs}
             wanted = cls.config_class.from_pretrained(name if config is None else config, **where, **asked)
-            kwargs |= {"id2label": saved.id2label, "label2id": saved.label2id}
+            kwargs |= {"id2label": saved.id2label, "label2id": saved.label2id, "num_grids": saved.num_grids}
         model, info = load(config=config, ignore_mismatched_sizes=True, **kwargs)
         _refuse_positions(name, info)
+        model.set_grids(wanted.num_grids)
         if wanted.num_labels == saved.num_labels:  # other names for the same classes
             model._name_classes(wanted.class_names)
         elif new := model.set_classes(wanted.class_names):
@@ -98,6 +99,8 @@ class IGPTClassesMixin:
             ValueError: Fewer than 1, or more than `patch_size**2`.
         """
         config, old = self.config, self.config.num_grids
+        if num_grids == old:
+            return
         config.num_grids = num_grids
         try:
             config.check_sizes()

@@ -43,11 +43,12 @@ class IGPTConfig(TokenGrid, PreTrainedConfig):
         hidden_act: Activation of the MLP; the default, z sigmoid(1.702 z), is that of the paper's code.
         neighborhood_radius: The input at each position embeds the known tokens within this many rows and columns of
             the token that is predicted; 0 leaves only the token before it (the paper's model).
-        class_conditional_norm: Whether each norm has one gain vector for each prompt (the classes and the start token)
-            instead of one for all: adaptive RMSNorm. Costs (2 * num_hidden_layers + 1) * num_labels * hidden_size
+        class_conditional_norm: Whether each norm has one gain vector for each class, and one for any class, instead
+            of one for all: adaptive RMSNorm. Costs (2 * num_hidden_layers + 1) * num_labels * hidden_size
             parameters. By default, with up to 32 classes.
-        num_grids: On how many grids of blocks the model knows images, 1 to patch_size**2: those of each further grid
-            begin at other pixels (`move_to_grid`). The likelihood of an image is then the mean over the grids.
+        num_grids: On how many grids of blocks the model knows images, 1 to patch_size**2: the blocks of each further
+            grid begin at other pixels (`move_to_grid`). The likelihood of an image is the mean over the grids. (Not to
+            be confused with `grid_size`, the tokens in a row.)
         class_dropout_prob: In training, the fraction of images whose class prompt is replaced by the start token.
         attention_dropout: Dropout of the attention weights.
         rms_norm_eps: Added to the mean square in RMSNorm.

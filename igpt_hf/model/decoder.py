@@ -51,7 +51,7 @@ class Decoder:
     """
 
     def __init__(self, model, input_ids: torch.LongTensor, max_batch: int | None = None):
-        check_prompt(input_ids, model.config)
+        check_prompt(input_ids, model.config, any_grid=True)
         batch, self.length = input_ids.shape
         missing = model.config.max_position_embeddings - self.length
         self._ids = torch.nn.functional.pad(input_ids.long(), (0, missing)).contiguous()

@@ -5,9 +5,11 @@ import torch
 from .configuration_igpt import IGPTConfig
 
 
-def check_ids(input_ids: torch.Tensor, config: IGPTConfig):
-    """Raise ValueError unless ids (B, T) are a prompt's and image tokens'."""
-    first, last = config.vocab_size, config.vocab_size + config.num_prompts - 1
+def check_ids(input_ids: torch.Tensor, config: IGPTConfig, any_grid: bool = False):
+    """Raise ValueError unless ids (B, T) are a prompt's, on the first or on `any_grid`, and image tokens'."""
+    first, last = config.vocab_size, config.start_token_id
+    if any_grid:
+        last = first + config.num_prompts - 1
     for name, part, low, high in (
         ("prompt id", input_ids[:, :1], first, last),
         ("token", input_ids[:, 1:], 0, first - 1),
@@ -54,7 +56,7 @@ def check_no_embeddings(input_ids: torch.Tensor | None, inputs_embeds: torch.Ten
         )
 
 
-def check_prompt(input_ids: torch.Tensor, config: IGPTConfig):
+def check_prompt(input_ids: torch.Tensor, config: IGPTConfig, any_grid: bool = False):
     """Raise ValueError unless ids are prompts, (n, 1), or the beginnings of images, (n, 1 + given tokens)."""
     if input_ids.ndim != 2 or input_ids.shape[1] == 0 or input_ids.shape[1] > config.num_image_tokens:
         raise ValueError(
@@ -63,7 +65,7 @@ def check_prompt(input_ids: torch.Tensor, config: IGPTConfig):
         )
     if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
         raise ValueError(f"a prompt's ids are whole numbers, got {input_ids.dtype}.")
-    check_ids(input_ids, config)
+    check_ids(input_ids, config, any_grid)
 
 
 def check_whole_images(input_ids: torch.Tensor, config: IGPTConfig):

@@ -78,8 +78,8 @@ class IGPTLocalMixing(nn.Module):
 class IGPTRMSNorm(nn.Module):
     """Root-mean-square norm, as in the paper's code: x / rms(x) * weight.
 
-    With `class_conditional_norm` the weight has a row for each prompt (adaptive norm, as in Perez et al. 2018): the
-    class scales channels in each layer, which an embedding that is added once at the input cannot.
+    With `class_conditional_norm` the weight has a row for each class, and one for any (adaptive norm, as in Perez et
+    al. 2018): the class scales channels in each layer, which an embedding that is added once at the input cannot.
     """
 
     def __init__(self, config: IGPTConfig):

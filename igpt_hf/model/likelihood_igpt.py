@@ -21,11 +21,13 @@ class IGPTLikelihoodMixin:
     def token_log_likelihoods(self, input_ids: torch.LongTensor) -> torch.Tensor:
         """Log-probability of each image token given those before it and the prompt: (B, 1 + N) -> (B, N), in nats.
 
+        With `num_grids` > 1 these are tokens on the grid of the prompt (`ids_on_grid`).
+
         Raises:
             ValueError: Ids that are not one prompt and the tokens of one image.
         """
         check_whole_images(input_ids, self.config)
-        check_ids(input_ids, self.config)
+        check_ids(input_ids, self.config, any_grid=True)
         logits = self(input_ids=input_ids[:, :-1], use_cache=False).logits
         log_probs = logits.float().log_softmax(-1)  # (B, N, V)
         return log_probs.gather(-1, input_ids[:, 1:, None]).squeeze(-1)
@@ -39,8 +41,8 @@ class IGPTLikelihoodMixin:
         The chain rule: ln p(x | prompt) = sum over tokens of ln p(token | tokens before, prompt) (equation 1). Nats
         per image are the negative of this; bits per pixel divide them by `num_pixels * ln 2`.
 
-        With `num_grids` > 1, the mean of the likelihoods on the grids: exact as well, for to move an image to another
-        grid loses nothing. The prompts may be those of any grid; the tokens are those of the first.
+        With `num_grids` > 1, ln of the mean of p on the grids. It is as exact, because moving an image loses nothing.
+        Ids are those of the first grid.
 
         Args:
             mask: True (white) where a pixel is unknown: the result is an estimate of ln p(known pixels | prompt) by
@@ -57,13 +59,19 @@ class IGPTLikelihoodMixin:
             log_p, ancestors = self._log_likelihood_of_part(input_ids, mask, num_particles)
             warn_of_few_ancestors(ancestors, num_particles)
             return log_p
-        if self.config.num_grids == 1:
-            return self._log_likelihood_on_grid(input_ids, batch_size)
+        return self._log_likelihoods(input_ids, input_ids[:, :1], batch_size)[:, 0]
+
+    def _log_likelihoods(self, input_ids: torch.Tensor, prompts: torch.Tensor, batch_size: int) -> torch.Tensor:
+        """ln p(image | prompt), the mean over the grids, of several prompts: (n, 1 + N), (n, P) -> (n, P), float64."""
         check_whole_images(input_ids, self.config)
-        check_ids(input_ids, self.config)
-        grids = [ids_on_grid(input_ids, grid, self.config) for grid in range(self.config.num_grids)]
-        on_grids = torch.stack([self._log_likelihood_on_grid(ids, batch_size) for ids in grids])
-        return on_grids.logsumexp(dim=0) - math.log(self.config.num_grids)
+        check_ids(torch.cat([prompts[:, :1], input_ids[:, 1:]], dim=1), self.config)
+        on_grids = []
+        for grid in range(self.config.num_grids):
+            moved = ids_on_grid(input_ids, grid, self.config)
+            of_prompts = (prompts + grid * (self.config.num_labels + 1)).unbind(dim=1)
+            ids = [torch.cat([prompt[:, None], moved[:, 1:]], dim=1) for prompt in of_prompts]
+            on_grids.append(torch.stack([self._log_likelihood_on_grid(x, batch_size) for x in ids], dim=1))
+        return torch.stack(on_grids).logsumexp(dim=0) - math.log(self.config.num_grids)
 
     def _log_likelihood_on_grid(self, input_ids: torch.Tensor, batch_size: int) -> torch.Tensor:
         """Log-likelihoods on the grid of the prompts: (n, 1 + N) -> (n,)."""
@@ -99,15 +107,14 @@ class IGPTLikelihoodMixin:
 
         The prompt that `input_ids` comes with does not matter; `mask` and `num_particles` as in `log_likelihood`.
         """
-        columns = []
         input_ids = as_ids(input_ids).long()
-        for label in range(self.config.num_labels):
-            prompt = torch.full_like(input_ids[:, :1], self.config.vocab_size + label)
-            ids = torch.cat([prompt, input_ids[:, 1:]], dim=1)
-            if mask is None:
-                columns.append(self.log_likelihood(ids, batch_size))
-            else:  # of most classes the known pixels hardly fit, and that is the answer: no warning
-                columns.append(self._log_likelihood_of_part(ids, mask, num_particles)[0])
+        prompts = self.config.vocab_size + torch.arange(self.config.num_labels, device=input_ids.device)
+        if mask is None:
+            return self._log_likelihoods(input_ids, prompts.expand(len(input_ids), -1), batch_size)
+        columns = []
+        for prompt in prompts:  # most classes hardly fit the known pixels, and that is the answer: no warning
+            ids = torch.cat([prompt.expand(len(input_ids), 1), input_ids[:, 1:]], dim=1)
+            columns.append(self._log_likelihood_of_part(ids, mask, num_particles)[0])
         return torch.stack(columns, dim=1)
 
     def class_posterior(

@@ -206,7 +206,7 @@ class IGPTModel(IGPTPreTrainedModel):
         check_sequence(input_ids, past_length, self.config)
         can_look = not (torch.compiler.is_compiling() or is_transformed())
         if input_ids.device.type == "cpu" and can_look:  # elsewhere it would take time
-            check_ids(input_ids, self.config)
+            check_ids(input_ids, self.config, any_grid=True)
         return context_ids(input_ids, position_ids, self.config)
 
     def _run_layers(self, context, position_ids, attention_mask, past_key_values, **kwargs) -> torch.Tensor:

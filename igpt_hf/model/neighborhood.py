@@ -48,13 +48,13 @@ def prompt_classes(prompts: torch.Tensor, config: IGPTConfig) -> torch.Tensor:
 
 
 def ids_on_grid(input_ids: torch.Tensor, grid: int, config: IGPTConfig) -> torch.Tensor:
-    """Move images to another grid of blocks, and ask for their classes there: (n, 1 + N) -> (n, 1 + N).
+    """Move images from the first grid of blocks to another, and ask for their classes there: (n, 1 + N) -> the same.
 
-    Args:
-        input_ids: Prompts on any grid, and tokens on the first.
-        grid: From 0 to `num_grids - 1`; see `move_to_grid`.
+    `grid` is from 0 to `num_grids - 1`; see `move_to_grid`.
     """
-    prompts = config.vocab_size + grid * (config.num_labels + 1) + prompt_classes(input_ids[:, :1], config)
+    if grid == 0:
+        return input_ids
+    prompts = input_ids[:, :1] + grid * (config.num_labels + 1)
     tokens = torch.from_numpy(tokens_on_grid(input_ids[:, 1:].cpu().numpy(), grid, config).astype("int64"))
     return torch.cat([prompts, tokens.to(prompts.device)], dim=1)
 

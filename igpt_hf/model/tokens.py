@@ -18,7 +18,7 @@ class TokenGrid:
 
     @property
     def start_token_id(self) -> int:
-        """Prompt id that asks for an image of any class; `vocab_size + label` asks for one class."""
+        """Prompt id that asks for an image of any class (on the first grid); `vocab_size + label` asks for one."""
         return self.vocab_size + self.num_labels
 
     @property
@@ -63,7 +63,7 @@ def _to_blocks(pixels: np.ndarray, patch_size: int) -> np.ndarray:
     n, height, width = pixels.shape
     p = patch_size
     blocks = pixels.reshape(n, height // p, p, width // p, p).transpose(0, 1, 3, 2, 4)  # (n, rows, columns, p, p)
-    return blocks.reshape(n, -1, p * p)
+    return blocks.reshape(n, (height // p) * (width // p), p * p)
 
 
 def pixels_to_tokens(pixels: np.ndarray, patch_size: int) -> np.ndarray:

@@ -181,6 +181,8 @@ def parse_arguments(argv: list[str] | None = None):
     if script_args.task == "classification":
         if script_args.streaming:
             raise IGPTError("--streaming is for --task generation: a classifier's data must fit in memory.")
+        if model_args.num_grids is not None:
+            raise IGPTError("--num_grids is for --task generation: a classifier reads the first grid alone.")
         if args.metric_for_best_model == type(args).metric_for_best_model:  # the one of generation
             args.metric_for_best_model, args.greater_is_better = "eval_validation_accuracy", True
     _check_numbers(vars(script_args) | vars(args))

@@ -14,7 +14,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..data.streaming import TokenStream
 from ..data.tokenized import TokenDataset
-from .checkpoints import report_last_checkpoint
+from .checkpoints import report_last_checkpoint, verify_checkpoint
 
 
 logger = logging.getLogger(__name__)
@@ -43,13 +43,15 @@ class PatientEarlyStopping(EarlyStoppingCallback):
 
 
 class MovedRun(TrainerCallback):
-    """A resumed run finds its best checkpoint where the run's folder is now: transformers keeps where it once was."""
+    """A resumed run looks for its best checkpoint in its own folder, which may have been moved or copied.
+
+    transformers looks where it was written, and goes on without one where that is gone.
+    """
 
     def on_train_begin(self, args, state, control, **kwargs):
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
-        if state.best_global_step is not None and state.best_model_checkpoint is None and checkpoint.is_dir():
+        if state.best_global_step is not None and verify_checkpoint(checkpoint) is None:
             state.best_model_checkpoint = str(checkpoint)
-            logger.info("the best checkpoint so far was moved with the run: %s", checkpoint)
 
 
 class Stopwatch(TrainerCallback, ExportableState):

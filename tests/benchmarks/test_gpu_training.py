@@ -57,7 +57,7 @@ def test_batches_are_on_the_grids_that_their_prompts_say(digits):
     grids = (ids[:, 0] - 16) // 11
     assert set(grids.tolist()) == {0, 1, 2, 3}
     for i, grid in enumerate(grids.tolist()):
-        on_first = torch.cat([ids[i, :1], tokens[i]])[None]
+        on_first = torch.cat([ids[i, :1] - 11 * grid, tokens[i]])[None]
         assert torch.equal(ids_on_grid(on_first, grid, config)[0], ids[i])
         assert torch.equal(probs[i].argmax(dim=1), ids[i, 1:])  # pixels are certain
         assert (ids[i, 0] - 16) % 11 in (i % 10, 10)

@@ -40,7 +40,7 @@ def test_every_fact_is_in_the_card(facts):
     assert "drawn anew" not in make_model_card(facts | {"new_digits_each_epoch": False}).text
     assert "built-in guidance" not in make_model_card(facts | {"built_in_guidance": None}).text
     assert "| augmentation |" not in make_model_card(facts | {"augment": 0.0}).text
-    assert text.count("4 grids") == 1 and "take the mean over 4," in text
+    assert text.count("4 grids") == 1 and "take the mean likelihood over 4." in text
     assert "grid" not in make_model_card(facts | {"num_grids": 1}).text
     assert "10.2 minutes, 299 images/s" in text
     assert "{{" not in text

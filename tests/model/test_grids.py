@@ -56,14 +56,33 @@ def test_the_probabilities_of_all_images_sum_to_one(model):
     assert model.log_likelihood(ids, batch_size=8192).exp().sum().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_the_likelihood_is_the_mean_of_those_on_the_grids_whatever_grid_the_prompt_is_on(model):
-    ids = some_ids(model.config)
-    on_grids = [model.token_log_likelihoods(ids_on_grid(ids, grid, model.config)).sum(1).exp() for grid in range(4)]
-    assert max(torch.stack(on_grids).std(0)) > 0
-    torch.testing.assert_close(model.log_likelihood(ids).exp().float(), sum(on_grids) / 4)
-    ids[:, 0] += 2 * (model.config.num_labels + 1)
-    torch.testing.assert_close(model.log_likelihood(ids).exp().float(), sum(on_grids) / 4)
-    torch.testing.assert_close(model.class_log_likelihoods(ids)[:, 1], model.log_likelihood(ids))
+@pytest.mark.parametrize("patch_size", [2, 3])
+def test_the_likelihood_is_the_mean_of_those_on_the_grids(tiny_model, patch_size):
+    num_grids = patch_size**2
+    sizes = {"image_size": 2 * patch_size, "patch_size": patch_size, "num_grids": num_grids, "neighborhood_radius": 1}
+    model = tiny_model(num_hidden_layers=1, **sizes)
+    config, ids = model.config, some_ids(model.config)
+    grids = [ids_on_grid(ids, grid, config) for grid in range(num_grids)]
+    on_grids = torch.stack([model.token_log_likelihoods(moved).double().sum(1) for moved in grids])
+    assert (on_grids.std(0) > 0.01).all()
+    exact = on_grids.exp().mean(0).log()
+    torch.testing.assert_close(model.log_likelihood(ids), exact, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(model.class_log_likelihoods(ids)[:, 1], exact, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(model.class_posterior(ids), model.class_log_likelihoods(ids).softmax(1))
+    assert model.log_likelihood(ids[:0]).shape == (0,)
+    assert model.class_log_likelihoods(ids[:0]).shape == (0, config.num_labels)
+
+
+def test_prompts_of_other_grids_are_refused_where_images_are_on_the_first(model):
+    """`log_likelihood` takes images on the first grid: a training batch would be scored as another image."""
+    ids = ids_on_grid(some_ids(model.config), 1, model.config)
+    with pytest.raises(ValueError, match="prompt id 21 is out of range: 16 to 19"):
+        model.log_likelihood(ids)
+    with pytest.raises(ValueError, match="prompt id 21 is out of range"):
+        model.log_likelihood(ids, mask=np.zeros((4, 4), bool))
+    with pytest.raises(ValueError, match="prompt id 21 is out of range"):
+        model.generate(ids[:, :1])
+    assert model.token_log_likelihoods(ids).shape == (5, 4)
 
 
 def test_the_likelihood_of_a_part_sums_over_the_unknown_pixels(model):
@@ -154,6 +173,25 @@ def test_training_images_come_on_grids_that_change_with_the_epoch_and_evaluated_
         assert torch.equal(batch["labels"][:, 1:], batch["input_ids"][:, 1:])
     assert torch.equal(grids[0], grids[2]) and not torch.equal(grids[0], grids[1])
     assert torch.bincount(grids[0], minlength=4).min() > 5
+    for i in range(8):  # a batch that has no image on most grids
+        assert torch.equal(dataset[i]["input_ids"], batch["input_ids"][i])
+
+
+@pytest.mark.parametrize("before, after", [(1, 4), (4, 1)])
+def test_a_checkpoint_is_loaded_with_other_grids(tiny_model, tmp_path, before, after):
+    model = tiny_model(num_grids=before)
+    model.save_pretrained(tmp_path)
+    ids = some_ids(model.config)
+    for how in ({"num_grids": after}, {"config": IGPTConfig(**{**model.config.to_diff_dict(), "num_grids": after})}):
+        loaded = IGPTForCausalImageModeling.from_pretrained(tmp_path, ignore_mismatched_sizes=True, **how)
+        assert loaded.config.num_grids == after
+        torch.testing.assert_close(loaded.token_log_likelihoods(ids), model.token_log_likelihoods(ids))
+
+
+def test_the_same_number_of_grids_changes_nothing(tiny_model):
+    model = tiny_model(nats_quantiles=[1.0, 2.0])
+    model.set_grids(1)
+    assert model.config.nats_quantiles == [1.0, 2.0]
 
 
 @pytest.mark.slow
@@ -163,6 +201,8 @@ def test_a_checkpoint_is_trained_on_more_grids(tmp_path):
     run_python(*train, "--output_dir", tmp_path / "one")
     run_python(*train, *start, "--num_grids", 4, "--output_dir", tmp_path / "four")
     assert IGPTConfig.from_pretrained(tmp_path / "four").num_grids == 4
+    classify = run_python(*train, *start, "--num_grids", 4, "--task", "classification", check=False)
+    assert classify.returncode == 1 and "--num_grids is for --task generation" in classify.stderr
     for begin in ([], start):
         wrong = run_python(*train, *begin, "--num_grids", 5, "--output_dir", tmp_path / "five", check=False)
         assert wrong.returncode == 1 and "Traceback" not in wrong.stderr
