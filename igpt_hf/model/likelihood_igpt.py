@@ -1,10 +1,8 @@
 """Likelihoods: of whole images exact, of a part of an image estimated without bias."""
 
-import math
-
 import torch
 
-from .completion import NUM_PARTICLES, run_particles, warn_of_few_ancestors
+from .completion import NUM_PARTICLES, log_mean_exp, run_particles, warn_of_few_ancestors
 from .configuration_igpt import IGPTConfig
 from .input_checks import as_ids, check_ids, check_num_particles, check_whole_images
 from .masks import known_bits, read_masks
@@ -71,7 +69,7 @@ class IGPTLikelihoodMixin:
             of_prompts = (prompts + grid * (self.config.num_labels + 1)).unbind(dim=1)
             ids = [torch.cat([prompt[:, None], moved[:, 1:]], dim=1) for prompt in of_prompts]
             on_grids.append(torch.stack([self._log_likelihood_on_grid(x, batch_size) for x in ids], dim=1))
-        return torch.stack(on_grids).logsumexp(dim=0) - math.log(self.config.num_grids)
+        return log_mean_exp(torch.stack(on_grids, dim=1))
 
     def _log_likelihood_on_grid(self, input_ids: torch.Tensor, batch_size: int) -> torch.Tensor:
         """Log-likelihoods on the grid of the prompts: (n, 1 + N) -> (n,)."""
@@ -96,8 +94,7 @@ class IGPTLikelihoodMixin:
             runs = run_particles(self, ids[:, :1], ids[:, 1:] & known, known, num_particles)
             for part, of_runs in zip((log_p, ancestors), zip(*(run[1:] for run in runs), strict=True), strict=True):
                 part.append(torch.cat(of_runs))
-        mean = torch.stack(log_p).logsumexp(dim=0) - math.log(self.config.num_grids)
-        return mean, torch.stack(ancestors).amin(dim=0)
+        return log_mean_exp(torch.stack(log_p, dim=1)), torch.stack(ancestors).amin(dim=0)
 
     @torch.no_grad()
     def class_log_likelihoods(
