@@ -122,7 +122,7 @@ class ImageGrid:
         from matplotlib.figure import Figure
 
         names, step = self.names, self.side + self.gap
-        with figure_style(names or ()):
+        with figure_style([*(names or ()), *self.headers.values(), self.title or ""]):
             size = min(TEXT, 0.8 * step) * 72 / DPI  # points
             margin = 0 if names is None else _text_width(names, size) + TEXT
             top = TEXT * 2 * (self.title is not None) + TEXT * 3 // 2 * bool(self.headers)
@@ -185,8 +185,9 @@ def _text_width(texts: Sequence[str], size: float) -> int:
     return math.ceil(max(figure.text(0, 0, text, fontsize=size).get_window_extent().width for text in texts))
 
 
-def _class_names(config) -> list[str]:
-    return shown_names(config.id2label[label] for label in range(config.num_labels))
+def class_names(config, longest: int = LONGEST) -> list[str]:
+    """Names of a model's classes as figures show them."""
+    return shown_names((config.id2label[label] for label in range(config.num_labels)), longest)
 
 
 COMPLETED = {0: "image", 1: "given", 2: "completions"}
@@ -195,7 +196,7 @@ UNKNOWN = 128  # gray level
 
 def sample_sheet(model, processor, per_class: int = 10, **generate_arguments) -> ImageGrid:
     """Sample `per_class` images of each class: one row per class, named."""
-    names = _class_names(model.config)
+    names = class_names(model.config)
     labels = np.repeat(np.arange(len(names)), per_class)
     prompt = processor.prompt(class_labels=labels).to(model.device)
     images = processor.decode(model.generate(**prompt, **generate_arguments))
@@ -214,7 +215,7 @@ def completion_sheet(model, processor, images, class_labels, per_image: int = 8,
         given = whole.copy()
         given.paste(UNKNOWN, (0, keep_rows, whole.width, whole.height))
         rows.append([whole, given, *answers[i * per_image : (i + 1) * per_image]])
-    names = _class_names(model.config)
+    names = class_names(model.config)
     names = [names[label] for label in class_labels] if len(names) > 1 else None
     return ImageGrid(rows, names, "Completions of the lower half", COMPLETED)
 

@@ -7,9 +7,9 @@
     igpt sample runs/synthetic --complete drawing.png --mask mask.png  # what is white in the mask anew
     igpt sample runs/synthetic --num 1000 --npz samples.npz            # arrays for further work
 
-Writes a figure of all samples, with what was given before each row of completions. With --npz, also the arrays
-`images` (n, height, width; 0 and 1), `labels` (n; -1 for any class), `ids` (n, 1 + tokens) and `nats` (n; -ln p of the
-whole image given its prompt).
+Writes a figure of all samples: their classes above the columns, what was given before each row of completions. With
+--npz, also the arrays `images` (n, height, width; 0 and 1), `labels` (n; -1 for any class), `ids` (n, 1 + tokens) and
+`nats` (n; -ln p of the whole image given its prompt).
 """
 
 import contextlib
@@ -33,7 +33,12 @@ from igpt_hf.cli import (
 from igpt_hf.hub.bundled import DEFAULT_MODEL, SURE, bundled
 from igpt_hf.hub.loading import load_pretrained
 from igpt_hf.model.masks import transparent_pixels
-from igpt_hf.plots import UNKNOWN, ImageGrid
+from igpt_hf.plots import UNKNOWN, ImageGrid, class_names
+
+
+SCALE = 3  # screen pixels per pixel
+LETTER = 12  # screen pixels of a letter above a column
+LONGEST_ROW = 32  # images
 
 
 def parse_arguments():
@@ -151,6 +156,26 @@ def given_picture(processor, given: dict) -> Image.Image:
     return picture
 
 
+def sample_grid(images: list, names: list[str], picture: Image.Image | None) -> ImageGrid:
+    """The figure of all samples, with what was given before each row.
+
+    Args:
+        images: The samples, whose classes are `names` in turn.
+        names: Of classes, as figures show them: above the columns, a single one as the title.
+        picture: What was given.
+    """
+    named = 0 < len(names) <= LONGEST_ROW
+    columns = max(len(names), 10 // len(names) * len(names)) if named else 10
+    rows = [images[i : i + columns] for i in range(0, len(images), columns)]
+    headers = {}
+    if named and len(names) > 1:
+        headers = {column: names[column % len(names)] for column in range(len(rows[0]))}
+    if picture is not None:
+        rows = [[picture, *row] for row in rows]
+        headers = {0: "given"} | {column + 1: name for column, name in headers.items()}
+    return ImageGrid(rows, title=f"Class {names[0]}" if len(names) == 1 else None, headers=headers, scale=SCALE)
+
+
 def main():
     args = parse_arguments()
     hide_library_bars()
@@ -163,7 +188,8 @@ def main():
     given = given_part(args, processor)
     settings = {name: getattr(args, name) for name in ("temperature", "top_p", "guidance_scale")}
     settings |= {"num_particles": args.num_particles, "min_posterior": args.min_posterior}
-    labels = None if labels is None else np.resize(labels, num).tolist()  # in turn
+    in_turn = len(labels or [])
+    labels = None if labels is None else np.resize(labels, num).tolist()
 
     set_seed(args.seed)
     batches = []
@@ -174,13 +200,10 @@ def main():
         batches.append(model.generate(**prompt, **settings))
     ids = torch.cat(batches)
 
-    images = processor.decode(ids)
-    rows = [images[i : i + 10] for i in range(0, num, 10)]
-    if given:
-        picture = given_picture(processor, given)
-        rows = [[picture, *row] for row in rows]
-    grid = ImageGrid(rows, headers={0: "given"} if given else {}, scale=3)
-    grid.save(args.output, args.figures)
+    picture = given_picture(processor, given) if given else None
+    longest = max(2, SCALE * processor.image_size // LETTER)
+    names = [class_names(model.config, longest)[label] for label in (labels or [])[:in_turn]]
+    sample_grid(processor.decode(ids), names, picture).save(args.output, args.figures)
     print(f"{num} images -> {args.output}")
     if args.npz is not None:
         nats = -model.log_likelihood(ids)

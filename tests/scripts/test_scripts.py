@@ -482,7 +482,27 @@ def test_samples_are_drawn_where_the_user_is(animals_run, tmp_path):
     assert os.listdir(tmp_path) == ["samples.png"]
     assert "Traceback" not in done.stderr
     with Image.open(tmp_path / "samples.png") as picture:
-        assert picture.size == (2 * (36 + 2) + 2, 36 + 2 * 2)  # two images of 12x12, three times as large
+        names = 30
+        assert picture.size == (2 * (36 + 2) + 2, names + 36 + 2 * 2)  # two images of 12x12, three times as large
+
+
+@pytest.mark.parametrize("num_names", [0, 1, 2, 3, 10, 11, 32, 33])
+@pytest.mark.parametrize("picture", [None, Image.new("L", (4, 4))], ids=["samples", "completions"])
+def test_the_name_above_a_column_is_the_class_of_all_images_below_it(num_names, picture):
+    images = [Image.new("L", (4, 4), number) for number in range(70)]
+    names = [f"class {number}" for number in range(num_names)]
+    grid = runpy.run_path(str(SCRIPTS / "sample.py"))["sample_grid"](images, names, picture)
+    first = 0 if picture is None else 1
+    shown = [image for row in grid.rows for image in row[first:]]
+    assert shown == images
+    if num_names == 1:
+        assert grid.title == "Class class 0"
+    if 2 <= num_names <= 32:
+        for row in grid.rows:
+            for column, image in enumerate(row[first:], start=first):
+                assert grid.headers[column] == names[image.getpixel((0, 0)) % num_names]
+    else:
+        assert set(grid.headers) <= {0} and len(grid.rows[0]) == 10 + first
 
 
 def test_the_arrays_are_the_images_their_classes_ids_and_exact_nats(sample, animals_run):
