@@ -4,7 +4,7 @@
     igpt data digits.cdb --output hoda.png
     igpt data path/to/folder --threshold local     # the flags of igpt train that change what the model sees
 
-Writes a figure of originals beside what the model sees. igpt train does the same before its first step.
+Writes a figure of originals beside what the model sees. igpt train writes the same before its first step.
 """
 
 import sys

@@ -4,7 +4,7 @@
     igpt export demo runs/letters letters --subject "Arabic letters"
 
 Makes the folder, or replaces the model in an existing page. Only weights.js depends on the model: configuration,
-and weights by name in base64, 4 characters each. docs/demo has such a page, of the bundled "persian-digits".
+and the weights in base64. docs/demo has such a page, of the bundled "persian-digits".
 """
 
 from pathlib import Path

@@ -47,7 +47,7 @@ def parse_arguments():
     parser.add_argument(
         "--labels",
         nargs="+",
-        help="class names or indices, one image each; any class if left out, or, if the model is too, one of each",
+        help="class names or indices, one image each; default: any class, and without a model one of each class",
     )
     parser.add_argument("--num", type=int, help="how many images in all; labels are repeated in order (default 10)")
     parser.add_argument("--temperature", type=float, default=1.0, help="below 1: more typical images")

@@ -3,8 +3,8 @@
     igpt score runs/hoda scan-1.png scan-2.png
     igpt score runs/hoda scans/ --output scores.csv     # every image in the folder
 
-An image that is not like the training data, such as a scan of the other polarity or a photograph, is read by itself,
-and the table says so.
+An image that is not like the training data, such as a scan of the other polarity or a photograph, is read by itself:
+how, is decided from this image alone, and the table says so.
 
 Prints and writes, for each file: `nats`, -ln p(image) with the class unknown, exact; `bits_per_pixel`; `label`, the
 most likely class, and its posterior probability by Bayes' rule, all classes equally likely; `percentile`, the

@@ -104,6 +104,9 @@ def train(script_args, model_args, args):
     if (hint := few_steps_hint(args, len(splits["train"]))) is not None:
         logger.warning("hint: %s", hint)
 
+    if trainer.is_world_process_zero():
+        inspection.sheet.save(Path(args.output_dir) / "data.png", script_args.figures)
+
     # 4. Train, and read the test split once, with the best model.
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -118,7 +121,6 @@ def train(script_args, model_args, args):
     # 5. Model, results, figures, card; then the Hub, with --push_to_hub.
     save_model(trainer)
     if trainer.is_world_process_zero():
-        inspection.sheet.save(Path(args.output_dir) / "data.png", script_args.figures)
         results = write_run(trainer, test, start.processor, splits, script_args, given=images.given)
         logger.info("%s", format_results(results, args.output_dir))
         if args.push_to_hub:

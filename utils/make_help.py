@@ -20,10 +20,10 @@ from igpt_hf.training.arguments import make_parser
 
 WIDTH = 100
 TRAIN_GROUPS = {
-    "data": "data image_column label_column max_images split_seed skip_bad_images threshold invert margin binarize "
-    "augment streaming",
+    "data": "data image_column label_column labels_from splits max_images split_seed skip_bad_images ink invert "
+    "threshold widen_strokes margin binarize augment streaming",
     "model": "preset model_name_or_path task image_size patch_size hidden_size num_hidden_layers num_attention_heads "
-    "class_conditional_norm class_dropout_prob",
+    "class_conditional_norm class_dropout_prob num_grids",
     "training": "num_train_epochs max_steps max_minutes early_stopping_patience per_device_train_batch_size "
     "gradient_accumulation_steps learning_rate muon_learning_rate weight_decay ema_decay "
     "built_in_guidance seed num_threads bf16",

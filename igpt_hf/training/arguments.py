@@ -230,7 +230,8 @@ class IGPTTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate (of AdamW, with muon)."})
     muon_learning_rate: float = field(default=2e-2, metadata={"help": "Peak learning rate of Muon."})
     weight_decay: float = field(
-        default=0.1, metadata={"help": "On matrices. Without it they grow under Muon, and small models stop learning."}
+        default=0.1,
+        metadata={"help": "On the blocks' matrices. Without it they grow under Muon, and small models stop learning."},
     )
     ema_decay: float = field(
         default=0.998, metadata={"help": "Evaluate and keep a moving average of the weights; 0: the weights."}

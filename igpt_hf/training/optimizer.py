@@ -72,7 +72,7 @@ class MuonAdamW(Optimizer):
         muon_lr: Learning rate of Muon.
         betas: Of AdamW.
         eps: Of AdamW.
-        weight_decay: Of both, on matrices only.
+        weight_decay: Of Muon; what AdamW trains is not decayed.
     """
 
     def __init__(self, model: nn.Module, lr: float, muon_lr: float, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0):
