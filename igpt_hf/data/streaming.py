@@ -321,7 +321,7 @@ class TokenStream(torch.utils.data.IterableDataset):
         self.seed = seed
         self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # DataLoader workers may outlive an epoch
 
-    def set_epoch(self, epoch: int):
+    def choose_epoch(self, epoch: int):
         """Choose the order of an epoch."""
         self.epoch.fill_(epoch)
         self.rows.set_epoch(epoch)

@@ -63,8 +63,12 @@ class TokenDataset(torch.utils.data.Dataset):
         self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # DataLoader workers may outlive an epoch
         self.sampled_epoch: int | None = None
 
-    def set_epoch(self, epoch: int):
-        """Choose an epoch: its class dropout, and its pixels of gray or new images."""
+    def choose_epoch(self, epoch: int):
+        """Choose an epoch: its class dropout, and its pixels of gray or new images.
+
+        Not named `set_epoch`, which accelerate's DataLoader calls whenever it is iterated: one that is kept
+        (`--dataloader_persistent_workers`) would evaluate other pixels each time.
+        """
         self.epoch.fill_(epoch)
 
     def _sample(self, epoch: int):

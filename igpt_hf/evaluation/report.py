@@ -117,7 +117,7 @@ def _class_prompted_ids(
     """Ids of each split, (n, 1 + N), with the prompt of their class in the model; gray pixels are those of a draw."""
     ids = {}
     for name, split in data.items():
-        split.set_epoch(draw)
+        split.choose_epoch(draw)
         ids[name] = split.__getitems__(list(range(len(split))))["input_ids"]
         vocab_size = split.config.vocab_size
         ids[name][:, 0] = vocab_size + class_index[ids[name][:, 0] - vocab_size]

@@ -106,7 +106,7 @@ class EpochCallback(TrainerCallback):
         self.dataset = dataset
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.dataset.set_epoch(int(state.epoch + 1e-6))  # a resumed epoch has begun already
+        self.dataset.choose_epoch(int(state.epoch + 1e-6))  # a resumed epoch has begun already
 
 
 def _evaluation_line(state, logs: dict) -> str | None:

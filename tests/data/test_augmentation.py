@@ -215,7 +215,7 @@ def test_workers_that_outlive_an_epoch_follow_it(digits, persistent):
     options = {"batch_size": 80, "collate_fn": collate, "num_workers": 1, "persistent_workers": persistent}
     loader = torch.utils.data.DataLoader(dataset, **options)
     for epoch in range(2):
-        dataset.set_epoch(epoch)
+        dataset.choose_epoch(epoch)
         (batch,) = loader
         assert torch.equal(batch["input_ids"], dataset.__getitems__(range(80))["input_ids"])
 

@@ -215,7 +215,7 @@ def test_an_epoch_has_each_training_image_once_in_an_order_of_its_own(shards):
 
     def epoch(number, seed=1):
         stream = TokenStream(tokens, config, class_dropout_prob=0.3, seed=seed, shuffle_buffer=50)
-        stream.set_epoch(number)
+        stream.choose_epoch(number)
         assert len(stream) == len(tokens)
         return [tuple(row["input_ids"].tolist()) for row in stream]
 

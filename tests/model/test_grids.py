@@ -163,7 +163,7 @@ def test_training_images_come_on_grids_that_change_with_the_epoch_and_evaluated_
     dataset = TokenDataset(split, config, num_grids=4, gives_probs=True)
     grids = []
     for epoch in (0, 1, 0):
-        dataset.set_epoch(epoch)
+        dataset.choose_epoch(epoch)
         batch = dataset.__getitems__(list(range(64)))
         grids.append((batch["input_ids"][:, 0] - 16) // 4)
         for i, grid in enumerate(grids[-1].tolist()):

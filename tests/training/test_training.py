@@ -82,7 +82,7 @@ def test_class_dropout_depends_on_seed_epoch_and_index_alone(splits):
 
     def untold(epoch, seed=1, dropout=0.3, order=None):
         data = TokenDataset(splits["train"], config, class_dropout_prob=dropout, seed=seed)
-        data.set_epoch(epoch)
+        data.choose_epoch(epoch)
         torch.rand(epoch)  # no draw from the global state may matter
         order = range(48) if order is None else order
         drawn = {index: data[index]["input_ids"][0].item() == config.start_token_id for index in order}
@@ -125,7 +125,7 @@ def test_pixels_drawn_by_chance_are_new_in_each_epoch_and_the_same_in_each_run(g
     def pixels(epoch, seed=1):
         data = TokenDataset(split, config, seed=seed)
         if epoch is not None:  # validation and test are not told of epochs
-            data.set_epoch(epoch)
+            data.choose_epoch(epoch)
         return processor.decode_pixels(data.__getitems__(range(30))["input_ids"])
 
     assert np.array_equal(pixels(None), pixels(None))
@@ -778,7 +778,7 @@ def test_gray_pictures_are_drawn_anew_in_each_epoch_and_the_same_for_the_same_ep
     dataset = TokenDataset(split, config, seed=3)
 
     def tokens(epoch):
-        dataset.set_epoch(epoch)
+        dataset.choose_epoch(epoch)
         return dataset.__getitems__(range(40))["input_ids"][:, 1:]
 
     first = tokens(0)
