@@ -118,6 +118,18 @@ def gray_split():
     return levels, tokenize(splits, processor)["validation"], processor
 
 
+@pytest.mark.parametrize("persistent", [False, True])
+def test_each_evaluation_sees_the_same_pixels(gray_split, tmp_path, persistent):
+    _, split, processor = gray_split
+    model = IGPTForCausalImageModeling(IGPTConfig(image_size=8, num_labels=3, num_hidden_layers=1))
+    torch.nn.init.normal_(model.lm_head.weight)  # which begins at zero: all images would be equally likely
+    args = arguments(tmp_path, dataloader_num_workers=1, dataloader_persistent_workers=persistent)
+    trainer = make_trainer(model, args, {"train": split, "validation": split, "test": split}, processor)
+    first, again, once_more = (trainer.evaluate() for _ in range(3))
+    key = "eval_validation_nats_per_image"
+    assert first[key] == again[key] == once_more[key]
+
+
 def test_pixels_drawn_by_chance_are_new_in_each_epoch_and_the_same_in_each_run(gray_split):
     levels, split, processor = gray_split
     config = IGPTConfig(image_size=8, num_labels=3)
