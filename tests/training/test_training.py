@@ -359,7 +359,7 @@ def test_drawing_samples_does_not_change_the_training(splits, tiny_processor, wh
 
 def test_the_data_set_is_told_of_each_epoch(splits, whole_run):
     expected = TokenDataset(splits["train"], whole_run.model.config, class_dropout_prob=0.5, seed=whole_run.args.seed)
-    expected.set_epoch(1)  # the last of two
+    expected.choose_epoch(1)  # the last of two
     batches = [data.__getitems__(range(48))["input_ids"] for data in (whole_run.train_dataset, expected)]
     assert torch.equal(*batches)
 
