@@ -164,11 +164,11 @@ def sample_grid(images: list, names: list[str], picture: Image.Image | None) -> 
         names: Of classes, as figures show them: above the columns, a single one as the title.
         picture: What was given.
     """
-    named = 0 < len(names) <= LONGEST_ROW
-    columns = max(len(names), 10 // len(names) * len(names)) if named else 10
+    columns, headers = 10, {}
+    if 0 < len(names) <= LONGEST_ROW:
+        columns = max(1, 10 // len(names)) * len(names)
     rows = [images[i : i + columns] for i in range(0, len(images), columns)]
-    headers = {}
-    if named and len(names) > 1:
+    if 1 < len(names) <= LONGEST_ROW:
         headers = {column: names[column % len(names)] for column in range(len(rows[0]))}
     if picture is not None:
         rows = [[picture, *row] for row in rows]
@@ -188,8 +188,8 @@ def main():
     given = given_part(args, processor)
     settings = {name: getattr(args, name) for name in ("temperature", "top_p", "guidance_scale")}
     settings |= {"num_particles": args.num_particles, "min_posterior": args.min_posterior}
-    in_turn = len(labels or [])
-    labels = None if labels is None else np.resize(labels, num).tolist()
+    asked = labels or []
+    labels = None if labels is None else np.resize(asked, num).tolist()  # in turn
 
     set_seed(args.seed)
     batches = []
@@ -201,9 +201,9 @@ def main():
     ids = torch.cat(batches)
 
     picture = given_picture(processor, given) if given else None
-    longest = max(2, SCALE * processor.image_size // LETTER)
-    names = [class_names(model.config, longest)[label] for label in (labels or [])[:in_turn]]
-    sample_grid(processor.decode(ids), names, picture).save(args.output, args.figures)
+    names = class_names(model.config, longest=max(2, SCALE * processor.image_size // LETTER))
+    grid = sample_grid(processor.decode(ids), [names[label] for label in asked[:num]], picture)
+    grid.save(args.output, args.figures)
     print(f"{num} images -> {args.output}")
     if args.npz is not None:
         nats = -model.log_likelihood(ids)

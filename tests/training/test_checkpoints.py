@@ -409,8 +409,7 @@ def test_the_last_checkpoint_is_deleted_only_when_the_next_is_whole(splits, tiny
 
 
 def test_a_run_that_was_moved_finds_its_best_checkpoint(splits, tiny_processor, tmp_path):
-    settings = {"learning_rate": 0.0, "muon_learning_rate": 0.0}  # the first evaluation is the best
-    settings |= {"save_total_limit": None}
+    settings = {"learning_rate": 0.0, "muon_learning_rate": 0.0, "save_total_limit": None}  # the first is best
     first = new_trainer(tmp_path / "here", splits, tiny_processor, **settings)
     first.train()
     assert first.state.best_model_checkpoint == str(tmp_path / "here" / "checkpoint-6")
