@@ -96,7 +96,6 @@ def train(script_args, model_args, args):
     splits, tokens = make_tokens(images, start.processor, script_args, split_seed, args)
 
     # 3. Trainer.
-    on_first_process(lambda: delete_overwritten(args, checkpoint))
     trainer = wire_trainer(start, tokens, splits["train"], script_args, args)
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
     logger.info("%s images; splits: %s", sizes, describe_splits(images.given, split_seed, script_args.streaming))
@@ -104,6 +103,7 @@ def train(script_args, model_args, args):
     if (hint := few_steps_hint(args, len(splits["train"]))) is not None:
         logger.warning("hint: %s", hint)
 
+    on_first_process(lambda: delete_overwritten(args, checkpoint))
     if trainer.is_world_process_zero():
         inspection.sheet.save(Path(args.output_dir) / "data.png", script_args.figures)
 

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..errors import IGPTError
@@ -187,6 +189,7 @@ def parse_arguments(argv: list[str] | None = None):
             args.metric_for_best_model, args.greater_is_better = "eval_validation_accuracy", True
     _check_numbers(vars(script_args) | vars(args))
     _check_length(args)
+    _check_loggers(args)
     _check_selection(script_args.task, args)
     return tuple(arguments)
 
@@ -324,6 +327,14 @@ def _check_length(args):
         )
     if args.max_minutes is not None and not args.max_minutes > 0:
         raise IGPTError(f"--max_minutes {args.max_minutes} leaves no time to train: take more than 0.")
+
+
+def _check_loggers(args):
+    """Refuse to report to what is not installed; transformers would raise RuntimeError, and later."""
+    missing = set(args.report_to) & set(INTEGRATION_TO_CALLBACK) - set(get_available_reporting_integrations())
+    if missing:
+        name = min(missing)
+        raise IGPTError(f"--report_to {name}: {name} is not installed. Run pip install {name}, or leave it out.")
 
 
 def _check_selection(task: str, args):

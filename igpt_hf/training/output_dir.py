@@ -26,6 +26,9 @@ FIGURES = ("loss_curve", "samples", "completions", "accuracy_curve", "data")
 IMAGES = tuple(f"{name}.{form}" for name in FIGURES for form in ("png", *VECTOR_FORMATS))
 CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json")
 RUN_FILES = ("model.safetensors", *CONFIGS, "README.md", RESULTS, *IMAGES, "trainer_state.json", "training_args.bin")
+ANYBODYS = ("README.md", *CONFIGS)  # files that also lie in folders that are no run
+# Sheets of samples and TensorBoard's events, where the Trainer writes them; other runs may lie beside them.
+LOGS = ("samples/step-*.png", "runs/*/events.out.tfevents*", "runs/*/[0-9]*.[0-9]*/events.out.tfevents*")
 
 
 @contextlib.contextmanager
@@ -112,6 +115,11 @@ def prepare_output_dir(args) -> str | None:
             f"{folder} holds a run already ({in_use[0].name}). Go on: --resume_from_checkpoint true. Start anew "
             "and delete it: --overwrite_output_dir true. Or choose another --output_dir."
         )
+    if in_use and all(path.name in ANYBODYS for path in in_use):
+        raise IGPTError(
+            f"{folder} holds {in_use[0].name} but no run that --overwrite_output_dir could delete, and a run would "
+            "write a file of that name. Choose another --output_dir."
+        )
     return resume if resumes else None
 
 
@@ -125,7 +133,7 @@ def resumes_from_the_end(args) -> bool:
 def delete_overwritten(args, checkpoint: str | None):
     """With `--overwrite_output_dir`, delete the run that was there, unless it is the one that is resumed.
 
-    Called once the data and the model are at hand, since a mistake in their flags should not cost the old run.
+    Called right before the first step, since a mistake in a flag should not cost the old run.
 
     Args:
         args: `IGPTTrainingArguments`.
@@ -134,8 +142,12 @@ def delete_overwritten(args, checkpoint: str | None):
     folder = Path(args.output_dir)
     if args.overwrite_output_dir and not (checkpoint is not None and _is_of_run(checkpoint, folder)):
         aside = [path for name in (INCOMPLETE, LEFT) for path in folder.glob(f"{name}{PREFIX_CHECKPOINT_DIR}-*")]
-        for path in [*_run_files(folder), *aside, folder / "samples", folder / "runs"]:  # the last: TensorBoard's
+        logs = [path for pattern in LOGS for path in folder.glob(pattern)]
+        for path in [*_run_files(folder), *aside, *logs]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for path in sorted({path for log in logs for path in log.parents if folder in path.parents}, reverse=True):
+            with contextlib.suppress(OSError):  # it is not empty
+                path.rmdir()
 
 
 def _run_files(folder: Path) -> list[Path]:

@@ -429,6 +429,19 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(script, animals_
     assert contents(animals_run) == before
 
 
+@pytest.mark.parametrize(
+    "logger, reason",
+    [("clearml", "--report_to clearml: clearml is not installed"), ("paper", "paper is not supported")],
+)
+def test_a_flag_that_is_refused_late_does_not_cost_the_run_that_was_to_be_overwritten(
+    script, animals_flags, animals_run, logger, reason
+):
+    before = contents(animals_run)
+    flags = ["--output_dir", animals_run, "--overwrite_output_dir", "true", "--report_to", logger]
+    assert reason in refusal(script, "train.py", *animals_flags, *flags)
+    assert contents(animals_run) == before
+
+
 @pytest.mark.slow
 def test_bad_data_ends_the_command_with_one_line_and_no_traceback(tmp_path):
     command = [sys.executable, SCRIPTS / "train.py", "--data", "nowhere.cdb", "--output_dir", tmp_path / "run"]

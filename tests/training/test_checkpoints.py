@@ -149,12 +149,14 @@ def test_a_new_an_empty_and_a_foreign_folder_are_fine(tmp_path):
 
 def test_overwriting_deletes_the_run_and_nothing_else(tmp_path):
     write_checkpoint(tmp_path, 5)
-    for name in ("model.safetensors", "samples/step-000005.png", "runs/events.out", "incomplete-checkpoint-6/a.pt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    logs = ["runs/Nov28_host/events.out.tfevents.1.host", "runs/Nov28_host/17.25/events.out.tfevents.2.host"]
+    for name in ("model.safetensors", "samples/step-000005.png", *logs, "incomplete-checkpoint-6/a.pt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("of the run")
-    foreign = {"notes.txt", "checkpoint-old/model.safetensors", "data/a.png", "README.txt"}
+    foreign = {"notes.txt", "checkpoint-old/model.safetensors", "data/a.png", "README.txt", "samples/mine.png"}
+    foreign |= {"runs/hoda/model.safetensors", "runs/hoda/runs/Nov27_host/events.out.tfevents.3.host"}
     for name in foreign:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("mine")
     before = contents(tmp_path)
     args = arguments(tmp_path, overwrite_output_dir=True)
@@ -162,6 +164,16 @@ def test_overwriting_deletes_the_run_and_nothing_else(tmp_path):
     assert contents(tmp_path) == before  # a mistake in the other flags costs nothing
     delete_overwritten(args, None)
     assert contents(tmp_path) == dict.fromkeys(foreign, b"mine")
+    assert not (tmp_path / "runs" / "Nov28_host").exists()
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json"])
+def test_files_that_anybody_has_are_no_run_to_be_overwritten(tmp_path, name):
+    """`--output_dir .` in a project's folder."""
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(IGPTError, match=f"holds {name} but no run.*Choose another --output_dir"):
+        prepare(tmp_path, overwrite_output_dir=True)
+    assert contents(tmp_path) == {name: b"mine"}
 
 
 def test_the_run_that_is_resumed_is_not_deleted(tmp_path):
