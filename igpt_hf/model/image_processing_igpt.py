@@ -193,7 +193,7 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
         return np.stack([decided.fit(ink, decided.is_crop(ink)) for ink in inks])
 
     def read(self, image, index: int = 0) -> Image.Image:
-        """Read one image of any kind -> its ink, light on dark, in its own size.
+        """Read one image of any kind -> its ink, light on dark, in the size of `to_ink`.
 
         The processor has decided; `index` is the image's position among others, for messages.
         """
@@ -235,17 +235,20 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
 
         A pixel is unknown where any unknown pixel has a part in it. What surrounds the image on the canvas is known.
         """
-        ink = self.read(image, index)
-        if mask.shape != (ink.height, ink.width):
+        read = read_image(image, index)
+        width, height = read.gray.size
+        if mask.shape != (height, width):
             raise ValueError(
-                f"mask {index} has {mask.shape[1]}x{mask.shape[0]} pixels and its image {ink.width}x{ink.height}: "
+                f"mask {index} has {mask.shape[1]}x{mask.shape[0]} pixels and its image {width}x{height}: "
                 "a mask has the size of its image."
             )
-        unknown = Image.fromarray(mask.astype(np.uint8) * 255)
-        return self._center(self._shrink(unknown, self.is_crop(ink))) > 0
+        ink = self.to_ink(read)
+        fitted = self._shrink(ink, self.is_crop(ink))
+        unknown = Image.fromarray(mask.astype(np.uint8) * 255).resize(fitted.size, Image.Resampling.BILINEAR)
+        return self._center(unknown) > 0
 
     def to_ink(self, image: GrayImage) -> Image.Image:
-        """The ink of an image, light on dark, in its own size."""
+        """The ink of an image, light on dark, in its own size; that of large photographs is smaller."""
         gray, ink = image.gray, {"never": "light", "always": "dark", "auto": self.ink}[self.invert]
         if self.invert == "auto" and image.is_white:
             ink = "light"
@@ -358,6 +361,8 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
                 One mask is used for all images, one image for all masks. The prompt then has `known_tokens` and
                 `known_masks`, (n, N), beside `input_ids`.
 
+        The same images make the same prompt: with `binarize="stochastic"`, too.
+
         Raises:
             ValueError: A label or a number of rows out of range, a mask of another size or type or without unknown
                 pixels, or lists of different lengths.
@@ -389,7 +394,7 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
                 f"keep_rows must be a multiple of patch_size={self.patch_size} between {self.patch_size} and "
                 f"{self.image_size - self.patch_size}, got {keep_rows}."
             )
-        given = self.tokenize(images)[:, : keep_rows // self.patch_size * self.grid_size]
+        given = self.tokenize(images, np.random.default_rng(0))[:, : keep_rows // self.patch_size * self.grid_size]
         return torch.from_numpy(given.astype(np.int64))
 
     def _prompt_ids(self, labels: list | None, count: int) -> torch.Tensor:

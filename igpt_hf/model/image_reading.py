@@ -148,13 +148,27 @@ def _pil_to_gray(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         levels = np.asarray(image, dtype=np.float64)
         if not np.isfinite(levels).all():
             raise ValueError("it has NaN or infinite pixels.")
-        top = 65535 if image.mode.startswith("I") and levels.max() > 255 else 1 if levels.max() <= 1 else 255
+        top = _white_level(levels, image.mode)
         return Image.fromarray(np.rint(levels.clip(0, top) / top * 255).astype(np.uint8)), None
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         opacity = rgba.getchannel("A")
         return rgba.convert("RGB").convert("L"), opacity if opacity.getextrema()[0] < 255 else None
     return (image.convert("RGB") if image.mode == "LAB" else image).convert("L"), None
+
+
+def _white_level(levels: np.ndarray, mode: str) -> int:
+    """The level that stands for white in a 16-bit, 32-bit or float image.
+
+    Masks have 0 and 1, or 0 and 255, in any mode. Else 16-bit images have up to 65535, however dark they are: one
+    without ink does not become noise.
+    """
+    high = levels.max()
+    if high <= 1:
+        return 1 if mode == "F" or np.isin(levels, (0, 1)).all() else 255
+    if mode.startswith("I;16") and not np.isin(levels, (0, 255)).all():
+        return 65535
+    return 65535 if mode.startswith("I") and high > 255 else 255
 
 
 def has_light_border(gray: Image.Image) -> bool:

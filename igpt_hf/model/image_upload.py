@@ -46,7 +46,8 @@ def binarize_upload(processor, image, mask):
     if is_like_data(processor, seen):
         return seen if is_cut_out else image
     decided = _by_itself(processor).decide([seen])
-    return to_marked_image((np.asarray(decided.read(seen)) >= decided.level * 255).astype(np.uint8) * 255)
+    ink = decided.read(seen).resize(read.gray.size, Image.Resampling.BILINEAR)  # the mask's
+    return to_marked_image((np.asarray(ink) >= decided.level * 255).astype(np.uint8) * 255)
 
 
 def _only(processor, image):

@@ -28,7 +28,10 @@ def read_masks(masks) -> list[np.ndarray]:
         raise ValueError(f"a mask is a PIL image or a boolean array (h, w) or (n, h, w), got {type(masks).__name__}.")
     arrays = []
     for index, mask in enumerate(masks):
-        array = np.asarray(mask.convert("L")) >= 128 if isinstance(mask, Image.Image) else np.asarray(mask)
+        if isinstance(mask, Image.Image):
+            array = np.asarray(ImageOps.exif_transpose(mask).convert("L")) >= 128
+        else:
+            array = np.asarray(mask)
         if array.dtype != bool or array.ndim != 2:
             raise ValueError(
                 f"mask {index} is {array.dtype} of shape {array.shape}: pass booleans (h, w), true where a pixel is "
@@ -80,7 +83,8 @@ def known_tokens(processor, images, masks) -> tuple[torch.Tensor, torch.Tensor]:
                 f"mask {index} has no unknown pixel: there is nothing to fill in. True (white) marks what is unknown."
             )
     bits = torch.from_numpy(known_bits(fitted, processor))
-    return torch.from_numpy(decided.tokenize(images).astype(np.int64)) & bits, bits
+    tokens = decided.tokenize(images, np.random.default_rng(0))  # the same at each call
+    return torch.from_numpy(tokens.astype(np.int64)) & bits, bits
 
 
 def transparent_pixels(image: Image.Image) -> np.ndarray:

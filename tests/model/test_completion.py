@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from transformers import set_seed
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
@@ -169,6 +169,24 @@ def test_a_pixel_is_unknown_where_any_unknown_pixel_has_a_part_in_it(tiny_proces
     unknown[13, 22] = True
     known = tiny_processor.prompt(images=np.zeros((32, 32), np.uint8), mask=unknown)["known_masks"]
     assert known[0, 4 * (13 // 8) + 22 // 8] != 15
+
+
+def test_a_mask_that_was_taken_sideways_is_turned_like_its_image(tiny_processor, tmp_path):
+    unknown = np.zeros((8, 8), bool)
+    unknown[:2] = True
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # the camera was held upright: turn by 90 degrees
+    Image.fromarray(unknown).convert("L").save(tmp_path / "mask.png", exif=exif)
+    known = tiny_processor.prompt(images=np.zeros((8, 8), bool), mask=Image.open(tmp_path / "mask.png"))["known_masks"]
+    assert known.view(4, 4).tolist() == [[15, 15, 15, 0]] * 4
+
+
+def test_the_known_pixels_of_gray_images_are_the_same_at_each_call(tiny_processor):
+    gray = np.random.default_rng(0).integers(0, 255, (1, 8, 8)).astype(np.uint8)
+    processor = tiny_processor.replace(binarize="stochastic", ink="light", levels=(0, 255), widen_strokes=False)
+    for kept in ({"mask": np.eye(8, dtype=bool)}, {"keep_rows": 4}):
+        first, again = (processor.prompt(images=gray, **kept) for _ in range(2))
+        assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 def test_each_image_keeps_its_own_known_pixels(tiny_model, tiny_processor):

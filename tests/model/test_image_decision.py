@@ -284,6 +284,18 @@ def test_a_photograph_is_cropped_to_its_ink_with_the_margin_of_the_data():
     assert not fitted[12:16, 12:16].any()  # a ring is hollow
 
 
+def test_a_large_photograph_and_its_mask_stay_together():
+    """Light is evened out in a smaller copy."""
+    image, trained = photo(1600), AUTO.replace(threshold="local").decide([photo(1600)])
+    unknown = np.zeros((1600, 1600), bool)
+    unknown[100:] = True  # of the ring, from row 40 to 160, the upper half is known
+    for given in (image, trained.binarize_upload(image, unknown)):
+        prompt = trained.replace(ink_margin=4).prompt(images=given, mask=unknown)
+        known, pixels = (trained.decode_pixels(prompt[name])[0] for name in ("known_masks", "known_tokens"))
+        assert known[:1].all() and not known[2:].any()
+        assert pixels[:2].any() and not pixels[:, 4:].any()
+
+
 def test_an_upload_like_the_data_has_its_tokens_and_one_of_the_other_polarity_is_inverted():
     image = Image.fromarray(np.where(disc(60), 255, 0).astype(np.uint8))
     trained = AUTO.decide([image])

@@ -125,6 +125,18 @@ def test_a_picture_of_any_mode_gives_the_same_pixels(processor, mode):
     assert image.tobytes() == before
 
 
+@pytest.mark.parametrize("values", [(0, 1), (0, 255)])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_a_mask_of_16_or_32_bits_has_0_and_1_or_0_and_255(processor, dtype, values):
+    mask = Image.fromarray(np.where(BAR == 1, values[1], values[0]).astype(dtype))
+    assert np.array_equal(pixels_of(processor, mask)[0], BAR)
+
+
+def test_a_16_bit_image_without_ink_stays_empty_beside_others(processor):
+    noise = Image.fromarray(np.random.default_rng(0).integers(100, 250, (SIZE, SIZE)).astype(np.uint16))
+    assert np.array_equal(pixels_of(processor, [picture("I;16"), noise]), [BAR, np.zeros_like(BAR)])
+
+
 def test_alpha_is_laid_over_black(processor):
     image = Image.new("RGBA", (SIZE, SIZE), (255, 255, 255, 0))  # white, but wholly transparent
     image.paste((255, 255, 255, 100), (2, 2, 6, 10))  # 100 / 255 of white: below the threshold
