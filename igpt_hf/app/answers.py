@@ -5,6 +5,7 @@ import functools
 import html
 import io
 import math
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -108,10 +109,10 @@ class Settings(NamedTuple):
         values = {}
         for name in (name for name in cls._fields if name in query):
             try:
-                values[name] = float(query[name])
+                value = float(query[name])
             except ValueError as error:
                 raise ValueError(f"The link is damaged: {name}={query[name]} is no number.") from error
-        values = {name: int(value) if value == int(value) else value for name, value in values.items()}
+            values[name] = int(value) if value.is_integer() else value
         if query.get("class", "any") != "any":
             values["label"] = config.label_index(query["class"])
         settings = cls(**defaults | values)
@@ -174,8 +175,19 @@ def how_many_differ(images: np.ndarray) -> str:
 # --- answers --------------------------------------------------------------------------------------------------------
 
 
+def alone(method):
+    """While one thread answers, the others wait: seeds set the one generator of random numbers."""
+
+    @functools.wraps(method)
+    def locked(self, *args):
+        with self.lock:
+            return method(self, *args)
+
+    return locked
+
+
 class Answers:
-    """The answers of one model.
+    """The answers of one model, one at a time.
 
     Attributes:
         examples: Images to start from, samples of some classes, with their names.
@@ -185,6 +197,7 @@ class Answers:
 
     def __init__(self, model, processor):
         self.model, self.processor, self.config = model, processor, model.config
+        self.lock = threading.RLock()
         self.names = {label: text for text, label in class_choices(model.config)}
 
     @functools.cached_property
@@ -204,9 +217,11 @@ class Answers:
         return float(np.median([stroke_width(mask) for mask in masks if mask.any()] or [1]))
 
     @functools.cached_property
+    @alone
     def reference(self) -> Reference:
         return make_reference(self.model, self.processor)
 
+    @alone
     def generate(self, settings: Settings) -> str:
         """Sample images."""
         settings.check(self.config)
@@ -231,6 +246,7 @@ class Answers:
         sheet = self._sheet(ids, blank, is_named=settings.label == ANY, is_sure=settings.is_sure)
         return intro + sheet + files + f'<p class="note">{NATS}</p>'
 
+    @alone
     def complete(self, drawing, settings: Settings) -> str:
         """Keep what of a drawing is opaque, and sample the rest."""
         settings.check(self.config)
@@ -248,6 +264,7 @@ class Answers:
         intro = say(text + (f" In {num_empty} of them the hidden part stays blank." if num_empty else ""))
         return intro + self._sheet(ids, given, [start]) + files + f'<p class="note">{NATS}</p>'
 
+    @alone
     def guess(self, drawing) -> str:
         """The class of a drawing of which a part is hidden, by Bayes' rule."""
         pixels, hidden = self._known_part(drawing)
@@ -258,6 +275,7 @@ class Answers:
         text = f"From the visible part, most likely <b>{name}</b> ({share})."
         return say(text) + bars([self.names[label] for label in range(len(posterior))], posterior.tolist())
 
+    @alone
     def read(self, drawing) -> str:
         """The class of a drawing, by Bayes' rule, how strange it is, and how surprising each of its pixels is."""
         try:
@@ -284,6 +302,7 @@ class Answers:
             say(self._verdict(reading)) + usual + shares + grid([seen, surprised], 2) + f'<p class="note">{NATS}</p>'
         )
 
+    @alone
     def fit(self, drawing) -> str:
         """Fit an upload as the data is, cropped and thickened where needed -> its image as a data: address.
 
@@ -344,7 +363,7 @@ class Answers:
         figures = list(first)
         rows = zip(self.processor.decode(ids), labels.tolist(), -self.model.log_likelihood(ids), strict=True)
         for index, (image, label, nats) in enumerate(rows):
-            caption = f"{self.names[label]}: " if is_any or is_named else ""
+            caption = f"{html.escape(self.names[label])}: " if is_any or is_named else ""
             caption += f"{nats:.1f} nats" + (", unsure" if is_sure and is_unsure[index] else "")
             name, verb = self.config.class_names[label], "reads as" if is_any else "was asked to be"
             alt = f"A sampled image that {verb} {name}."

@@ -33,7 +33,7 @@ READ_PEN = 0.04  # sides of the drawing area: strokes of small drawings stay apa
 NEW_SEEDS = 10**6
 SHORT_NAME = 6  # characters: six buttons with such names fit side by side on a telephone
 TABS = ("generate", "complete", "read")
-# Seeds set the one generator of random numbers.
+# Answers wait for each other in any case: so they do without a thread each.
 ALONE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 KEEP_LINK = "() => history.replaceState(null, '', document.querySelector('.permalink').href)"
 # Answers to a drawing that has changed since are pale, until there are others: a refusal is none.

@@ -1,5 +1,6 @@
 """Sharing on the Hub: which files are uploaded, retries after a lost connection, and errors that a user can act on."""
 
+import json
 import logging
 import re
 import time
@@ -15,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 PATTERNS = ("*.json", "*.safetensors", "*.py", "*.png", "README.md")  # no checkpoints and training arguments
 STAYS = ("trainer_state.json", "data.png")  # the log, and training images as they are, which may not be given away
+SOURCES = ("data", "model", "model_name_or_path")  # what results say of where things were
 ATTEMPTS = 4
 
 
@@ -49,11 +51,34 @@ def push_folder(
 
 
 def _additions(folder: Path, repo: str) -> list[CommitOperationAdd]:
-    """The files to upload; the card says how to load the model from its new place."""
+    """The files to upload; the card says how to load the model from its new place, and no file where others were."""
     paths = sorted({path for pattern in PATTERNS for path in folder.glob(pattern)} - {folder / name for name in STAYS})
-    return [
-        CommitOperationAdd(path.name, _card_for(path, repo) if path.name == "README.md" else path) for path in paths
-    ]
+    additions = []
+    for path in paths:
+        content = _card_for(path, repo) if path.name == "README.md" else path
+        additions.append(CommitOperationAdd(path.name, _without_folders(path) if path.suffix == ".json" else content))
+    return additions
+
+
+def _without_folders(path: Path) -> Path | bytes:
+    """The results of a run or an evaluation, with the names of local files and folders but not the way to them."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return path
+    if not isinstance(results, dict):
+        return path
+    sources = {name: _name_of(results[name]) for name in SOURCES if isinstance(results.get(name), str)}
+    if all(results[name] == shown for name, shown in sources.items()):
+        return path
+    return json.dumps(results | sources, indent=2, ensure_ascii=False).encode()
+
+
+def _name_of(source: str) -> str:
+    """A source as `load_splits` takes it, without folders; an id on the Hub stays as it is."""
+    parts = [part.strip() for part in source.split(",")]
+    is_local = [part.startswith(("/", "~", ".")) or "\\" in part or Path(part).exists() for part in parts]
+    return ",".join(Path(part).resolve().name if local else part for part, local in zip(parts, is_local, strict=True))
 
 
 def _card_for(path: Path, repo: str) -> bytes:

@@ -33,7 +33,8 @@ class IGPTClassesMixin:
         """As in transformers; with `ignore_mismatched_sizes=True`, load a checkpoint of other classes.
 
         `num_labels`, `id2label` or `config` then say which; only the prompts of new classes are not loaded (see
-        `set_classes`). So it is with `num_grids` (see `set_grids`).
+        `set_classes`). As many classes, of which none stands in another place, are other names for the same ones. So
+        it is with `num_grids` (see `set_grids`).
 
         Raises:
             ValueError: A checkpoint of an earlier version, with an embedding for each position.
@@ -56,7 +57,9 @@ class IGPTClassesMixin:
         model, info = load(config=config, ignore_mismatched_sizes=True, **kwargs)
         _refuse_positions(name, info)
         model.set_grids(wanted.num_grids)
-        if wanted.num_labels == saved.num_labels:  # other names for the same classes
+        places = {name: label for label, name in enumerate(saved.class_names)}
+        is_moved = any(places.get(name, label) != label for label, name in enumerate(wanted.class_names))
+        if wanted.num_labels == saved.num_labels and not is_moved:  # other names for the same classes
             model._name_classes(wanted.class_names)
         elif new := model.set_classes(wanted.class_names):
             logger.warning("%s: the prompts of these classes are new and need training: %s", name, ", ".join(new))

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import threading
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -100,10 +101,42 @@ def test_a_link_holds_what_was_asked_for(answers):
     for wrong, message in (
         ({"num": "17"}, "not 17"),
         ({"seed": "x"}, "link is damaged: seed=x is no number"),
+        ({"seed": "inf"}, "The seed must be a whole number .*, not inf"),
         ({"class": "x"}, "'x'"),
     ):
         with pytest.raises(ValueError, match=message):
             Settings.from_query(wrong, answers.config, **usual)
+
+
+def test_names_of_classes_are_text_not_html(tiny_model, tiny_processor):
+    names = ["<i>&", '">"', "c"]
+    model = tiny_model(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
+    named = Answers(model, tiny_processor.replace(num_labels=3))
+    drawing = Image.new("L", (SIDE, SIDE))
+    drawing.paste(255, (SIDE // 4, 0, SIDE // 2, SIDE))
+    pages = [named.generate(Settings(label=label, num=2, seed=0)) for label in (ANY, 0, 1)]
+    pages += [named.read(data_uri(drawing)), named.guess(data_uri(hide(drawing, ROWS >= 14)))]
+    for page in pages:
+        assert "<i>" not in page and '">"' not in page
+    assert all("&lt;i&gt;&amp;" in page for page in pages[3:])
+
+
+def test_one_question_waits_for_another(answers, monkeypatch):
+    """An upload is fitted outside the page's queue; it would disturb the random numbers of what is sampled."""
+    generate, waiting = answers.model.generate, []
+
+    def meanwhile(*args, **kwargs):
+        thread = threading.Thread(target=answers.fit, args=[data_uri(digit())])
+        thread.start()
+        thread.join(0.2)
+        waiting.append(thread)
+        assert thread.is_alive()
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(answers.model, "generate", meanwhile)
+    answers.generate(SETTINGS)
+    waiting[0].join(60)
+    assert not waiting[0].is_alive()
 
 
 # --- complete -------------------------------------------------------------------------------------------------------

@@ -574,6 +574,8 @@ def animals(tiny_model, tmp_path):
         ({"id2label": {0: "eel", 1: "fox", 2: "cat", 3: "gnu"}}, ["eel", "fox", "cat", "gnu"], [2, 3, 0, 3, 3]),
         ({"num_labels": 2}, ["LABEL_0", "LABEL_1"], [3, 3, 3]),
         ({"id2label": {0: "Katze", 1: "Hund", 2: "Aal"}}, ["Katze", "Hund", "Aal"], [0, 1, 2, 3]),  # other names
+        ({"id2label": {0: "dog", 1: "cat", 2: "eel"}}, ["dog", "cat", "eel"], [1, 0, 2, 3]),  # in another order
+        ({"id2label": {0: "cat", 1: "dog", 2: "Aal"}}, ["cat", "dog", "Aal"], [0, 1, 2, 3]),
         ({}, ["cat", "dog", "eel"], [0, 1, 2, 3]),
     ],
 )
