@@ -238,7 +238,7 @@ def check_output(
     if Path(path).is_dir():
         raise IGPTError(f"{flag} {path} is a folder: name a file in it.")
     if suffixes is not None and Path(path).suffix.lower() not in suffixes:
-        raise IGPTError(f"{flag} {path} has no suffix that says which kind of image it is: .png, for example.")
+        raise IGPTError(f"{flag} {path} has no suffix of a kind of image that can be written: take .png, for example.")
     if has_figure and (suffix := Path(path).suffix.lower()) in (".png", ".pdf", ".svg"):
         raise IGPTError(f"{flag} {path} is the JSON file; the figure beside it gets its name with {suffix}.")
 

@@ -79,7 +79,8 @@ def parse_arguments():
     parser.add_argument("--npz", help="the samples as arrays")
     args = parser.parse_args()
     check_positive(args, "num", "num_particles", "batch_size")
-    check_output(args.output, suffixes=Image.registered_extensions())
+    kinds = Image.registered_extensions()
+    check_output(args.output, suffixes={suffix for suffix, kind in kinds.items() if kind in Image.SAVE})
     check_output(args.npz, "--npz")
     check_sampling(args)
     if not 0 < args.top_p <= 1:

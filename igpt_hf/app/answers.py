@@ -20,6 +20,7 @@ from ..evaluation.surprise import surprise_maps
 from ..evaluation.typicality import percentiles
 from ..hub.bundled import SURE
 from ..model.image_decision import is_photograph
+from ..model.image_upload import by_itself
 from .elements import bars, columns_for, data_uri, downloads, figure, grid, percent, say, scale, waiting
 from .fitting import Reading, Reference, fit_drawing, make_reference, read_drawing, stroke_width
 
@@ -162,8 +163,7 @@ def find_ink(processor, gray: Image.Image) -> np.ndarray:
         raise NothingDrawnError("There is nothing here yet: draw something first.")
     if is_photograph(gray):
         return np.asarray(processor.fit_upload(gray)) > 0
-    own = {"ink": "auto", "invert": "auto", "threshold": "auto", "levels": None, "widen_strokes": None}
-    return np.asarray(processor.replace(**own).decide([gray]).read(gray)) >= 128
+    return np.asarray(by_itself(processor).decide([gray]).read(gray)) >= 128
 
 
 def how_many_differ(images: np.ndarray) -> str:

@@ -28,9 +28,8 @@ def data_uri(image: Image.Image) -> str:
 
 
 def figure(image: Image.Image, caption: str, alt: str, given: Image.Image | None = None, patch_size: int = 1) -> str:
-    """An image with its caption, which is HTML; with `given` (transparent where nothing is given) the rest grows over it.
-
-    A row of blocks of `patch_size` at a time.
+    """An image with its caption, which is HTML; with `given` (transparent where nothing is given) the rest grows over
+    it, a row of blocks of `patch_size` at a time.
     """
     motion = behind = ""
     if given is not None:
@@ -101,7 +100,9 @@ def downloads(pixels: np.ndarray, processor, name: str, given: np.ndarray | None
         "png": ("PNG", data_uri(ImageGrid(rows, scale=SHEET_SCALE).image())),
         "gif": ("growing GIF", to_uri(growing_gif(pixels, processor, columns, given), "gif")),
     }
-    links = [f'<a download="{html.escape(name)}.{kind}" href="{uri}">{text}</a>' for kind, (text, uri) in files.items()]
+    links = [
+        f'<a download="{html.escape(name)}.{kind}" href="{uri}">{text}</a>' for kind, (text, uri) in files.items()
+    ]
     if link:
         links.append(f'· <a class="permalink" href="?{html.escape(link)}">Link to these images</a>')
     return f'<p class="links">Download: {" ".join(links)}</p>'

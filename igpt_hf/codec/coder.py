@@ -1,8 +1,9 @@
 """Compress images losslessly by a model, and decompress them: token ids -> bytes -> the same ids.
 
 A range coder turns a token of probability p into about -log2 p bits, so that a file has about the bits of the images'
-likelihood. The decoder needs the very probabilities that the encoder had. Therefore both call `run_batch`, which
-steps the same `Decoder` through the same images, whether their tokens are known already or not:
+likelihood (on the first grid of a model that knows several). The decoder needs the very probabilities that the encoder
+had. Therefore both call `run_batch`, which steps the same `Decoder` through the same images, whether their tokens are
+known already or not:
 
     for each batch:
         for each position:
@@ -45,7 +46,8 @@ OTHER_SUMS = (
 
 
 def compress(model, input_ids: torch.Tensor, batch_size: int = BATCH_SIZE) -> bytes:
-    """Compress images to about -log2 p(image | prompt) bits each, and log2 of the number of classes.
+    """Compress images to about -log2 p(image | prompt) bits each, p on the first grid, and log2 of the number of
+    classes.
 
     Args:
         model: An `IGPTForCausalImageModeling`.

@@ -112,7 +112,7 @@ def write_images(config, processor, ids: torch.Tensor, folder: str | os.PathLike
         IGPTError: The folder holds something.
     """
     check_folder(folder)
-    names = [*map(folder_name, config.class_names, range(config.num_labels)), ""]
+    names = [*folder_names(config.class_names), ""]
     digits = max(5, len(str(len(ids) - 1)))
     for prompt in ids[:, 0].unique().tolist():
         (Path(folder) / names[prompt - config.vocab_size]).mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,17 @@ def check_folder(folder: str | os.PathLike):
         raise IGPTError(f"{folder} exists and is not empty: name a new folder.")
 
 
-def folder_name(class_name: str, label: int) -> str:
-    """The name of a class's folder: its own, or its index if it could not be the name of a folder."""
-    is_safe = class_name == Path(class_name).name and "\\" not in class_name and "\0" not in class_name
-    return class_name if is_safe and class_name not in (".", "..", "") else str(label)
+def folder_names(class_names: list[str]) -> list[str]:
+    """Names of the classes' folders, all different: their own, or their index where that could not be a folder's name.
+
+    Disks that do not tell "a" from "A" are served, too.
+    """
+    folders: list[str] = []
+    for label, name in enumerate(class_names):
+        is_safe = name == Path(name).name and "\\" not in name and "\0" not in name and name not in (".", "..", "")
+        folder = name if is_safe else str(label)
+        taken = {other.casefold() for other in folders + ([] if is_safe else class_names)}
+        while folder.casefold() in taken:
+            folder += f"-{label}"
+        folders.append(folder)
+    return folders

@@ -39,20 +39,28 @@ def check_images(
 ) -> tuple[np.ndarray, list]:
     """Decode every image of `rows` once; returns the rows that are good, and what `describe` says of their images.
 
-    With `one_frame`, files of several frames are bad.
+    With `one_frame`, files of several frames are bad; without, their first frame counts, with a warning.
 
     Raises:
         DataError: An image is bad, the first one is named; not with `skip_bad_images`.
     """
     encoded = dataset.select(rows).cast_column("image", Image(decode=False))
-    problems, descriptions = _decode_all(encoded, not skip_bad_images, describe or (lambda image: None), one_frame)
+    describe = describe or (lambda image: None)
+    problems, animated, descriptions = _decode_all(encoded, not skip_bad_images, describe, one_frame)
+
+    def name(position: int) -> str:
+        image = encoded[position]["image"]
+        is_file = image is not None and image["bytes"] is None and image["path"] is not None
+        return image["path"] if is_file else f"row {rows[position]} of {source}"
+
+    if animated:
+        text = "%d of %d images have several frames, of which only the first is used; the first: %s"
+        logger.warning(text, len(animated), len(rows), name(animated[0]))
     if not problems:
         return rows, descriptions
 
     position, problem = next(iter(problems.items()))
-    image = encoded[position]["image"]
-    is_file = image is not None and image["bytes"] is None and image["path"] is not None
-    message = f"{image['path'] if is_file else f'row {rows[position]} of {source}'} {problem}"
+    message = f"{name(position)} {problem}"
     if not skip_bad_images:
         raise DataError(f"{message}. Fix or remove it, or leave out such images: --skip_bad_images.")
     logger.warning("Skipped %d of %d images; the first: %s", len(problems), len(rows), message)
@@ -61,14 +69,19 @@ def check_images(
 
 def _decode_all(
     encoded: Dataset, stop_at_first: bool, describe: Callable, one_frame: bool
-) -> tuple[dict[int, str], list]:
-    """Decode all images, in threads; returns what is wrong with the bad ones, by row, and what the others are."""
+) -> tuple[dict[int, str], list[int], list]:
+    """Decode all images, in threads.
 
-    def check(start: int) -> list[tuple[str | None, Any]]:
+    Returns:
+        What is wrong with the bad ones, by row; the rows of several frames; and what the good ones are.
+    """
+
+    def check(start: int) -> list[tuple[str | None, int, Any]]:
         return [_check(image, describe, one_frame) for image in encoded[start : start + CHECK_BATCH]["image"]]
 
     starts = range(0, len(encoded), CHECK_BATCH)
     problems: dict[int, str] = {}
+    animated: list[int] = []
     descriptions: list = []
     with (
         ThreadPoolExecutor() as pool,
@@ -76,21 +89,24 @@ def _decode_all(
     ):
         batches = pool.map(check, starts)
         for start, batch in zip(starts, batches, strict=True):
-            problems |= {start + index: problem for index, (problem, _) in enumerate(batch) if problem is not None}
-            descriptions += [description for problem, description in batch if problem is None]
+            problems |= {start + index: problem for index, (problem, *_) in enumerate(batch) if problem is not None}
+            animated += [start + index for index, (_, frames, _) in enumerate(batch) if frames > 1]
+            descriptions += [description for problem, _, description in batch if problem is None]
             progress.update(len(batch))
             if problems and stop_at_first:
                 batches.close()  # type: ignore[attr-defined]  # a generator: cancels the batches that have not begun
                 break
-    return problems, descriptions
+    return problems, animated, descriptions
 
 
-def _check(encoded: dict[str, Any] | None, describe: Callable, one_frame: bool) -> tuple[str | None, Any]:
-    """Why an image, {"bytes", "path"} as the data set stores it, cannot be decoded; else None and what it is."""
+def _check(encoded: dict[str, Any] | None, describe: Callable, one_frame: bool) -> tuple[str | None, int, Any]:
+    """Why an image, {"bytes", "path"} as the data set stores it, cannot be decoded; else None, its number of frames,
+    and what it is."""
     try:
-        return None, describe(decode_image(encoded, one_frame))
+        image, frames = first_frame(encoded, one_frame)
+        return None, frames, describe(image)
     except DataError as problem:
-        return str(problem), None
+        return str(problem), 0, None
 
 
 def decode_image(encoded: dict[str, Any] | None, one_frame: bool = False) -> PIL.Image.Image:
@@ -103,19 +119,24 @@ def decode_image(encoded: dict[str, Any] | None, one_frame: bool = False) -> PIL
         DataError: It is null, damaged, too large or of another format than `FORMATS`; the message says which, and
             wants the image's name before it.
     """
+    return first_frame(encoded, one_frame)[0]
+
+
+def first_frame(encoded: dict[str, Any] | None, one_frame: bool) -> tuple[PIL.Image.Image, int]:
+    """The image of `decode_image`, and how many frames its file has."""
     if encoded is None or (encoded["bytes"] is None and encoded["path"] is None):
         raise DataError("is null")
     try:
         file = encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"])
         with PIL.Image.open(file, formats=FORMATS) as image:  # only the header is read here
             width, height = image.size
-            frames = getattr(image, "n_frames", 1) if one_frame and image.format != "MPO" else 1
-            if width * height <= MAX_PIXELS and frames == 1:
+            frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
+            if width * height <= MAX_PIXELS and not (one_frame and frames > 1):
                 image.load()
                 is_turned = PIL.ExifTags.Base.Orientation in image.getexif()
-                return PIL.ImageOps.exif_transpose(image) if is_turned else image
+                return PIL.ImageOps.exif_transpose(image) if is_turned else image, frames
     except DECODE_ERRORS as error:
         raise DataError(f"cannot be decoded ({type(error).__name__}: {error})") from error
-    if frames > 1:
+    if one_frame and frames > 1:
         raise DataError(f"has {frames} frames: save each as a file")
     raise DataError(f"has {width}x{height} pixels, more than {MAX_PIXELS:,}")

@@ -115,10 +115,12 @@ def _sizes(images: list[PIL.Image.Image]) -> str:
 
 
 def _decision(processor: IGPTImageProcessor) -> str:
-    ink = {"never": "light", "always": "dark", "auto": processor.ink}[processor.invert]
     low, high = processor.levels
     level = low / 255 + (0.5 if isinstance(processor.threshold, str) else processor.threshold) * (high - low) / 255
-    parts = [INK_WORDS[ink], "local threshold" if processor.threshold == "local" else f"level {level:.2f}"]
+    parts = [
+        INK_WORDS[processor.chosen_ink],
+        "local threshold" if processor.threshold == "local" else f"level {level:.2f}",
+    ]
     return ", ".join(parts + ["thin strokes widened"] * processor.widen_strokes)
 
 
@@ -143,7 +145,7 @@ def doubts_of(split: Dataset, processor: IGPTImageProcessor) -> list[str]:
         return []
     return [
         f"to the model, {inverted} of {len(images)} images have a background of ink, as if they were inverted: it "
-        f"knows {INK_WORDS[decided.ink]}. Invert the files, or train on such images."
+        f"knows {INK_WORDS[decided.chosen_ink]}. Invert the files, or train on such images."
     ]
 
 
@@ -178,7 +180,8 @@ class Facts(NamedTuple):
 
 def image_facts(image: PIL.Image.Image) -> Facts:
     """The `describe` of `load_splits` that `count_images` needs."""
-    content = repr((image.size, image.mode)).encode() + image.tobytes()
+    pixels = image.convert("RGBA") if image.mode == "P" else image  # an index says nothing without its palette
+    content = repr((image.size, image.mode)).encode() + pixels.tobytes()
     return Facts(image.size, image.mode, hashlib.blake2b(content, digest_size=16).digest())
 
 

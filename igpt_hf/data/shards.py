@@ -10,7 +10,7 @@ from datasets import ClassLabel, IterableDataset, load_dataset
 from huggingface_hub import dataset_info
 
 from ..errors import DataError, IGPTError
-from .sources.columns import natural_order
+from .sources.columns import check_label_type, natural_order
 from .sources.dispatch import looks_like_path
 from .sources.folder import visible_files
 from .sources.hub import HUB_ERRORS, split_id
@@ -89,6 +89,7 @@ def open_shards(
     if are_indices:
         names = features[label_column].names
     else:
+        check_label_type(features[label_column], source, label_column)
         values = {str(value) for shard in shards for value in _labels(shard, label_column) if value is not None}
         names = sorted(values, key=natural_order)
     return ShardedSource(tuple(shards), image_column, label_column, tuple(names), are_indices)

@@ -80,6 +80,8 @@ def load_splits(
     _check_choice("splits", splits, SPLIT_RULES)
     _check_choice("labels_from", labels_from, LABEL_FOLDERS)
     options = ReadOptions(image_column, label_column, labels_from)
+    if max_images is not None and max_images < 1:
+        raise DataError(f"max_images must be at least 1, got {max_images}.")
     images = open_images(source, options, min(num_synthetic, max_images or num_synthetic), seed)
     what = source_name(source)
     return _Splitter(images, what, splits, seed).split(max_images, skip_bad_images, describe)

@@ -32,7 +32,7 @@ def pixel_log_likelihoods(token_log_probs: torch.Tensor, tokens: torch.Tensor) -
 
 @torch.no_grad()
 def surprise_maps(model, input_ids: torch.Tensor, batch_size: int = 128) -> dict[str, np.ndarray]:
-    """Compute the nats of each token and each pixel, given the prompt and all that comes before.
+    """Compute the nats of each token and each pixel, given the prompt and all that comes before, on the first grid.
 
     Args:
         model: An `IGPTForCausalImageModeling`.
@@ -41,7 +41,8 @@ def surprise_maps(model, input_ids: torch.Tensor, batch_size: int = 128) -> dict
 
     Returns:
         `tokens` (n, grid, grid) and `pixels` (n, height, width): -ln p, exact, so that each map sums to the nats of
-        the image; `white` (n, height, width): the probability that the pixel is white, given what comes before.
+        `token_log_likelihoods`, which are those of `log_likelihood` unless the model knows several grids; `white`
+        (n, height, width): the probability that the pixel is white, given what comes before.
 
     Raises:
         ValueError: Ids that are not one prompt and the tokens of one image.

@@ -163,7 +163,8 @@ class IGPTGenerationMixin(GenerationMixin):
             ids = torch.full((1, 1), self._setting("bos_token_id", generation_config, kwargs))
         num = self._setting("num_return_sequences", generation_config, kwargs) or 1
         rows = {"input_ids": ids}
-        rows |= {name: torch.as_tensor(kwargs.pop(name)) for name in ("known_tokens", "known_masks") if name in kwargs}
+        known = {name: kwargs.pop(name, None) for name in ("known_tokens", "known_masks")}
+        rows |= {name: torch.as_tensor(bits) for name, bits in known.items() if bits is not None}
         rows = dict(zip(rows, repeat_rows(num, *rows.values()), strict=True))
         kwargs["num_return_sequences"] = 1
         labels = (rows["input_ids"][:, 0] - self.config.vocab_size).to(self.device)
@@ -176,6 +177,8 @@ class IGPTGenerationMixin(GenerationMixin):
             some = {name: x[wanted.to(x.device)] for name, x in rows.items()}
             with compiled_beside(forward_kernel, blocks_forward) if is_sampler_usable(self) else nullcontext():
                 new = self.generate(None, generation_config, logits_processor, **some, **kwargs)
+            if new.shape[1] != samples.shape[1]:
+                raise ValueError("min_posterior compares whole images: leave out what ends them early.")
             any_class = torch.ones(len(new), 1, dtype=torch.float64, device=self.device)  # the start token's column
             posterior = torch.cat([self.class_posterior(new), any_class], dim=1).gather(1, labels[wanted, None])[:, 0]
             is_better = posterior > best[wanted]

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from .image_ink import count_pieces, has_dark_strokes, otsu_level
-from .image_reading import GrayImage
+from .image_reading import GrayImage, edges_of
 
 
 FULL_RANGE = (0.0, 255.0)
@@ -37,21 +37,17 @@ def examine(image: GrayImage) -> Evidence:
     gray, side = np.asarray(image.gray), max(image.gray.size)
     if image.opacity is None:
         dark = has_dark_strokes(image.gray) if is_photograph(image.gray) else None
-        levels, border = _fractions(gray), _fractions(_edges(gray))
+        levels, border = _fractions(gray), _fractions(edges_of(gray))
         return Evidence(side, levels, border, is_white=image.is_white, is_mask=image.is_mask, has_dark_strokes=dark)
     opacity = np.asarray(image.opacity)
-    is_seen, is_seen_edge = opacity >= HALF, _edges(opacity) >= HALF
-    levels, border = _fractions(gray[is_seen]), _fractions(_edges(gray)[is_seen_edge])
+    is_seen, is_seen_edge = opacity >= HALF, edges_of(opacity) >= HALF
+    levels, border = _fractions(gray[is_seen]), _fractions(edges_of(gray)[is_seen_edge])
     return Evidence(side, levels, border, _fractions(opacity), 1 - float(is_seen_edge.mean()), image.is_white)
 
 
 def is_photograph(gray: Image.Image) -> bool:
     """Whether an image has no even background, as photographs never have, and drawings and scans do."""
     return max(gray.size) >= PHOTOGRAPH_SIDE and bool(_fractions(np.asarray(gray)).max() < PHOTOGRAPH)
-
-
-def _edges(levels: np.ndarray) -> np.ndarray:
-    return np.concatenate([levels[0], levels[-1], levels[:, 0], levels[:, -1]])
 
 
 def _fractions(levels: np.ndarray) -> np.ndarray:

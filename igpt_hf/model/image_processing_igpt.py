@@ -125,6 +125,11 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
         """Whether the tokens of an image no longer depend on the images it comes with."""
         return None not in (self.levels, self.widen_strokes) and (self.ink, self.invert) != ("auto", "auto")
 
+    @property
+    def chosen_ink(self) -> str:
+        """What of an image becomes white: what `invert` says, or else `ink`."""
+        return {"never": "light", "always": "dark", "auto": self.ink}[self.invert]
+
     def decide(self, images) -> "IGPTImageProcessor":
         """Decide over a whole data set what is not decided yet: a copy whose tokens do not depend on the batch.
 
@@ -249,7 +254,7 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
 
     def to_ink(self, image: GrayImage) -> Image.Image:
         """The ink of an image, light on dark, in its own size; that of large photographs is smaller."""
-        gray, ink = image.gray, {"never": "light", "always": "dark", "auto": self.ink}[self.invert]
+        gray, ink = image.gray, self.chosen_ink
         if self.invert == "auto" and image.is_white:
             ink = "light"
         elif ink == "opacity" and image.opacity is not None:

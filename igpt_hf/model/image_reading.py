@@ -148,6 +148,8 @@ def _pil_to_gray(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         levels = np.asarray(image, dtype=np.float64)
         if not np.isfinite(levels).all():
             raise ValueError("it has NaN or infinite pixels.")
+        if image.mode == "F" and 1 < levels.max() < 2:
+            raise ValueError(f"it has levels up to {levels.max()}, a little above 1: clip them to 1.")
         top = _white_level(levels, image.mode)
         return Image.fromarray(np.rint(levels.clip(0, top) / top * 255).astype(np.uint8)), None
     if image.has_transparency_data:
@@ -173,6 +175,9 @@ def _white_level(levels: np.ndarray, mode: str) -> int:
 
 def has_light_border(gray: Image.Image) -> bool:
     """Whether most pixels at the four edges are light."""
-    pixels = np.asarray(gray)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    return bool(np.median(border) >= 128)
+    return bool(np.median(edges_of(np.asarray(gray))) >= 128)
+
+
+def edges_of(pixels: np.ndarray) -> np.ndarray:
+    """The pixels at the four edges of an image: (h, w) -> (2h + 2w,)."""
+    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])

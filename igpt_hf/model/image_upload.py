@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from .image_decision import FULL_RANGE, is_photograph
-from .image_reading import GrayImage, as_list, read_image, to_marked_image
+from .image_reading import GrayImage, as_list, edges_of, read_image, to_marked_image
 from .masks import read_masks
 
 
@@ -45,7 +45,7 @@ def binarize_upload(processor, image, mask):
         seen = Image.fromarray(gray)
     if is_like_data(processor, seen):
         return seen if is_cut_out else image
-    decided = _by_itself(processor).decide([seen])
+    decided = by_itself(processor).decide([seen])
     ink = decided.read(seen).resize(read.gray.size, Image.Resampling.BILINEAR)  # the mask's
     return to_marked_image((np.asarray(ink) >= decided.level * 255).astype(np.uint8) * 255)
 
@@ -58,7 +58,7 @@ def _only(processor, image):
     return images[0]
 
 
-def _by_itself(processor):
+def by_itself(processor):
     """A processor that decides anew, over one image alone."""
     return processor.replace(ink="auto", invert="auto", threshold="auto", levels=None, widen_strokes=None)
 
@@ -68,12 +68,12 @@ def fit_upload(processor, image) -> Image.Image:
     image = _only(processor, image)
     read = read_image(image, 0)
     if not read.is_white and read.opacity is None and is_photograph(read.gray):
-        pixels = _fit_photograph(_by_itself(processor).decide([image]), read)
+        pixels = _fit_photograph(by_itself(processor).decide([image]), read)
     else:
         decided = processor.replace(widen_strokes=None).decide([image])
         pixels = decided.fit_binary(read)
         if not read.is_white and (not pixels.any() or _border_is_ink(decided, read)):
-            pixels = _by_itself(processor).decide([image]).fit_binary(read)
+            pixels = by_itself(processor).decide([image]).fit_binary(read)
     low, high = read.gray.getextrema()
     if not pixels.any() or (low == high and read.opacity is None and not read.is_white):  # an empty sheet is no square
         raise ValueError(NOTHING_LEFT)
@@ -83,7 +83,7 @@ def fit_upload(processor, image) -> Image.Image:
 def _border_is_ink(processor, read: GrayImage) -> bool:
     """Whether most of the image's outermost pixels are ink, before it is fitted and gets a margin."""
     ink = np.asarray(processor.to_ink(read)) >= processor.level * 255
-    return np.concatenate([ink[0], ink[-1], ink[:, 0], ink[:, -1]]).mean() > 0.5
+    return edges_of(ink).mean() > 0.5
 
 
 def _fit_photograph(processor, read: GrayImage) -> np.ndarray:

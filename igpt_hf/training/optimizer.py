@@ -88,9 +88,11 @@ class MuonAdamW(Optimizer):
 
         matrices = [parameter for name, parameter in trained if is_block_matrix(name)]
         others = [parameter for name, parameter in trained if not is_block_matrix(name)]
-        muon = Muon(matrices, muon_lr, weight_decay=weight_decay)
-        adamw = AdamW(others, lr=lr, betas=betas, eps=eps, weight_decay=0.0, fused=True)
-        self.parts = (muon, adamw)
+        self.parts: list[Optimizer] = []  # what is frozen leaves one of the two nothing to train
+        if matrices:
+            self.parts.append(Muon(matrices, muon_lr, weight_decay=weight_decay))
+        if others:
+            self.parts.append(AdamW(others, lr=lr, betas=betas, eps=eps, weight_decay=0.0, fused=True))
         super().__init__([group for part in self.parts for group in part.param_groups], defaults={})
         self._share()
 

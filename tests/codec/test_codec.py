@@ -12,7 +12,7 @@ from igpt_hf import DataError, IGPTError
 from igpt_hf.codec import coder
 from igpt_hf.codec.coder import compress, decompress
 from igpt_hf.codec.container import COMPILED, HEADER_SIZE, TORCH, pack, unpack
-from igpt_hf.codec.images import folder_name, read_images, write_images
+from igpt_hf.codec.images import folder_names, read_images, write_images
 from igpt_hf.codec.rounding import exp2, integer_probabilities
 
 
@@ -342,5 +342,8 @@ def test_a_file_that_is_not_an_image_is_named(model, tiny_processor, tmp_path):
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "..", ".", "", "a\\b", "/tmp"])
 def test_the_name_of_a_class_leads_to_no_other_folder(name):
-    assert folder_name(name, 3) == "3"
-    assert folder_name("سه", 3) == "سه"
+    assert folder_names(["a", "سه", "c", name]) == ["a", "سه", "c", "3"]
+
+
+def test_each_class_has_a_folder_of_its_own():
+    assert folder_names(["a/b", "0", "A", "a", "0-0-0"]) == ["0-0", "0", "A", "a-3", "0-0-0"]

@@ -64,6 +64,8 @@ def test_an_evaluation_of_images_of_the_other_polarity_is_warned_of(is_dark):
     (doubt,) = doubts([square(dark=not is_dark)] * 9)
     assert "9 of 9 images have a background of ink" in doubt
     assert ("it knows dark ink on light" if is_dark else "it knows light ink on dark") in doubt
+    told = IGPTImageProcessor(invert="always" if is_dark else "never", levels=(0, 255), widen_strokes=False)
+    assert doubts_of(Dataset.from_dict({"image": [square(dark=not is_dark)] * 9}, features=features), told) == [doubt]
 
 
 def test_a_data_set_that_comes_out_empty_is_refused_with_the_remedy():
@@ -90,6 +92,21 @@ def test_duplicates_are_counted_within_a_split_and_across_splits():
     assert census.modes == {"L": 5}
 
 
+def test_images_of_the_same_indices_but_other_palettes_are_no_duplicates():
+    images = [square().convert("P") for _ in range(3)]
+    images[2].putpalette([255 - level for level in range(256) for _ in "RGB"])
+    assert count_images({"train": list(map(image_facts, images))}).repeated == 1
+
+
+def test_files_of_several_frames_are_counted_since_only_the_first_is_used(tmp_path, caplog):
+    for index in range(20):
+        square(corner=index).save(tmp_path / f"{index:02}.png")
+    square().save(tmp_path / "20.tif", save_all=True, append_images=[square(corner=1)])
+    load_splits(tmp_path)
+    assert "1 of 21 images have several frames, of which only the first is used; the first: " in caplog.text
+    assert "20.tif" in caplog.text
+
+
 def test_load_splits_describes_each_image_once_in_the_order_of_its_split(monkeypatch):
     images = [square(corner=corner) for corner in range(12)]
     dataset = Dataset.from_dict(
@@ -99,8 +116,8 @@ def test_load_splits_describes_each_image_once_in_the_order_of_its_split(monkeyp
         lambda row, index: {"image": {**row["image"], "bytes": b"no image" if index == 3 else row["image"]["bytes"]}},
         with_indices=True,
     )
-    decoded, decode = [], decoding.decode_image
-    monkeypatch.setattr(decoding, "decode_image", lambda image, *flags: decoded.append(image) or decode(image, *flags))
+    decoded, decode = [], decoding.first_frame
+    monkeypatch.setattr(decoding, "first_frame", lambda image, *flags: decoded.append(image) or decode(image, *flags))
     splits = load_splits(damaged, skip_bad_images=True, describe=image_facts)
     assert len(decoded) == 12
     assert sum(map(len, splits.values())) == 11

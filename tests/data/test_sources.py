@@ -209,6 +209,7 @@ def test_bad_metadata_is_refused_with_its_row(tmp_path):
         "file_name,label\n../outside.png,a": "row 0 of .* names '../outside.png', which is outside",
         "file_name,label\n/etc/passwd,a": "which is outside|no such file",
         "file_name,label\n0.png,": "row 0 of .* has no label",
+        "file_name,label\n0.png,a\n1.png,b\n0.png,b": "0.png is of class 'b', and an earlier row says 'a'",
     }.items():
         table.write_text(text)
         with pytest.raises(DataError, match=message):
@@ -404,6 +405,21 @@ def test_what_cannot_be_labels_is_refused(labels):
 def test_numbers_that_are_not_gray_levels_are_refused(bad):
     with pytest.raises(DataError, match="pixels from|not of numbers"):
         load_splits(bad)
+
+
+def test_floats_a_little_above_1_are_refused_and_not_read_as_nearly_black():
+    images = np.random.default_rng(0).random((20, 8, 8))
+    images[3, 2, 2] = 1.25
+    with pytest.raises(DataError, match="pixels up to 1.25, a little above 1: clip them to 1"):
+        load_splits(images)
+
+
+def test_a_square_table_of_numbers_may_be_one_image_or_many():
+    with pytest.raises(
+        DataError, match=r"may be one image or 64 of 8x8 pixels. Give labels, or reshape it to \(1, 64"
+    ):
+        load_splits(np.zeros((64, 64), np.uint8))
+    assert len(split_images(np.zeros((64, 64)), "x", 64)) == 64
 
 
 def test_levels_are_scaled_by_one_rule_for_all_images():

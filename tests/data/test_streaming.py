@@ -138,6 +138,12 @@ def test_labels_of_any_kind_become_classes(tmp_path):
         assert {(source.names.index(str(values[row % 3])), *tokens[row]) for row in range(90)} < rows
 
 
+def test_what_is_no_class_without_streaming_is_none_with_it(tmp_path):
+    write_shard(tmp_path / "0.parquet", random_images(9, 0), [0.5] * 9, datasets.Value("float32"))
+    with pytest.raises(DataError, match="Column 'label' of .* is not a label: .*float32"):
+        open_shards(str(tmp_path))
+
+
 def test_a_hub_data_set_is_read_shard_by_shard_at_the_revision_that_was_found(shards, monkeypatch):
     """No network: the Hub's answers are stood in for by the same files."""
     asked = []

@@ -342,6 +342,15 @@ def test_samples_whose_class_the_model_does_not_see_are_drawn_again(model):
     assert torch.equal(ids[is_fine], plain[is_fine])  # these stay
 
 
+def test_no_mask_is_none_for_min_posterior_too(model):
+    prompt = torch.tensor([[16], [17]])
+    plain, none = (
+        sampled(model, inputs=prompt, min_posterior=0.3, **known)
+        for known in ({}, {"known_tokens": None, "known_masks": None})
+    )
+    assert torch.equal(plain, none)
+
+
 def test_what_is_below_min_posterior_in_the_end_is_the_best_and_is_reported(model, caplog):
     prompt = torch.tensor([[16], [19]])
     plain, best = (sampled(model, inputs=prompt, num_return_sequences=8, min_posterior=p) for p in (None, 1.0))
@@ -357,6 +366,8 @@ def test_what_is_below_min_posterior_in_the_end_is_the_best_and_is_reported(mode
 def test_min_posterior_that_cannot_be_followed_is_refused(model):
     with pytest.raises(ValueError, match="min_posterior is a probability, got 2"):
         model.generate(min_posterior=2)
+    with pytest.raises(ValueError, match="min_posterior compares whole images: leave out what ends them early"):
+        model.generate(min_posterior=0.5, max_time=1e-9)
     with pytest.raises(ValueError, match="min_posterior samples again, which changes nothing with do_sample=False"):
         model.generate(min_posterior=0.5, do_sample=False)
 

@@ -289,8 +289,8 @@ def test_a_large_photograph_and_its_mask_stay_together():
     image, trained = photo(1600), AUTO.replace(threshold="local").decide([photo(1600)])
     unknown = np.zeros((1600, 1600), bool)
     unknown[100:] = True  # of the ring, from row 40 to 160, the upper half is known
-    for given in (image, trained.binarize_upload(image, unknown)):
-        prompt = trained.replace(ink_margin=4).prompt(images=given, mask=unknown)
+    for whole in (image, trained.binarize_upload(image, unknown)):
+        prompt = trained.replace(ink_margin=4).prompt(images=whole, mask=unknown)
         known, pixels = (trained.decode_pixels(prompt[name])[0] for name in ("known_masks", "known_tokens"))
         assert known[:1].all() and not known[2:].any()
         assert pixels[:2].any() and not pixels[:, 4:].any()

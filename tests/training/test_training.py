@@ -262,6 +262,17 @@ def test_a_frozen_parameter_stays_as_it_is(tiny_model):
     assert torch.equal(frozen, before)
 
 
+@pytest.mark.parametrize("trained", ["lm_head", "layers"])
+def test_what_is_frozen_may_leave_one_of_the_two_optimizers_nothing_to_train(tiny_model, trained):
+    model = tiny_model()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained in name)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    small_steps(model, MuonAdamW(model, lr=0.01, muon_lr=0.02), 1)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) != (trained in name)
+
+
 def test_a_saved_optimizer_goes_on_bit_by_bit(tiny_model, tmp_path):
     model = tiny_model()
     optimizer = MuonAdamW(model, lr=0.01, muon_lr=0.02, weight_decay=0.1)

@@ -95,9 +95,14 @@ def class_labels_of(dataset: Dataset, source: str, column: str) -> tuple[list[in
             logger.warning("%s has no images of %s: these classes are left out", source, unused)
         index_of = {label: index for index, label in enumerate(used)}
         return [index_of[value] for value in values], [feature.names[label] for label in used]
+    check_label_type(feature, source, column)
+    return class_indices([str(value) for value in values])
+
+
+def check_label_type(feature, source: str, column: str):
+    """Raise DataError unless a column without class names holds text or whole numbers."""
     if not isinstance(feature, Value) or re.fullmatch(r"(large_)?string|u?int\d+|bool", feature.dtype) is None:
         raise DataError(f"Column {column!r} of {source} is not a label: {feature}, not text or whole numbers.")
-    return class_indices([str(value) for value in values])
 
 
 def class_indices(labels: list[str]) -> tuple[list[int], list[str]]:

@@ -72,6 +72,12 @@ def _no_layout(source: str, shape: tuple[int, ...]) -> DataError:
 def _unflatten(array: np.ndarray, source: str, num_labels: int | None, by_columns: bool) -> np.ndarray:
     """(n, h*w) or (h*w, n) -> (n, h, w)."""
     is_square = [math.isqrt(length) ** 2 == length and length >= 4 for length in array.shape]
+    if num_labels is None and array.shape[0] == array.shape[1] and all(is_square):
+        count, side = len(array), math.isqrt(len(array))
+        raise DataError(
+            f"{source} has an array of shape {array.shape}, which may be one image or {count} of {side}x{side} "
+            f"pixels. Give labels, or reshape it to (1, {count}, {count}) or ({count}, {side}, {side})."
+        )
     if num_labels is not None and array.shape[0] != num_labels == array.shape[1]:
         is_last = True
     else:
@@ -129,6 +135,10 @@ def to_levels(images: Sequence[np.ndarray], source: str) -> Iterator[np.ndarray]
         raise DataError(
             f"{source} has pixels from {low} to {high}; they must lie between 0 and 1, 0 and 255, or 0 and 65535. "
             "Scale them."
+        )
+    if 1 < high < 2 and "f" in kinds:
+        raise DataError(
+            f"{source} has pixels up to {high}, a little above 1: clip them to 1, or if white is 255, store integers."
         )
     top = 1 if high <= 1 else 255 if high <= 255 else 65535
     for image in images:

@@ -5,6 +5,7 @@ column is its class. Below train/ and test/, in the table or of the tables thems
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -28,7 +29,12 @@ def open_metadata(folder: Path, tables: list[Path], options: ReadOptions) -> Sou
     """
     labels: dict[Path, str] = {}
     for table in tables:
-        labels |= _read_table(folder, table, options)
+        for path, label in _read_table(folder, table, options):
+            if labels.setdefault(path, label) != label:
+                raise DataError(
+                    f"{table} says that {path} is of class {label!r}, and an earlier row says {labels[path]!r}. Keep "
+                    "one of the two."
+                )
     part_of = {path: path.relative_to(folder).parts[0] for path in labels}
     if not all(split_name(part) for part in part_of.values()):
         part_of = dict.fromkeys(labels, "")
@@ -43,8 +49,8 @@ def file_column(columns: list[str], options: ReadOptions) -> str | None:
     return next((name for name in (*named, FILE_COLUMN) if name in columns), None)
 
 
-def _read_table(folder: Path, table: Path, options: ReadOptions) -> dict[Path, str]:
-    """Class of each image of one table, by path."""
+def _read_table(folder: Path, table: Path, options: ReadOptions) -> Iterator[tuple[Path, str]]:
+    """Path and class of each image of one table."""
     rows = _rows(table)
     columns = list(rows.columns)
     if (files := file_column(columns, options)) is None:
@@ -57,7 +63,6 @@ def _read_table(folder: Path, table: Path, options: ReadOptions) -> dict[Path, s
         warn_of_one_class(str(table), [name for name in columns if name != files])
     else:
         raise DataError(f"{table} has no column {label_column!r}. Set label_column to one of {columns}.")
-    labels = {}
     for row, (name, value) in enumerate(zip(rows[files], values, strict=True)):
         where = f"row {row} of {table}"
         path = Path(table.parent, *str(name).replace("\\", "/").split("/"))
@@ -67,8 +72,7 @@ def _read_table(folder: Path, table: Path, options: ReadOptions) -> dict[Path, s
             raise DataError(f"{where} names {name!r}, and there is no such file. Remove the row or add the file.")
         if value is None or str(value) in ("", "nan"):
             raise DataError(f"{where} has no label in column {label_column!r}. Add it or remove the row.")
-        labels[path] = str(value)
-    return labels
+        yield path, str(value)
 
 
 def _rows(table: Path) -> pd.DataFrame:
