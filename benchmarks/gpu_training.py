@@ -123,7 +123,8 @@ class Batches:
         is_dropped = torch.rand(len(indices), device=white.device) < self.config.class_dropout_prob
         grids = torch.randint(self.config.num_grids, (len(indices),), device=white.device)
         for grid in range(1, self.config.num_grids):
-            moved = white.roll(grid_shift(grid, self.config.patch_size), dims=(1, 2))
+            turned = white.flip((1, 2)) if grid >= self.config.patch_size**2 else white
+            moved = turned.roll(grid_shift(grid, self.config.patch_size), dims=(1, 2))
             white = torch.where((grids == grid)[:, None, None], moved, white)
         labels = torch.where(is_dropped, any_label, labels)
         prompts = self.config.vocab_size + grids * (self.config.num_labels + 1) + labels

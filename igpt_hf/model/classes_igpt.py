@@ -99,7 +99,7 @@ class IGPTClassesMixin:
         """Change on how many grids the model knows images: those that are new start as the first, untrained.
 
         Raises:
-            ValueError: Fewer than 1, or more than `patch_size**2`.
+            ValueError: Fewer than 1, or more than `2 * patch_size**2`.
         """
         config, old = self.config, self.config.num_grids
         if num_grids == old:

@@ -46,9 +46,10 @@ class IGPTConfig(TokenGrid, PreTrainedConfig):
         class_conditional_norm: Whether each norm has one gain vector for each class, and one for any class, instead
             of one for all: adaptive RMSNorm. Costs (2 * num_hidden_layers + 1) * num_labels * hidden_size
             parameters. By default, with up to 32 classes.
-        num_grids: On how many grids of blocks the model knows images, 1 to patch_size**2: the blocks of each further
-            grid begin at other pixels (`move_to_grid`). The likelihood of an image is the mean over the grids. (Not to
-            be confused with `grid_size`, the tokens in a row.)
+        num_grids: On how many grids of blocks the model knows images, 1 to 2 * patch_size**2: the blocks of each
+            further grid begin at other pixels, and the second half of the grids is that of images turned by 180
+            degrees (`move_to_grid`). The likelihood of an image is the mean over the grids. (Not to be confused with
+            `grid_size`, the tokens in a row.)
         class_dropout_prob: In training, the fraction of images whose class prompt is replaced by the start token.
         attention_dropout: Dropout of the attention weights.
         rms_norm_eps: Added to the mean square in RMSNorm.

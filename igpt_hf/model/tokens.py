@@ -52,10 +52,9 @@ class TokenGrid:
                 f"image_size must be a positive multiple of patch_size={self.patch_size}, got {self.image_size}. "
                 f"Use {max(1, self.image_size // self.patch_size) * self.patch_size}, or another patch_size."
             )
-        if not 1 <= self.num_grids <= self.patch_size**2:
-            raise ValueError(
-                f"num_grids must lie between 1 and patch_size**2 = {self.patch_size**2}, got {self.num_grids}."
-            )
+        most = 2 * self.patch_size**2
+        if not 1 <= self.num_grids <= most:
+            raise ValueError(f"num_grids must lie between 1 and 2 * patch_size**2 = {most}, got {self.num_grids}.")
 
 
 def _to_blocks(pixels: np.ndarray, patch_size: int) -> np.ndarray:
@@ -99,14 +98,18 @@ def tokens_to_pixels(tokens: np.ndarray, patch_size: int, image_size: int) -> np
 
 def grid_shift(grid: int, patch_size: int) -> tuple[int, int]:
     """By how many pixels an image is moved down and to the right on a grid; for blocks of 2x2 first by both."""
+    grid %= patch_size**2
     return grid % patch_size, (grid + grid // patch_size) % patch_size
 
 
 def move_to_grid(images: np.ndarray, grid: int, patch_size: int) -> np.ndarray:
     """Move images, (n, height, width), so that their blocks begin at other pixels; what leaves comes in opposite.
 
-    Grid 0 is the image as it is. Different images stay different: each grid shows all of an image.
+    Grid 0 is the image as it is. From grid `patch_size**2` on, the image is first turned by 180 degrees, so that it is
+    read from its last pixel to its first. Different images stay different: each grid shows all of an image.
     """
+    if grid >= patch_size**2:
+        images = images[:, ::-1, ::-1]
     return np.roll(images, grid_shift(grid, patch_size), axis=(1, 2))
 
 

@@ -49,13 +49,13 @@ def test_tokens_and_their_probabilities_are_those_of_the_package(digits):
 
 
 def test_batches_are_on_the_grids_that_their_prompts_say(digits):
-    config = IGPTConfig(num_grids=4, class_dropout_prob=0.2)
+    config = IGPTConfig(num_grids=8, class_dropout_prob=0.2)
     rows = {"gray": (255 * digits).byte().flatten(1).tolist(), "label": [i % 10 for i in range(20)]}
     batches = Batches(Dataset.from_dict(rows), config, 10, 20, strength=None, device="cpu")
     ids, probs = batches.make(torch.arange(20))
     tokens = torch.from_numpy(pixels_to_tokens(digits.numpy().astype(np.uint8), 2)).long()
     grids = (ids[:, 0] - 16) // 11
-    assert set(grids.tolist()) == {0, 1, 2, 3}
+    assert {grid // 4 for grid in grids.tolist()} == {0, 1}  # upright and turned
     for i, grid in enumerate(grids.tolist()):
         on_first = torch.cat([ids[i, :1] - 11 * grid, tokens[i]])[None]
         assert torch.equal(ids_on_grid(on_first, grid, config)[0], ids[i])

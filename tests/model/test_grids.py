@@ -19,8 +19,8 @@ PICTURE = np.array([[0, 1, 1, 0], [1, 0, 0, 1], [0, 1, 1, 1], [1, 1, 0, 0]], np.
 
 @pytest.fixture
 def model(tiny_model):
-    """Of 4x4 images on four grids, with random weights."""
-    model = tiny_model(image_size=4, num_hidden_layers=1, neighborhood_radius=1, num_grids=4)
+    """Of 4x4 images on eight grids, with random weights."""
+    model = tiny_model(image_size=4, num_hidden_layers=1, neighborhood_radius=1, num_grids=8)
     torch.nn.init.normal_(model.lm_head.weight, generator=torch.Generator().manual_seed(3))  # far from uniform
     return model
 
@@ -37,17 +37,20 @@ def test_the_blocks_of_each_grid_begin_at_another_pixel():
         places = [tuple(np.argwhere(move_to_grid(corner, g, patch_size)[0])[0]) for g in range(patch_size**2)]
         assert places[:2] == [(0, 0), (1, 1)]
         assert sorted(places) == [(row, column) for row in range(patch_size) for column in range(patch_size)]
+        turned = [move_to_grid(corner[:, ::-1, ::-1], patch_size**2 + g, patch_size) for g in range(patch_size**2)]
+        assert [tuple(np.argwhere(image[0])[0]) for image in turned] == places
 
 
 def test_tokens_on_a_grid_are_those_of_the_moved_pixels_and_can_be_moved_back():
-    config = IGPTConfig(image_size=4, neighborhood_radius=1, num_grids=4)
+    config = IGPTConfig(image_size=4, neighborhood_radius=1, num_grids=8)
     tokens = pixels_to_tokens(PICTURE[None], 2)
-    for grid in range(4):
+    for grid in range(8):
         moved = tokens_on_grid(tokens, grid, config)
         np.testing.assert_array_equal(moved, pixels_to_tokens(move_to_grid(PICTURE[None], grid, 2), 2))
         undone = tokens_to_pixels(moved, 2, 4)
-        row, column = [(0, 0), (1, 1), (0, 1), (1, 0)][grid]
-        np.testing.assert_array_equal(np.roll(undone[0], (-row, -column), (0, 1)), PICTURE)
+        row, column = [(0, 0), (1, 1), (0, 1), (1, 0)][grid % 4]
+        undone = np.roll(undone[0], (-row, -column), (0, 1))
+        np.testing.assert_array_equal(undone if grid < 4 else undone[::-1, ::-1], PICTURE)
 
 
 def test_the_probabilities_of_all_images_sum_to_one(model):
@@ -58,7 +61,7 @@ def test_the_probabilities_of_all_images_sum_to_one(model):
 
 @pytest.mark.parametrize("patch_size", [2, 3])
 def test_the_likelihood_is_the_mean_of_those_on_the_grids(tiny_model, patch_size):
-    num_grids = patch_size**2
+    num_grids = 2 * patch_size**2
     sizes = {"image_size": 2 * patch_size, "patch_size": patch_size, "num_grids": num_grids, "neighborhood_radius": 1}
     model = tiny_model(num_hidden_layers=1, **sizes)
     config, ids = model.config, some_ids(model.config)
@@ -109,8 +112,8 @@ def test_the_start_token_stays_on_the_grid_of_the_prompt(model):
 
 def test_the_compiled_kernel_computes_what_the_modules_do_on_every_grid(tiny_model):
     pytest.importorskip("numba")
-    model = tiny_model(hidden_size=16, num_attention_heads=2, num_grids=4)
-    ids = torch.cat([ids_on_grid(some_ids(model.config, 2), grid, model.config) for grid in range(4)])
+    model = tiny_model(hidden_size=16, num_attention_heads=2, num_grids=8)
+    ids = torch.cat([ids_on_grid(some_ids(model.config, 2), grid, model.config) for grid in range(8)])
     with torch.no_grad():
         fast = model(input_ids=ids, use_cache=False).logits
         slow = model(input_ids=ids, use_cache=True).logits  # a cache: the modules
@@ -144,10 +147,10 @@ def test_new_grids_start_as_the_first_one_and_a_checkpoint_keeps_them(tiny_model
 
 def test_a_number_of_grids_that_a_block_does_not_have_is_refused(tiny_model):
     model = tiny_model()
-    with pytest.raises(ValueError, match="num_grids must lie between 1 and patch_size\\*\\*2 = 4, got 5"):
-        model.set_grids(5)
+    with pytest.raises(ValueError, match="num_grids must lie between 1 and 2 \\* patch_size\\*\\*2 = 8, got 9"):
+        model.set_grids(9)
     assert model.config.num_grids == 1
-    with pytest.raises(StrictDataclassError, match="num_grids must lie between 1 and patch_size\\*\\*2 = 4, got 0"):
+    with pytest.raises(StrictDataclassError, match="num_grids must lie between 1 and 2 .* = 8, got 0"):
         IGPTConfig(num_grids=0)
 
 
@@ -177,7 +180,7 @@ def test_training_images_come_on_grids_that_change_with_the_epoch_and_evaluated_
         assert torch.equal(dataset[i]["input_ids"], batch["input_ids"][i])
 
 
-@pytest.mark.parametrize("before, after", [(1, 4), (4, 1)])
+@pytest.mark.parametrize("before, after", [(1, 8), (8, 1), (4, 8)])
 def test_a_checkpoint_is_loaded_with_other_grids(tiny_model, tmp_path, before, after):
     model = tiny_model(num_grids=before)
     model.save_pretrained(tmp_path)
@@ -204,6 +207,6 @@ def test_a_checkpoint_is_trained_on_more_grids(tmp_path):
     classify = run_python(*train, *start, "--num_grids", 4, "--task", "classification", check=False)
     assert classify.returncode == 1 and "--num_grids is for --task generation" in classify.stderr
     for begin in ([], start):
-        wrong = run_python(*train, *begin, "--num_grids", 5, "--output_dir", tmp_path / "five", check=False)
+        wrong = run_python(*train, *begin, "--num_grids", 9, "--output_dir", tmp_path / "five", check=False)
         assert wrong.returncode == 1 and "Traceback" not in wrong.stderr
-        assert "num_grids must lie between 1 and patch_size**2 = 4, got 5" in wrong.stderr
+        assert "num_grids must lie between 1 and 2 * patch_size**2 = 8, got 9" in wrong.stderr
