@@ -66,12 +66,22 @@ def command(args, flags: dict, seed: int) -> list[str]:
 def train(words: list[str], folder: Path, num_threads: int | None) -> dict:
     """Run to the end, from where it was; returns what all_results.json says."""
     results = folder / "all_results.json"
+    check_command(words, folder)
     if not results.is_file():
         resume = ["--resume_from_checkpoint", "true"] if any(folder.glob("checkpoint-*/trainer_state.json")) else []
         threads = [] if num_threads is None else ["--num_threads", str(num_threads)]
         call = [sys.executable, str(ROOT / words[0]), *words[1:], "--output_dir", str(folder), *threads, *resume]
         subprocess.run(call, check=True)
     return json.loads(results.read_text(encoding="utf-8"))
+
+
+def check_command(words: list[str], folder: Path):
+    """Keep the command in its folder, and refuse a folder with the run of another one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept, command = folder / "command.txt", shlex.join(words)
+    if kept.exists() and kept.read_text(encoding="utf-8") != command:
+        sys.exit(f"error: {folder} has the run of another command ({kept.name}): take another --output, or delete it.")
+    kept.write_text(command, encoding="utf-8")
 
 
 def as_shown(words: list[str]) -> str:

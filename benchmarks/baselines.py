@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ablations import as_table
+from ablations import as_table, check_command
 from harness import write_results
 
 
@@ -61,6 +61,7 @@ def command(args, model: str, batch: int, rate: float, minutes: float, epochs: f
 def run(words: list[str], folder: Path) -> dict:
     """Run to the end, unless that is done; returns the results in the words of all_results.json, and `images_seen`."""
     results = folder / "all_results.json"
+    check_command(words, folder)
     if not results.is_file():
         output = ["--output_dir", str(folder), "--overwrite_output_dir", "1"]
         if "pixelcnn" in words[0]:

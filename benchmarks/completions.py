@@ -70,7 +70,7 @@ def measure(model, processor, classifier, images: Images, masks: np.ndarray, arg
     recognized, distinct, seconds = [], [], []
     particles = {} if args.num_particles is None else {"num_particles": args.num_particles}
     for pixels, label, mask in zip(tqdm(images.pixels, disable=None), images.labels, masks, strict=True):
-        prompt = processor.prompt(class_labels=[int(label)], images=pixels * 255, mask=mask)
+        prompt = processor.prompt(class_labels=[int(label)], images=pixels, mask=mask)
         began = time.perf_counter()
         answers = model.generate(**prompt, num_return_sequences=args.answers, **particles)
         seconds.append(time.perf_counter() - began)

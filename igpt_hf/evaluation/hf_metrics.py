@@ -82,7 +82,8 @@ class BayesAccuracy(_OfLikelihoods):
 
     def _compute(self, predictions, references) -> dict[str, float]:
         accuracy = self._report(predictions, references)["bayes_accuracy"]
-        return {"bayes_accuracy": accuracy, "bayes_accuracy_stderr": accuracy_stderr(accuracy, len(references))}
+        stderr = None if accuracy is None else accuracy_stderr(accuracy, len(references))  # one class
+        return {"bayes_accuracy": accuracy, "bayes_accuracy_stderr": stderr}
 
 
 class SampleQuality(evaluate.Metric):

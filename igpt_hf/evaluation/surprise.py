@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..model.input_checks import check_ids, check_whole_images
+from ..model.input_checks import check_ids, check_whole_images, to_double
 
 
 def pixel_log_likelihoods(token_log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -59,7 +59,8 @@ def surprise_maps(model, input_ids: torch.Tensor, batch_size: int = 128) -> dict
     for chunk in tqdm(input_ids.split(batch_size), desc="Surprise", unit="batch", delay=2, disable=None):
         chunk = chunk.to(model.device, torch.long)
         tokens = chunk[:, 1:]
-        log_probs = model(input_ids=chunk[:, :-1], use_cache=False).logits.double().log_softmax(-1)  # (B, N, V)
+        log_probs = to_double(model(input_ids=chunk[:, :-1], use_cache=False).logits).log_softmax(-1)  # (B, N, V)
+        tokens = tokens.to(log_probs.device)
         log_p = pixel_log_likelihoods(log_probs, tokens)  # (B, N, patch**2)
         is_white = (tokens[..., None] >> torch.arange(patch**2, device=tokens.device)) & 1
         pixel_maps.append(as_image(-log_p))

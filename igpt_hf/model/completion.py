@@ -58,7 +58,7 @@ def log_mean_exp(log_weights: torch.Tensor) -> torch.Tensor:
 
 
 class Particles:
-    """R runs of P particles each, with their weights.
+    """R runs of P particles each, with their weights: float64, or float32 on a device without (Apple's MPS).
 
     Attributes:
         decoder: The different sequences among the particles of all runs.
@@ -73,14 +73,15 @@ class Particles:
         sequences, rows = beginnings.unique(dim=0, return_inverse=True)
         self.decoder = Decoder(model, sequences, max_batch=runs * num_particles)
         self.rows = rows[:, None].expand(-1, num_particles)
-        self.log_weights = torch.zeros(runs, num_particles, dtype=torch.float64, device=device)
-        self.log_evidence = torch.zeros(runs, dtype=torch.float64, device=device)
+        exact = {"dtype": _widest_float(device), "device": device}
+        self.log_weights = torch.zeros(runs, num_particles, **exact)
+        self.log_evidence = torch.zeros(runs, **exact)
         self.ancestors = torch.arange(num_particles, device=device).expand(runs, -1)
 
     def step(self, is_allowed: torch.Tensor):
         """Weigh, resample where that is needed, and sample the next token among those allowed, (R, V)."""
         runs, num = self.log_weights.shape
-        log_probs = self.decoder.logits().double().log_softmax(1)[self.rows]  # (R, P, V)
+        log_probs = self.decoder.logits().to(self.log_weights.dtype).log_softmax(1)[self.rows]  # (R, P, V)
         log_probs = log_probs.masked_fill(~is_allowed[:, None], -math.inf)
         self.log_weights += log_probs.logsumexp(2)
         needs = effective_size(self.log_weights) < num / 2
@@ -93,7 +94,7 @@ class Particles:
             self.ancestors, self.rows = self.ancestors.flatten()[index], self.rows.flatten()[index]
             log_probs = log_probs.flatten(0, 1)[index]
         cumulative = log_probs.softmax(2).cumsum(2)
-        noise = torch.rand(runs, num, 1, dtype=torch.float64, device=cumulative.device) * cumulative[..., -1:]
+        noise = torch.rand_like(cumulative[..., -1:]) * cumulative[..., -1:]
         self._push((cumulative <= noise).sum(2))
 
     def _push(self, tokens: torch.LongTensor):
@@ -171,6 +172,10 @@ def warn_of_few_ancestors(ancestors: torch.Tensor, num_particles: int):
 def _log_likelihood_of_beginnings(model, ids: torch.LongTensor) -> torch.Tensor:
     """ln p(given tokens | prompt), exact: (R, 1 + tokens) -> (R,), float64."""
     if ids.shape[1] == 1:
-        return torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
+        return torch.zeros(len(ids), dtype=_widest_float(ids.device), device=ids.device)
     log_probs = model(input_ids=ids[:, :-1], use_cache=False).logits.float().log_softmax(-1)
-    return log_probs.gather(-1, ids[:, 1:, None]).squeeze(-1).double().sum(1)
+    return log_probs.gather(-1, ids[:, 1:, None]).squeeze(-1).to(_widest_float(ids.device)).sum(1)
+
+
+def _widest_float(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64

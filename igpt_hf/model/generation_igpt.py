@@ -1,5 +1,6 @@
 """Sampling of images: transformers' `generate` with an image's checks, the compiled sampler, and guidance."""
 
+import copy
 import functools
 import logging
 import math
@@ -118,8 +119,13 @@ class IGPTGenerationMixin(GenerationMixin):
     def _follow_steps(self, ids, generation_config, logits_processor, kwargs):
         """Sample by transformers' loop, with guidance, or by steps of a decoder where that serves."""
         scale = self._setting("guidance_scale", generation_config, kwargs)
-        kwargs["guidance_scale"] = 1.0  # transformers' own guidance would not use the start token
         if scale is not None and scale != 1:
+            kwargs.pop("guidance_scale", None)
+            if generation_config is None:
+                kwargs["guidance_scale"] = 1.0  # transformers' own guidance would not use the start token
+            else:  # transformers wants settings in one place
+                generation_config = copy.deepcopy(generation_config)
+                generation_config.guidance_scale = 1.0
             if (self._setting("num_beams", generation_config, kwargs) or 1) > 1:
                 raise ValueError("guidance_scale works with samples, not with num_beams: leave out one of the two.")
             logits_processor = LogitsProcessorList(logits_processor or [])
@@ -160,15 +166,15 @@ class IGPTGenerationMixin(GenerationMixin):
         if not self._setting("do_sample", generation_config, kwargs):
             raise ValueError("min_posterior samples again, which changes nothing with do_sample=False.")
         if ids is None:
-            ids = torch.full((1, 1), self._setting("bos_token_id", generation_config, kwargs))
+            ids = torch.full((1, 1), self._setting("bos_token_id", generation_config, kwargs), device=self.device)
         num = self._setting("num_return_sequences", generation_config, kwargs) or 1
         rows = {"input_ids": ids}
         known = {name: kwargs.pop(name, None) for name in ("known_tokens", "known_masks")}
         rows |= {name: torch.as_tensor(bits) for name, bits in known.items() if bits is not None}
         rows = dict(zip(rows, repeat_rows(num, *rows.values()), strict=True))
         kwargs["num_return_sequences"] = 1
-        labels = (rows["input_ids"][:, 0] - self.config.vocab_size).to(self.device)
-        best = torch.full((len(labels),), -1.0, dtype=torch.float64, device=self.device)
+        labels = rows["input_ids"][:, 0].cpu() - self.config.vocab_size
+        best = torch.full((len(labels),), -1.0, dtype=torch.float64)  # these two on the CPU: MPS has no float64
         samples = torch.zeros(len(labels), self.config.max_position_embeddings, dtype=torch.long, device=self.device)
         for _ in range(MAX_TRIES):
             wanted = (best < min_posterior).nonzero()[:, 0]
@@ -179,10 +185,13 @@ class IGPTGenerationMixin(GenerationMixin):
                 new = self.generate(None, generation_config, logits_processor, **some, **kwargs)
             if new.shape[1] != samples.shape[1]:
                 raise ValueError("min_posterior compares whole images: leave out what ends them early.")
-            any_class = torch.ones(len(new), 1, dtype=torch.float64, device=self.device)  # the start token's column
-            posterior = torch.cat([self.class_posterior(new), any_class], dim=1).gather(1, labels[wanted, None])[:, 0]
+            any_class = torch.ones(len(new), 1, dtype=torch.float64)  # the start token's column
+            posterior = torch.cat([self.class_posterior(new).cpu(), any_class], dim=1)
+            posterior = posterior.gather(1, labels[wanted, None])[:, 0]
             is_better = posterior > best[wanted]
-            samples[wanted[is_better]], best[wanted[is_better]] = new[is_better], posterior[is_better]
+            best[wanted[is_better]] = posterior[is_better]
+            is_better, wanted = is_better.to(self.device), wanted.to(self.device)
+            samples[wanted[is_better]] = new[is_better]
         num_below = int((best < min_posterior).sum())
         if num_below:
             logger.warning(
@@ -218,10 +227,9 @@ class IGPTGenerationMixin(GenerationMixin):
         ids = named if inputs is None else inputs
         if ids is None:
             return None
-        if not isinstance(ids, torch.Tensor):
-            ids = torch.as_tensor(ids, device=self.device)
+        ids = torch.as_tensor(ids)
         check_prompt(ids, self.config)
-        return ids.long()
+        return ids.to(self.device, torch.long)
 
     def _setting(self, name: str, generation_config, kwargs):
         """An argument of `generate`, or what the given configuration says, or the model's own; None if none has it."""

@@ -249,13 +249,13 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
             )
         ink = self.to_ink(read)
         fitted = self._shrink(ink, self.is_crop(ink))
-        unknown = Image.fromarray(mask.astype(np.uint8) * 255).resize(fitted.size, Image.Resampling.BILINEAR)
-        return self._center(unknown) > 0
+        unknown = Image.fromarray(mask.astype(np.float32)).resize(fitted.size, Image.Resampling.BILINEAR)
+        return self._center(Image.fromarray(np.asarray(unknown) > 0)) > 0
 
     def to_ink(self, image: GrayImage) -> Image.Image:
         """The ink of an image, light on dark, in its own size; that of large photographs is smaller."""
         gray, ink = image.gray, self.chosen_ink
-        if self.invert == "auto" and image.is_white:
+        if image.is_own or (self.invert == "auto" and image.is_white):
             ink = "light"
         elif ink == "opacity" and image.opacity is not None:
             gray, ink = image.opacity, "light"

@@ -1,5 +1,6 @@
 """Anything image-like -> a gray PIL image, with its opacity."""
 
+import zlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -9,8 +10,11 @@ from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 
-# An image with this mark is white on black already and never inverted (PNG text chunk; `Image.info` in memory).
+# Marks (a PNG's text chunk; `Image.info` in memory). This package's own images are white on black, whatever the data
+# looks like. The ones of arrays are white unless `invert` says otherwise.
 WHITE_FOREGROUND = {"foreground": "white"}
+WHITE_ONES = {"foreground": "ones"}
+INVERSE = "inverse-crc32"  # beside the first mark: Pillow's operations keep marks, also when they invert
 CHANNELS = (1, 2, 3, 4)  # gray, gray with alpha, RGB, RGBA
 ARRAYS = (np.ndarray, torch.Tensor)
 _FLAT = (
@@ -72,9 +76,10 @@ def _has_binary_integers(array: np.ndarray | torch.Tensor) -> bool:
 def to_marked_image(pixels: np.ndarray) -> Image.Image:
     """(height, width), uint8, white on black -> a PIL image with a mark that says so, also in a PNG file."""
     image, text = Image.fromarray(pixels), PngInfo()
-    for key, value in WHITE_FOREGROUND.items():
+    marks = WHITE_FOREGROUND | {INVERSE: str(zlib.crc32(255 - pixels))}
+    for key, value in marks.items():
         text.add_text(key, value)
-    image.info.update(WHITE_FOREGROUND)
+    image.info.update(marks)
     image.encoderinfo = {"pnginfo": text}  # what `save` adds to its arguments
     return image
 
@@ -84,8 +89,9 @@ class GrayImage(NamedTuple):
 
     gray: Image.Image
     opacity: Image.Image | None  # None: no pixel is transparent
-    is_white: bool  # known to be white on black
+    is_white: bool  # known to be white on black, unless `invert` says otherwise
     is_mask: bool  # of zeros and ones only, which are white on black unless other images of the data set say otherwise
+    is_own: bool = False  # made by this package: white on black in any case
 
 
 def read_image(image, index: int) -> GrayImage:
@@ -99,14 +105,19 @@ def read_image(image, index: int) -> GrayImage:
         return _read_array(_pixel_array(image, index), index)
     if image.width == 0 or image.height == 0:
         raise ValueError(f"image {index} is empty: {image.width}x{image.height} pixels.")
-    is_white = image.info.get("foreground") == WHITE_FOREGROUND["foreground"]
+    mark, inverse = image.info.get("foreground"), image.info.get(INVERSE)
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # a photo that was taken sideways
         image = ImageOps.exif_transpose(image)
     try:
         gray, opacity = _pil_to_gray(image)
     except ValueError as error:
         raise ValueError(f"image {index} (mode {image.mode}) cannot be made gray: {error}") from error
-    return GrayImage(gray, opacity, is_white, opacity is None and gray.getextrema()[1] <= 1)
+    is_own = mark == WHITE_FOREGROUND["foreground"] and inverse != str(zlib.crc32(np.asarray(gray)))
+    is_mask = opacity is None and gray.getextrema()[1] <= 1
+    has_ones = is_mask and image.mode[0] not in "IF" and gray.getextrema()[1] == 1  # those are scaled already
+    if has_ones:
+        gray = gray.point([255 * (level > 0) for level in range(256)])
+    return GrayImage(gray, opacity, is_own or has_ones or mark == WHITE_ONES["foreground"], is_mask, is_own)
 
 
 def _pixel_array(image, index: int) -> np.ndarray:
@@ -148,8 +159,8 @@ def _pil_to_gray(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         levels = np.asarray(image, dtype=np.float64)
         if not np.isfinite(levels).all():
             raise ValueError("it has NaN or infinite pixels.")
-        if image.mode == "F" and 1 < levels.max() < 2:
-            raise ValueError(f"it has levels up to {levels.max()}, a little above 1: clip them to 1.")
+        if image.mode == "F" and (1 < levels.max() < 2 or levels.max() > 255):
+            raise ValueError(f"it has levels up to {levels.max()}: scale or clip them, from 0 to 1 or from 0 to 255.")
         top = _white_level(levels, image.mode)
         return Image.fromarray(np.rint(levels.clip(0, top) / top * 255).astype(np.uint8)), None
     if image.has_transparency_data:

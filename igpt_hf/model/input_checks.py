@@ -79,7 +79,7 @@ def check_whole_images(input_ids: torch.Tensor, config: IGPTConfig):
 
 
 def as_ids(input_ids) -> torch.Tensor:
-    """Ids as a tensor of whole numbers, of an array or lists, too.
+    """Ids as a tensor of int64, of an array or lists, too.
 
     Raises:
         ValueError: Something else, such as images.
@@ -92,7 +92,12 @@ def as_ids(input_ids) -> torch.Tensor:
         ) from error
     if ids.is_floating_point() or ids.dtype == torch.bool:
         raise ValueError(f"input_ids are whole numbers, got {ids.dtype}: pass processor(images)['input_ids'].")
-    return ids
+    return ids.long()
+
+
+def to_double(x: torch.Tensor) -> torch.Tensor:
+    """The same numbers in float64: on the CPU where the device has none (Apple's MPS)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def check_known(known_tokens, known_masks, config: IGPTConfig) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,7 +4,7 @@ import torch
 
 from .completion import NUM_PARTICLES, log_mean_exp, run_particles, warn_of_few_ancestors
 from .configuration_igpt import IGPTConfig
-from .input_checks import as_ids, check_ids, check_num_particles, check_whole_images
+from .input_checks import as_ids, check_ids, check_num_particles, check_whole_images, to_double
 from .masks import known_bits, read_masks
 from .neighborhood import ids_on_grid
 from .tokens import tokens_on_grid
@@ -74,8 +74,8 @@ class IGPTLikelihoodMixin:
     def _log_likelihood_on_grid(self, input_ids: torch.Tensor, batch_size: int) -> torch.Tensor:
         """Log-likelihoods on the grid of the prompts: (n, 1 + N) -> (n,)."""
         chunks = [chunk.to(self.device, torch.long) for chunk in input_ids.split(batch_size) if len(chunk)]
-        sums = [self.token_log_likelihoods(chunk).double().sum(-1) for chunk in chunks]
-        return torch.cat(sums) if sums else torch.empty(0, dtype=torch.float64, device=self.device)
+        sums = [to_double(self.token_log_likelihoods(chunk)).sum(-1) for chunk in chunks]
+        return torch.cat(sums) if sums else to_double(torch.empty(0, device=self.device))
 
     def _log_likelihood_of_part(self, input_ids, mask, num_particles: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The estimates of ln p(known pixels | prompt) and the numbers of ancestors, (n,) each."""
@@ -104,7 +104,7 @@ class IGPTLikelihoodMixin:
 
         The prompt that `input_ids` comes with does not matter; `mask` and `num_particles` as in `log_likelihood`.
         """
-        input_ids = as_ids(input_ids).long()
+        input_ids = as_ids(input_ids)
         prompts = self.config.vocab_size + torch.arange(self.config.num_labels, device=input_ids.device)
         if mask is None:
             return self._log_likelihoods(input_ids, prompts.expand(len(input_ids), -1), batch_size)

@@ -365,7 +365,7 @@ class IGPTForImageClassification(IGPTPreTrainedModel):
         outputs = self.model(input_ids=inputs[:, :-1], use_cache=False, **kwargs)
         logits = self.classifier(outputs.last_hidden_state.mean(dim=1))
         token_logits = self.lm_head(outputs.last_hidden_state).float().transpose(1, 2)  # (B, V, N)
-        nats = nn.functional.cross_entropy(token_logits, input_ids[:, 1:], reduction="none").sum(dim=1)
+        nats = nn.functional.cross_entropy(token_logits, input_ids[:, 1:].long(), reduction="none").sum(dim=1)
         loss = None
         if labels is not None:
             generative = nats.mean() / self.config.num_image_tokens

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..evaluation.likelihood import standard_error
+from ..model.input_checks import to_double
 
 
 def nats_per_image(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -15,7 +16,7 @@ def nats_per_image(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     losses = torch.nn.functional.cross_entropy(
         logits[:, :-1].transpose(1, 2).float(), labels[:, 1:], ignore_index=-100, reduction="none"
     )
-    return losses.double().sum(dim=1)
+    return to_double(losses).sum(dim=1)
 
 
 def likelihood_metrics(num_pixels: int):

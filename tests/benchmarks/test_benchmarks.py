@@ -26,6 +26,13 @@ BENCHMARK_NAMES = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
 TINY = ["--max_images", "60", "--num_hidden_layers", "1", "--num_threads", "1", "--disable_tqdm", "true"]
 
 
+def test_a_folder_of_another_command_is_refused(tmp_path):
+    for _ in range(2):
+        ablations.check_command(["scripts/train.py", "--data", "a b.cdb"], tmp_path / "run")
+    with pytest.raises(SystemExit, match="has the run of another command"):
+        ablations.check_command(["scripts/train.py", "--data", "c.cdb"], tmp_path / "run")
+
+
 @pytest.mark.slow
 def test_ablations_make_a_table_and_do_not_run_twice(tmp_path):
     variants = tmp_path / "variants.yaml"

@@ -57,6 +57,8 @@ def test_batches_that_are_added_count_like_all_at_once(scored):
 def test_the_prior_decides_where_the_images_do_not():
     scores, labels = np.zeros((4, 3)), np.array([0, 1, 1, 1])  # two classes, equally likely everywhere
     assert BayesAccuracy(prior=[0.1, 0.9]).compute(predictions=scores, references=labels)["bayes_accuracy"] == 0.75
+    one = BayesAccuracy().compute(predictions=[[-3.0, -3.5], [-4.0, -4.5]], references=[0, 0])
+    assert one == {"bayes_accuracy": None, "bayes_accuracy_stderr": None}
     assert BayesAccuracy(prior=[0.9, 0.1]).compute(predictions=scores, references=labels)["bayes_accuracy"] == 0.25
 
 

@@ -169,6 +169,10 @@ def test_a_pixel_is_unknown_where_any_unknown_pixel_has_a_part_in_it(tiny_proces
     unknown[13, 22] = True
     known = tiny_processor.prompt(images=np.zeros((32, 32), np.uint8), mask=unknown)["known_masks"]
     assert known[0, 4 * (13 // 8) + 22 // 8] != 15
+    unknown = np.zeros((1400, 1400), bool)  # a spot on a large scan
+    unknown[700:703, 700:703] = True
+    known = tiny_processor.prompt(images=np.zeros((1400, 1400), np.uint8), mask=unknown)["known_masks"]
+    assert (known != 15).sum() in (1, 2, 4)
 
 
 def test_a_mask_that_was_taken_sideways_is_turned_like_its_image(tiny_processor, tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import warnings
 
 import pytest
 import torch
@@ -340,6 +341,17 @@ def test_samples_whose_class_the_model_does_not_see_are_drawn_again(model):
     assert own_posterior(model, ids).min() >= 0.3
     is_fine = own_posterior(model, plain) >= 0.3
     assert torch.equal(ids[is_fine], plain[is_fine])  # these stay
+
+
+def test_a_configuration_alone_is_followed_without_a_warning(model, caplog):
+    config = GenerationConfig(max_new_tokens=16, do_sample=False, guidance_scale=2.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ids = sampled(model, inputs=torch.tensor([[16]]), generation_config=config)
+    assert torch.equal(ids, model.generate(torch.tensor([[16]]), do_sample=False, guidance_scale=2.0))
+    assert not torch.equal(ids, model.generate(torch.tensor([[16]]), do_sample=False))
+    assert "generation_config" not in caplog.text
+    assert config.guidance_scale == 2.0
 
 
 def test_no_mask_is_none_for_min_posterior_too(model):

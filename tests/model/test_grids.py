@@ -76,6 +76,13 @@ def test_the_likelihood_is_the_mean_of_those_on_the_grids(tiny_model, patch_size
     assert model.class_log_likelihoods(ids[:0]).shape == (0, config.num_labels)
 
 
+def test_ids_of_any_integers_have_the_same_likelihood(tiny_model):
+    model = tiny_model(image_size=4, num_hidden_layers=1, neighborhood_radius=1, num_grids=8, num_labels=100)
+    ids = some_ids(model.config)
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        assert torch.equal(model.log_likelihood(ids.to(dtype)), model.log_likelihood(ids))
+
+
 def test_prompts_of_other_grids_are_refused_where_images_are_on_the_first(model):
     """`log_likelihood` takes images on the first grid: a training batch would be scored as another image."""
     ids = ids_on_grid(some_ids(model.config), 1, model.config)

@@ -8,7 +8,7 @@ import pytest
 import scipy.ndimage
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 import photographs
 from helpers.paths import HODA_FILE, MNIST
@@ -16,6 +16,7 @@ from igpt_hf import IGPTImageProcessor, load_splits
 from igpt_hf.data.tokenized import tokenize
 from igpt_hf.model.image_ink import count_pieces, label_pieces
 from igpt_hf.model.image_reading import to_marked_image
+from igpt_hf.model.tokens import pixels_to_tokens
 
 
 AUTO = IGPTImageProcessor()
@@ -351,6 +352,32 @@ def test_an_upload_like_the_data_has_the_datas_tokens_and_an_empty_one_of_them_i
     with pytest.raises(ValueError, match="nothing is left"):
         trained.tokenize_upload(Image.new("L", (60, 60), 0))
     assert not trained.tokenize_upload(to_marked_image(np.zeros((28, 28), np.uint8))).any()
+
+
+@pytest.mark.parametrize("polarity", [{"ink": "dark"}, {"ink": "light"}, {"invert": "always"}, {"invert": "never"}])
+def test_binary_images_are_white_on_black_to_a_processor_of_any_polarity(polarity, tmp_path):
+    """Own images in any case, ones and zeros unless `invert` says otherwise."""
+    shape = disc(28).astype(np.uint8)
+    processor = AUTO.replace(levels=(0.0, 255.0), widen_strokes=False, **polarity)
+    own = processor.decode(pixels_to_tokens(shape[None], 2))[0]
+    own.save(tmp_path / "own.png")
+    for image in (own, Image.open(tmp_path / "own.png"), own.convert("RGB"), processor.fit_upload(own)):
+        assert np.array_equal(processor.decode_pixels(processor.tokenize(image))[0], shape)
+    for ones in (shape, Image.fromarray(shape)):
+        read = processor.decode_pixels(processor.tokenize(ones))[0]
+        assert np.array_equal(read, 1 - shape if polarity == {"invert": "always"} else shape)
+
+
+def test_an_own_image_that_was_inverted_is_black_on_white():
+    own = to_marked_image(disc(28).astype(np.uint8) * 255)
+    assert np.array_equal(pixels_of(ImageOps.invert(own)), pixels_of(own))
+    assert np.array_equal(pixels_of(ImageOps.invert(ImageOps.invert(own))), pixels_of(own))
+
+
+def test_float_levels_that_are_neither_0_to_1_nor_0_to_255_are_refused():
+    for high in (1.5, 4095.0):
+        with pytest.raises(ValueError, match=f"it has levels up to {high}: scale or clip them"):
+            pixels_of(Image.fromarray(np.full((8, 8), high, np.float32)))
 
 
 def test_an_upload_to_a_model_of_gray_levels_has_the_same_tokens_at_each_call():

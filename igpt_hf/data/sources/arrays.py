@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
-from ...model.image_reading import WHITE_FOREGROUND
+from ...model.image_reading import WHITE_ONES
 
 
 def from_arrays(
@@ -21,11 +21,11 @@ def from_arrays(
         images: They may come one by one.
         labels: Class index of each.
         names: Of the classes.
-        is_marked: The images are white on black, and say so of themselves.
+        is_marked: The images say of themselves that they are white on black, unless `--invert` says otherwise.
     """
     encoded = []
     polarity = PngInfo()
-    for key, value in WHITE_FOREGROUND.items():
+    for key, value in WHITE_ONES.items():
         polarity.add_text(key, value)
     for image in tqdm(images, total=len(labels), desc="Encoding images", unit=" images", delay=1, disable=None):
         buffer = io.BytesIO()
