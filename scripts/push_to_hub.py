@@ -26,7 +26,7 @@ def parse_arguments():
     parser = command_parser("push", __doc__)
     parser.add_argument("model", type=Path, help="folder of a trained model")
     parser.add_argument("repo", metavar="user/name", help="the repository on the Hub; created if it does not exist")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     parser.add_argument("--message", default="Upload Image GPT", help="of the commit")
     return parser.parse_args()
 

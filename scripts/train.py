@@ -50,7 +50,8 @@ from igpt_hf.training.checkpoints import RESULTS, report_last_checkpoint
 from igpt_hf.training.initial_model import InitialModel, make_initial_model
 from igpt_hf.training.output_dir import delete_overwritten, only_run_in, prepare_output_dir
 from igpt_hf.training.preemption import Preempted, SaveOnSigterm
-from igpt_hf.training.results import format_results, keep_nats_quantiles, write_run
+from igpt_hf.training.results import format_results, keep_nats_quantiles, next_command, write_run
+from igpt_hf.training.run_settings import run_settings
 from igpt_hf.training.stopping import finished_message, interrupted_message
 from igpt_hf.training.trainer import few_steps_hint, make_trainer, push_run
 
@@ -75,7 +76,8 @@ def main():
 
 
 def train(script_args, model_args, args):
-    checkpoint = on_first_process(lambda: prepare_output_dir(args))
+    settings = run_settings(script_args, model_args, args)
+    checkpoint = on_first_process(lambda: prepare_output_dir(args, settings))
     logger.info(describe_launch(args, use_all_cores(script_args.num_threads)))
     for warning in launch_warnings(args) + unused_flags(script_args, model_args, args):
         logger.warning("warning: %s", warning)
@@ -97,6 +99,7 @@ def train(script_args, model_args, args):
 
     # 3. Trainer.
     trainer = wire_trainer(start, tokens, splits["train"], script_args, args)
+    trainer.run_settings = settings
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
     logger.info("%s images; splits: %s", sizes, describe_splits(images.given, split_seed, script_args.streaming))
     logger.info("%d classes; %d parameters", len(class_names), start.model.num_parameters())
@@ -122,7 +125,7 @@ def train(script_args, model_args, args):
     save_model(trainer)
     if trainer.is_world_process_zero():
         results = write_run(trainer, test, start.processor, splits, script_args, given=images.given)
-        logger.info("%s", format_results(results, args.output_dir))
+        logger.info("%s", format_results(results, args.output_dir, next_command(trainer, script_args)))
         if args.push_to_hub:
             logger.info("pushed: %s", trainer.push_to_hub())
     trainer.accelerator.wait_for_everyone()  # the others do not leave while the first one still writes

@@ -95,9 +95,17 @@ def make_model_card(facts: dict) -> ModelCard:
 
 
 def make_classifier_card(facts: dict) -> ModelCard:
-    """Render classifier_card.md; `facts` are a classifier's results, its name, `model_id` and `rows` of the table."""
+    """Render classifier_card.md.
+
+    Args:
+        facts: A classifier's results, its `name`, `model_id`, `source`, `start`, and `rows` of the table.
+    """
+    data = about_data(facts["source"])
+    facts = {**facts, "data": data.name, "data_license": data.license}
     tags = ["image-gpt", "binary-images", "igpt_hf"]
-    card_data = ModelCardData(library_name="transformers", pipeline_tag="image-classification", tags=tags)
+    card_data = ModelCardData(
+        library_name="transformers", pipeline_tag="image-classification", tags=tags, **data.metadata
+    )
     template = Path(__file__).with_name("classifier_card.md").read_text(encoding="utf-8")
     return ModelCard.from_template(card_data, template_str=template, **facts)
 

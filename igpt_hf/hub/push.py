@@ -102,8 +102,6 @@ def retry_hub_request(request, repo: str, token: str | None = None):
             raise IGPTError(f"the Hub is out of reach: {error}") from error
         except HFValidationError as error:
             raise IGPTError(f"{repo} is not a valid repository name (user/name): {error}") from error
-        except ValueError as error:  # what the Hub says of a card's metadata
-            raise IGPTError(f"README.md was not accepted: {' '.join(str(error).split())}") from error
         except HfHubHTTPError as error:
             status = error.response.status_code
             if status in (401, 403):
@@ -111,7 +109,9 @@ def retry_hub_request(request, repo: str, token: str | None = None):
                     f"the Hub refused ({status}): this token may not write to {repo}. Check the name and the token's "
                     "permissions (hf auth whoami)."
                 ) from error
-            raise IGPTError(f"the Hub answered {status}: {error}") from error
+            raise IGPTError(f"the Hub answered {status}: {' '.join(str(error).split())}") from error
+        except ValueError as error:  # what the Hub says of a card's metadata
+            raise IGPTError(f"README.md was not accepted: {' '.join(str(error).split())}") from error
         except HTTPError as error:  # there was no answer; the class is httpx's or, from huggingface_hub 2 on, httpx2's
             if attempt == ATTEMPTS:
                 raise IGPTError(f"the Hub cannot be reached ({error}); nothing was lost, try again later.") from error

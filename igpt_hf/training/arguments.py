@@ -190,6 +190,11 @@ def parse_arguments(argv: list[str] | None = None):
     _check_numbers(vars(script_args) | vars(args))
     _check_length(args)
     _check_loggers(args)
+    if args.push_to_hub and args.hub_strategy != "end":
+        raise IGPTError(
+            f"--hub_strategy {args.hub_strategy.value} would upload the whole folder, training images too. Only end "
+            "is supported; igpt push uploads a checkpoint."
+        )
     _check_selection(script_args.task, args)
     return tuple(arguments)
 
@@ -267,7 +272,14 @@ class IGPTTrainingArguments(TrainingArguments):
     data_seed: int | None = field(default=None, metadata={"help": "Order of the images; `seed` unless given."})
     logging_steps: float = field(default=50, metadata={"help": "Log the running training loss every this many steps."})
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "The batches are small."})
-    hub_strategy: str = field(default="end", metadata={"help": "With --push_to_hub: when; end: once, with the card."})
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "true: go on from the last complete checkpoint in output_dir; or the path of a checkpoint."},
+    )
+    push_to_hub: bool = field(
+        default=False, metadata={"help": "Upload model, card, results and figures to the Hub, once, at the end."}
+    )
+    hub_strategy: str = field(default="end", metadata={"help": "With --push_to_hub: end, which is the only one."})
     # The Trainer writes this into the config that it saves; while training, `collate` switches the cache off.
     use_cache: bool = field(default=True, metadata={"help": "Saved with the model: generate with a cache."})
 
@@ -356,6 +368,12 @@ def _check_selection(task: str, args):
         )
 
 
+def _may_learn_guidance(script_args, model_args, args) -> bool:
+    """Whether `--built_in_guidance` can have an effect, as far as flags tell (`IGPTTrainer.learns_guidance`)."""
+    is_generator = script_args.task == "generation" and model_args.preset != BASELINE_PRESET
+    return is_generator and model_args.class_dropout_prob != 0 and args.label_smoothing_factor == 0
+
+
 def unused_flags(script_args, model_args, args, argv: list[str] | None = None) -> list[str]:
     """Name the flags that were given, on the command line or in the YAML file, and change nothing in this run.
 
@@ -380,6 +398,11 @@ def unused_flags(script_args, model_args, args, argv: list[str] | None = None) -
         (("optim", "optim_args"), not args.use_muon, "without --use_muon false"),
         (("labels_from",), not script_args.streaming, "with --streaming true"),
         (("shuffle_buffer", "max_eval_images"), script_args.streaming, "without --streaming true"),
+        (
+            ("built_in_guidance",),
+            args.built_in_guidance == 1 or _may_learn_guidance(script_args, model_args, args),
+            "where no class or no likelihood is learned, or no class dropped",
+        ),
         (
             ("hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "hub_token"),
             args.push_to_hub,

@@ -129,7 +129,7 @@ def report_last_checkpoint(what: str | os.PathLike, output_dir: str | os.PathLik
         raise OSError(
             f"{what} could not be written: {error}. Last complete checkpoint: "
             f"{last_complete_checkpoint(output_dir) or 'none'}. Free space or make the folder writable, then go "
-            "on with --resume_from_checkpoint true."
+            "on with the same command and --resume_from_checkpoint true."
         ) from error
 
 

@@ -15,6 +15,7 @@ from ..distributed import on_first_process
 from ..errors import IGPTError
 from ..plots import VECTOR_FORMATS
 from .checkpoints import INCOMPLETE, LEFT, RESULTS, list_checkpoints, quarantine, verify_checkpoint
+from .run_settings import check_same_run
 
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ FIGURES = ("loss_curve", "samples", "completions", "accuracy_curve", "data")
 IMAGES = tuple(f"{name}.{form}" for name in FIGURES for form in ("png", *VECTOR_FORMATS))
 CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json")
 RUN_FILES = ("model.safetensors", *CONFIGS, "README.md", RESULTS, *IMAGES, "trainer_state.json", "training_args.bin")
-ANYBODYS = ("README.md", *CONFIGS)  # files that also lie in folders that are no run
+# Files that only a run writes; the others also lie in a project's folder, or in a model's from elsewhere.
+OF_A_RUN = (RESULTS, "trainer_state.json", "training_args.bin")
 # Sheets of samples and TensorBoard's events, where the Trainer writes them; other runs may lie beside them.
 LOGS = ("samples/step-*.png", "runs/*/events.out.tfevents*", "runs/*/[0-9]*.[0-9]*/events.out.tfevents*")
 
@@ -91,34 +93,38 @@ def _check_writable(folder: Path):
         raise IGPTError(f"--output_dir {folder} cannot be written to: {parent} is read-only.")
 
 
-def prepare_output_dir(args) -> str | None:
+def prepare_output_dir(args, settings: dict | None = None) -> str | None:
     """Refuse to overwrite another run; returns the checkpoint to resume from, if that was asked for.
 
     Args:
         args: `IGPTTrainingArguments`.
+        settings: Of this run (`run_settings`), which a resumed one must share; None: they are not compared.
 
     Raises:
         IGPTError: output_dir cannot be written to, or is in use and neither `--resume_from_checkpoint` nor
-            `--overwrite_output_dir` was given, or there is no complete checkpoint to resume from.
+            `--overwrite_output_dir` was given, or there is no complete checkpoint to resume from, or one of a run
+            with other flags.
     """
     folder = Path(args.output_dir)
     _check_writable(folder)
     resume = args.resume_from_checkpoint
     resumes = bool(resume) and resume.lower() != "false"
     if resumes and (resume.lower() == "true" or _is_of_run(resume, folder)):
-        return _resume_from(folder, resume)
+        return _resume_from(folder, resume, settings)
     if resumes:  # another run's checkpoint: what is in this folder is not a part of it
         _check_whole(resume, verify_checkpoint(Path(resume)))
+        check_same_run(resume, settings)
     in_use = _run_files(folder)
+    is_run = any(path.name in OF_A_RUN for path in in_use) or bool(list_checkpoints(folder))
+    if not is_run and (others := [path for path in in_use if path.name not in IMAGES]):
+        raise IGPTError(
+            f"{folder} holds {others[0].name} but no run, and a run would write a file of that name. Choose another "
+            "--output_dir."
+        )
     if in_use and not args.overwrite_output_dir:
         raise IGPTError(
-            f"{folder} holds a run already ({in_use[0].name}). Go on: --resume_from_checkpoint true. Start anew "
-            "and delete it: --overwrite_output_dir true. Or choose another --output_dir."
-        )
-    if in_use and all(path.name in ANYBODYS for path in in_use):
-        raise IGPTError(
-            f"{folder} holds {in_use[0].name} but no run that --overwrite_output_dir could delete, and a run would "
-            "write a file of that name. Choose another --output_dir."
+            f"{folder} holds a run already ({in_use[0].name}). Go on: the same command with --resume_from_checkpoint "
+            "true. Start anew and delete it: --overwrite_output_dir true. Or choose another --output_dir."
         )
     return resume if resumes else None
 
@@ -159,11 +165,17 @@ def _is_of_run(checkpoint: str, folder: Path) -> bool:
 
 
 def _check_whole(checkpoint: str, problem: str | None):
+    if not Path(checkpoint).is_dir():
+        raise IGPTError(f"--resume_from_checkpoint {checkpoint}: there is no such folder.")
+    if found := list_checkpoints(checkpoint):
+        raise IGPTError(
+            f"--resume_from_checkpoint {checkpoint} is the folder of a run: name {found[-1]}, for example."
+        )
     if problem is not None:
         raise IGPTError(f"--resume_from_checkpoint {checkpoint} is not a complete checkpoint: {problem}.")
 
 
-def _resume_from(folder: Path, resume: str) -> str:
+def _resume_from(folder: Path, resume: str, settings: dict | None) -> str:
     """The checkpoint that "true" or a path stands for; the incomplete ones, and those after it, are set aside."""
     problems = {path: verify_checkpoint(path) for path in list_checkpoints(folder)}  # which reads every byte, once
     whole = [path for path, problem in problems.items() if problem is None]
@@ -178,6 +190,7 @@ def _resume_from(folder: Path, resume: str) -> str:
             raise IGPTError(
                 f"--resume_from_checkpoint {resume} was set aside: give it back its name, checkpoint-STEP."
             )
+    check_same_run(resume, settings)
     for path, problem in problems.items():
         if problem is not None:
             quarantine(path, INCOMPLETE, problem)

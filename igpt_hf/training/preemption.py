@@ -45,7 +45,7 @@ class SaveOnSigterm(TrainerCallback):
         if self.is_leaving:  # not at the signal alone: the others would go on, and wait for this process
             raise Preempted(
                 f"SIGTERM: {args.output_dir}/{PREFIX_CHECKPOINT_DIR}-{state.global_step} is saved. Go on with "
-                "--resume_from_checkpoint true."
+                "the same command and --resume_from_checkpoint true."
             )
 
     def on_train_end(self, args, state, control, **kwargs):

@@ -3,10 +3,11 @@
 import json
 import math
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import AutoModelForCausalLM, TrainingArguments, set_seed
 
 from .. import __version__
 from ..data.splits import describe_splits
@@ -21,6 +22,7 @@ from .callbacks import Stopwatch
 from .checkpoints import RESULTS
 from .metrics import LossHistory
 from .stopping import end_reached
+from .trainer import GUIDED_FROM
 
 
 def _about_data(args, script_args: ScriptArguments, given: tuple[str, ...]) -> dict:
@@ -108,18 +110,16 @@ def keep_nats_quantiles(trainer):
         model.config.nats_quantiles = nats_quantiles(model.eval(), ids)
 
 
-def format_results(results: dict, folder: str) -> str:
-    """The results of a run as a short table, why it ended, where they are, and what to type next."""
+def format_results(results: dict, folder: str, command: str | None) -> str:
+    """The results of a run as a short table, why it ended, where they are, and the command to type next."""
     splits = ("train", "validation", "test")
     if results.get("task") == "classification":
         lines = [f"{split:>12} {results[f'{split}_accuracy']:8.2%} right" for split in splits]
-        command = f"igpt probe {folder} --data {results['data']}"
     else:
         nats = {split: results[f"{split}_nats_per_image"] for split in splits}
         lines = [f"{split:>12} {value:8.2f} nats/image given the class" for split, value in nats.items()]
         error, bits = results["test_nats_per_image_stderr"], results["test_bits_per_pixel"]
         lines[-1] += f", ± {error:.2f}; {bits:.4f} bits/pixel"
-        command = f"igpt sample {folder}; igpt evaluate {folder} --data {results['data']}"
     ends = {
         "epochs": "all epochs are done",
         "max_steps": "all steps are done",
@@ -130,9 +130,31 @@ def format_results(results: dict, folder: str) -> str:
     lines += [
         f"{epochs}, {results['train_runtime'] / 60:.1f} minutes: {ends.get(results['stopped'], 'stopped')}",
         f"{folder} holds the best model, its card, figures and {RESULTS}",
-        f"next: {command}",
+        *([f"next: {command}"] if command else []),
     ]
     return "\n".join(lines)
+
+
+def next_command(trainer, script_args: ScriptArguments) -> str | None:
+    """What to type after a run: to sample from its model and evaluate it on the same test split, or to share it.
+
+    None after transformers' own ImageGPT, which the other commands do not read.
+    """
+    folder = trainer.args.output_dir
+    if script_args.task == "classification":
+        return shlex.join(["igpt", "push", folder, "user/name"])
+    if not isinstance(trainer.model, IGPTForCausalImageModeling):
+        return None
+    sample = shlex.join(["igpt", "sample", folder])
+    if script_args.streaming or script_args.max_images is not None:  # whose split igpt evaluate does not make
+        return sample
+    split_seed = script_args.get_split_seed(trainer.args.seed)
+    evaluate = ["igpt", "evaluate", folder, "--data", script_args.data]
+    evaluate += [] if split_seed == TrainingArguments.seed else ["--seed", str(split_seed)]
+    for name in ("image_column", "label_column", "labels_from", "splits"):
+        if (value := getattr(script_args, name)) != getattr(ScriptArguments, name):
+            evaluate += [f"--{name}", value]
+    return f"{sample}; {shlex.join(evaluate)}"
 
 
 def _write_results(results: dict, folder: Path):
@@ -157,24 +179,25 @@ def write_run(
     """
     if script_args.task == "classification":
         results = collect_classification_results(trainer, test, script_args, given)
-        _write_classification_run(trainer, results, script_args.figures)
+        _write_classification_run(trainer, results, script_args)
     else:
         results = collect_results(trainer, test, script_args, given)
         _write_generation_run(trainer, processor, splits, results, script_args)
     return results
 
 
-def _write_classification_run(trainer, results: dict, form: str):
+def _write_classification_run(trainer, results: dict, script_args: ScriptArguments):
     """Write accuracy_curve.png, README.md and all_results.json."""
     folder = Path(trainer.args.output_dir)
     history = LossHistory.from_log(trainer.state.log_history, "accuracy")
     curve = accuracy_curve(history.epochs, history.train, history.validation, results)
-    save_figure(curve, folder / "accuracy_curve.png", form)
+    save_figure(curve, folder / "accuracy_curve.png", script_args.figures)
     rows = [
         (split, results[f"{split}_accuracy"], results[f"{split}_nats_per_image_unconditional"])
         for split in ("train", "validation", "test")
     ]
-    facts = {**results, "name": folder.name, "model_id": str(folder), "rows": rows}
+    facts = {**results, "name": folder.name, "model_id": str(folder), "rows": rows, "source": script_args.data}
+    facts["start"] = _shown_start(script_args.model_name_or_path)
     facts["split_description"] = _describe_splits(results)
     make_classifier_card(facts).save(folder / "README.md")
     _write_results(results, folder)
@@ -237,7 +260,7 @@ def _card_facts(trainer, processor, splits, results: dict, script_args: ScriptAr
         "batch_size": args.images_per_step,
         "weights_kept": f"EMA, decay {args.ema_decay}" if args.ema_decay else "those of the step",
         "class_dropout_prob": trainer.train_dataset.class_dropout_prob,
-        "built_in_guidance": args.built_in_guidance if trainer.learns_guidance else None,
+        "built_in_guidance": args.built_in_guidance if _has_guidance(trainer, history) else None,
         "num_train_epochs": f"{trainer.state.num_train_epochs:.4g}",
         "num_steps": trainer.state.global_step,
         "precision": precision(args),
@@ -245,6 +268,12 @@ def _card_facts(trainer, processor, splits, results: dict, script_args: ScriptAr
         "versions": versions(),
         "package_version": __version__,
     }
+
+
+def _has_guidance(trainer, history: LossHistory) -> bool:
+    """Whether the model that is kept came after the step from which guidance is built in."""
+    kept = history.steps[best_evaluation(trainer, history)]
+    return trainer.learns_guidance and kept > GUIDED_FROM * trainer.state.max_steps
 
 
 def _shown_start(name: str | None) -> str | None:

@@ -42,7 +42,11 @@ def _seconds(state: TrainerState) -> float:
 def interrupted_message(trainer) -> str:
     """Say how far a run came that Ctrl-C stopped, and how to go on."""
     checkpoints = list_checkpoints(trainer.args.output_dir)
-    how = "go on with --resume_from_checkpoint true" if checkpoints else "there is no checkpoint yet"
+    how = (
+        "go on with the same command and --resume_from_checkpoint true"
+        if checkpoints
+        else "there is no checkpoint yet"
+    )
     return f"stopped at epoch {trainer.state.epoch or 0:.2f}; {how}."
 
 

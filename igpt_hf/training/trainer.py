@@ -5,6 +5,7 @@ the exact likelihood per image as the metric that selects the best model.
 """
 
 import contextlib
+import json
 import logging
 import math
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.augmentation import NewImages
 from ..data.streaming import ShardedTokens, TokenStream
@@ -36,6 +38,7 @@ from .guidance import built_in_guidance_loss
 from .losses import expected_loss
 from .metrics import classification_metrics, likelihood_metrics, nats_per_image
 from .optimizer import average_weights, muon_of_run, swap_average
+from .run_settings import SETTINGS
 
 
 logger = logging.getLogger(__name__)
@@ -52,6 +55,7 @@ class IGPTTrainer(Trainer):
     """
 
     args: IGPTTrainingArguments
+    run_settings: dict | None = None  # what checkpoints say of the run
 
     @property
     def learns_guidance(self) -> bool:
@@ -189,6 +193,9 @@ class IGPTTrainer(Trainer):
     def _save_checkpoint(self, *args, **kwargs):
         with sealed_checkpoint(self), self.ema_weights():
             super()._save_checkpoint(*args, **kwargs)
+            if self.args.should_save and self.run_settings is not None:
+                folder = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+                (folder / SETTINGS).write_text(json.dumps(self.run_settings, indent=2), encoding="utf-8")
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)

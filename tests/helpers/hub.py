@@ -36,6 +36,7 @@ class HubStandIn:
         self.broken_commits, self.broken_uploads = broken_commits, broken_uploads
         self.files: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
+        self.wishes: dict[str, dict] = {}  # what was asked for when a repository was created
         self.messages: dict[str, list[str]] = {}  # of the commits
         self.announced: dict[str, set[str]] = {}  # by preupload
         self.objects: dict[str, bytes] = {}
@@ -124,6 +125,7 @@ class HubStandIn:
         url = {"url": f"{self.url}/{repo}", "name": repo}
         if repo in self.files:
             return reply(url, status=409)
+        self.wishes[repo] = wish
         self.files[repo], self.private[repo] = {}, bool(wish.get("private")) or wish.get("visibility") == "private"
         return reply(url)
 

@@ -21,7 +21,7 @@ def facts() -> dict:
         "train_runtime": 613.0,
         "train_images_per_second": 298.7,
     }
-    numbers |= {"num_grids": 4, "monotonic_train_loss": True, "monotonic_validation_loss": False}
+    numbers |= {"num_labels": 3, "num_grids": 4, "monotonic_train_loss": True, "monotonic_validation_loss": False}
     test = {"name": "test", "num_images": 1118, "num_measured": 1118, "nats": 54.321, "bits": 0.09996, "stderr": 0.5}
     looked_up = {"is_imagegpt": False, "source": "synthetic", "splits": [test], "is_best": True}
     looked_up |= {"new_digits_each_epoch": True}
@@ -45,6 +45,14 @@ def test_every_fact_is_in_the_card(facts):
     assert "10.2 minutes, 299 images/s" in text
     assert "{{" not in text
     assert "{%" not in text
+
+
+def test_the_code_of_a_model_of_one_class_asks_for_that_class(facts):
+    one, three = (make_model_card(facts | {"num_labels": num}).text for num in (1, 3))
+    assert "images of 1 class (" in one and "class_labels=[0, 0, 0]" in one and "draw([0, 0, 0], seed=1)" in one
+    assert (
+        "images of 3 classes (" in three and "class_labels=[0, 0, 1]" in three and "draw([0, 0, 1], seed=1)" in three
+    )
 
 
 def test_what_went_wrong_is_said_too(facts):

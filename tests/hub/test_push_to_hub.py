@@ -80,9 +80,11 @@ def test_all_that_others_need_is_uploaded_in_one_commit(checkpoint, connected, s
     before = contents(checkpoint)
     with HubStandIn(upload_mode) as hub:
         connected(hub)
+        assert script("push_to_hub.py", checkpoint, "user/mine") is None
         assert script("push_to_hub.py", checkpoint, "user/digits", "--private") is None
     files = hub.files["user/digits"]
     assert hub.private["user/digits"]
+    assert hub.wishes["user/mine"].keys().isdisjoint({"private", "visibility"})  # the owner's default
     assert hub.problems == []
     assert hub.messages["user/digits"] == ["Upload Image GPT"]
     assert any("lfs" in request for request in hub.requests) == (upload_mode == "lfs")

@@ -125,7 +125,7 @@ def test_a_run_into_a_pipe_prints_a_line_for_each_epoch_and_a_short_table_withou
     assert "\r" not in log and "it/s]" not in log and len(log.splitlines()) < 30
     assert f"test {results['test_nats_per_image']:8.2f} nats/image given the class" in log
     assert "best epoch 2 of 2" in log and "all epochs are done" in log
-    assert f"next: igpt sample {animals_run}" in log
+    assert f"next: igpt sample {animals_run}; igpt evaluate {animals_run} --data " in log
 
 
 def assert_same_results(first: Path, second: Path):
@@ -154,7 +154,7 @@ def test_ctrl_c_says_in_one_line_how_far_the_run_came_and_how_to_go_on(
         script("train.py", *animals_flags, "--output_dir", tmp_path / "run")
     assert end.value.code == 130
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "stopped at epoch 1.29; go on with --resume_from_checkpoint true."
+    assert last == "stopped at epoch 1.29; go on with the same command and --resume_from_checkpoint true."
 
 
 @pytest.mark.slow
@@ -1079,6 +1079,8 @@ def test_a_classifiers_folder_has_its_card_whose_python_runs_and_its_curve(class
     assert set(names["names"]) <= {"cat", "dog", "eel"}
     assert len(names["names"]) == 5
     assert card.data.to_dict()["pipeline_tag"] == "image-classification"
+    assert "Terms of the data: unknown, ask whoever made it" in card.text and card.data.license == "unknown"
+    assert str(many_animals.parent) not in card.text  # a local folder says nothing to others
     assert f"{100 * results['test_accuracy']:.2f}%" in card.text
     assert re.findall(r"\{\{|\}\}|\{%|%\}|None|nan", card.text) == []
     with Image.open(classifier_run / "accuracy_curve.png") as picture:

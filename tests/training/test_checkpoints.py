@@ -33,10 +33,12 @@ from helpers.training import (
 from igpt_hf import IGPTError
 from igpt_hf.hub.push import push_folder
 from igpt_hf.training import checkpoints
+from igpt_hf.training.arguments import parse_arguments
 from igpt_hf.training.callbacks import SampleSheetCallback
 from igpt_hf.training.checkpoints import MANIFEST, last_complete_checkpoint, verify_checkpoint, write_manifest
 from igpt_hf.training.output_dir import LOCK, delete_overwritten, only_run_in, prepare_output_dir
 from igpt_hf.training.preemption import Preempted, SaveOnSigterm
+from igpt_hf.training.run_settings import SETTINGS, run_settings
 
 
 def write_checkpoint(folder, step: int):
@@ -126,7 +128,7 @@ def prepare(folder, **overrides):
     return prepare_output_dir(arguments(folder, **overrides))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "README.md", "all_results.json", "samples.png"])
+@pytest.mark.parametrize("name", ["training_args.bin", "all_results.json", "samples.png"])
 def test_a_folder_with_a_run_is_refused_and_left_as_it_is(tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(IGPTError, match=rf"{name}.*--resume_from_checkpoint true.*--overwrite_output_dir true"):
@@ -167,13 +169,49 @@ def test_overwriting_deletes_the_run_and_nothing_else(tmp_path):
     assert not (tmp_path / "runs" / "Nov28_host").exists()
 
 
-@pytest.mark.parametrize("name", ["README.md", "config.json"])
-def test_files_that_anybody_has_are_no_run_to_be_overwritten(tmp_path, name):
-    """`--output_dir .` in a project's folder."""
-    (tmp_path / name).write_text("mine")
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors"])
+def test_files_that_others_write_too_are_no_run_to_be_overwritten(tmp_path, name, overwrite):
+    """`--output_dir .` in a project's folder, or that of a model that was downloaded."""
+    for file in (name, "data.png"):
+        (tmp_path / file).write_text("mine")
     with pytest.raises(IGPTError, match=f"holds {name} but no run.*Choose another --output_dir"):
-        prepare(tmp_path, overwrite_output_dir=True)
-    assert contents(tmp_path) == {name: b"mine"}
+        prepare(tmp_path, overwrite_output_dir=overwrite)
+    assert contents(tmp_path) == {name: b"mine", "data.png": b"mine"}
+
+
+def settings_of(*flags) -> dict:
+    return run_settings(*parse_arguments(list(flags)))
+
+
+def test_a_run_is_resumed_with_its_own_data_model_and_optimizer(tmp_path):
+    settings = settings_of("--data", "here/a.cdb,there/b.cdb", "--preset", "xs", "--split_seed", "3")
+    newest = write_checkpoint(tmp_path, 7)
+    older = write_checkpoint(tmp_path, 5)
+    for checkpoint in (older, newest):
+        (checkpoint / MANIFEST).unlink()
+        (checkpoint / SETTINGS).write_text(json.dumps(settings))
+        write_manifest(checkpoint)
+    before = contents(tmp_path)
+    args = arguments(tmp_path, resume_from_checkpoint=str(older))
+    forgotten = settings_of("--data", "a.cdb,b.cdb", "--split_seed", "3", "--ema_decay", "0")
+    with pytest.raises(IGPTError, match="--ema_decay was above 0 and is 0; --preset was xs and is xxs. Resume with"):
+        prepare_output_dir(args, forgotten)
+    with pytest.raises(IGPTError, match="--data was here/a.cdb,there/b.cdb and is synthetic; --split_seed was 3 and"):
+        prepare_output_dir(args, settings_of("--preset", "xs"))
+    with pytest.raises(IGPTError, match="--labels_from was not given and is top"):
+        prepare_output_dir(args, settings | {"labels_from": "top"})
+    assert contents(tmp_path) == before  # the newer one is not set aside
+    moved = settings_of("--data", "a.cdb,b.cdb", "--preset", "xs", "--seed", "3", "--num_train_epochs", "90")
+    assert prepare_output_dir(args, moved) == str(older)
+
+
+def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path):
+    with pytest.raises(IGPTError, match="typo/checkpoint-5: there is no such folder"):
+        prepare(tmp_path / "new", resume_from_checkpoint=str(tmp_path / "typo" / "checkpoint-5"))
+    write_checkpoint(tmp_path / "run", 5)
+    with pytest.raises(IGPTError, match="run is the folder of a run: name .*checkpoint-5, for example"):
+        prepare(tmp_path / "new", resume_from_checkpoint=str(tmp_path / "run"))
 
 
 def test_the_run_that_is_resumed_is_not_deleted(tmp_path):
@@ -189,7 +227,7 @@ def test_resuming_goes_on_from_the_checkpoint_that_is_named(tmp_path):
         write_checkpoint(tmp_path, step)
     named = str(tmp_path / "checkpoint-10")
     assert prepare(tmp_path, resume_from_checkpoint=named) == named
-    with pytest.raises(IGPTError, match="checkpoint-7 is not a complete checkpoint"):
+    with pytest.raises(IGPTError, match="checkpoint-7: there is no such folder"):
         prepare(tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
     with pytest.raises(IGPTError, match="holds a run already"):
         prepare(tmp_path, resume_from_checkpoint="false")
@@ -217,7 +255,7 @@ def test_going_on_from_another_runs_checkpoint_spares_the_run_that_is_there(tmp_
     before = contents(tmp_path)
     with pytest.raises(IGPTError, match="holds a run already"):
         prepare(tmp_path / "b", resume_from_checkpoint=other)
-    with pytest.raises(IGPTError, match="checkpoint-6 is not a complete checkpoint"):
+    with pytest.raises(IGPTError, match="checkpoint-6: there is no such folder"):
         prepare(tmp_path / "b", resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-6"), overwrite_output_dir=True)
     assert contents(tmp_path) == before
     args = arguments(tmp_path / "b", resume_from_checkpoint=other, overwrite_output_dir=True)

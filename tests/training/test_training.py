@@ -674,6 +674,8 @@ def test_flags_are_not_to_be_shortened_and_evaluation_not_to_be_left_out(tmp_pat
         ("--num_threads 0", "--num_threads must be at least 1, got 0"),
         ("--eval_delay 3 --num_train_epochs 2", "--eval_delay 3.0 is later than the end"),
         ("--eval_delay 9 --eval_strategy steps --save_strategy steps --max_steps 8", "--eval_delay 9.0 is later"),
+        ("--push_to_hub true --hub_strategy every_save", "--hub_strategy every_save would upload the whole folder"),
+        ("--report_to clearml", "--report_to clearml: clearml is not installed"),
         ("--prediction_loss_only true", "nothing to choose the best model by"),
         ("--metric_for_best_model eval_loss", "eval_loss is not measured; there are validation_nats_per_image, "),
         ("--metric_for_best_model accuracy", "eval_accuracy is not measured; .* validation_loss, train_nats_per_imag"),
@@ -713,6 +715,11 @@ def test_the_metrics_to_choose_by_are_those_that_are_measured(splits, tiny_proce
         ("--use_muon false --muon_learning_rate 1", ["--muon_learning_rate has no effect without --use_muon true."]),
         ("--preset stock-xxs --use_muon true", ["--use_muon has no effect with --preset stock-xxs."]),
         ("--shuffle_buffer 9", ["--shuffle_buffer has no effect without --streaming true."]),
+        (
+            "--built_in_guidance 2 --class_dropout_prob 0",
+            ["--built_in_guidance has no effect where no class or no likelihood is learned, or no class dropped."],
+        ),
+        ("--built_in_guidance 1 --class_dropout_prob 0", []),
         ("--hub_model_id a/b", ["--hub_model_id has no effect without --push_to_hub true."]),
     ],
 )
