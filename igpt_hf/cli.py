@@ -174,14 +174,19 @@ def add_model_argument(parser: argparse.ArgumentParser, is_optional: bool = True
         parser.add_argument("model", help=which)
 
 
-def add_data_arguments(parser: argparse.ArgumentParser):
-    """Add the flags of an evaluation's data: which images, how they are split, and whether they may be resized."""
-    parser.add_argument("--data", default="synthetic", help="as in igpt train: a folder, archive, file, id, ...")
+def add_reading_arguments(parser: argparse.ArgumentParser):
+    """Add the flags that say what of a source is image and class, and what to do with images that cannot be read."""
     parser.add_argument("--image_column", default="image", help="the column, or the array of a file, of images")
     parser.add_argument("--label_column", default="label", help="the column, or the array of a file, of classes")
     parser.add_argument("--labels_from", choices=["parent", "top"], help="the class folder, of folders in folders")
-    parser.add_argument("--splits", default="auto", choices=["auto", "given", "random"], help="as in igpt train")
     parser.add_argument("--skip_bad_images", action="store_true", help="leave out images that cannot be read")
+
+
+def add_data_arguments(parser: argparse.ArgumentParser):
+    """Add the flags of an evaluation's data: which images, how they are split, and whether they may be resized."""
+    parser.add_argument("--data", default="synthetic", help="as in igpt train: a folder, archive, file, id, ...")
+    add_reading_arguments(parser)
+    parser.add_argument("--splits", default="auto", choices=["auto", "given", "random"], help="as in igpt train")
     parser.add_argument("--resize", action="store_true", help="resize images of another size to the model's")
     parser.add_argument("--seed", type=int, default=42, help="of the split (the training's --split_seed) and all else")
     parser.add_argument("--batch_size", type=int, default=128)

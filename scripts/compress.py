@@ -11,7 +11,15 @@ the same model reads the file. Needs constriction: pip install 'igpt_hf[codec]'.
 
 from pathlib import Path
 
-from igpt_hf.cli import add_model_argument, check_output, check_positive, command_parser, hide_library_bars, run_main
+from igpt_hf.cli import (
+    add_model_argument,
+    add_reading_arguments,
+    check_output,
+    check_positive,
+    command_parser,
+    hide_library_bars,
+    run_main,
+)
 from igpt_hf.codec.coder import BATCH_SIZE, compress, import_range_coder
 from igpt_hf.codec.images import read_images
 from igpt_hf.data.sources.parts import ReadOptions
@@ -23,10 +31,7 @@ def parse_arguments():
     parser = command_parser("compress", __doc__)
     add_model_argument(parser, is_optional=False)
     parser.add_argument("images", nargs="+", help="image files, and sources as --data of igpt train")
-    parser.add_argument("--image_column", default="image", help="the column, or the array of a file, of images")
-    parser.add_argument("--label_column", default="label", help="the column, or the array of a file, of classes")
-    parser.add_argument("--labels_from", choices=["parent", "top"], help="the class folder, of folders in folders")
-    parser.add_argument("--skip_bad_images", action="store_true", help="leave out images that cannot be read")
+    add_reading_arguments(parser)
     parser.add_argument(
         "--batch_size", type=int, default=BATCH_SIZE, help="images in a step; decompressing needs the same memory"
     )

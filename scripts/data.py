@@ -12,7 +12,7 @@ from collections import Counter
 from functools import partial
 
 from igpt_hf import IGPTImageProcessor, load_splits
-from igpt_hf.cli import check_output, command_parser, hide_library_bars, run_main
+from igpt_hf.cli import add_reading_arguments, check_output, command_parser, hide_library_bars, run_main
 from igpt_hf.data.inspection import count_images, image_facts, inspect_images, parse_threshold, sample_images
 from igpt_hf.data.splits import describe_splits
 
@@ -20,12 +20,9 @@ from igpt_hf.data.splits import describe_splits
 def parse_arguments():
     parser = command_parser("data", __doc__)
     parser.add_argument("data", metavar="SOURCE", help="as --data of igpt train")
-    parser.add_argument("--image_column", default="image", help="the column, or the array of a file, of images")
-    parser.add_argument("--label_column", default="label", help="the column, or the array of a file, of classes")
-    parser.add_argument("--labels_from", choices=["parent", "top"], help="the class folder, of folders in folders")
+    add_reading_arguments(parser)
     parser.add_argument("--splits", default="auto", choices=["auto", "given", "random"], help="as in igpt train")
     parser.add_argument("--max_images", type=int, help="look at a random, stratified subset of at most this many")
-    parser.add_argument("--skip_bad_images", action="store_true", help="leave out images that cannot be read")
     parser.add_argument("--seed", type=int, default=42, help="of the split and the subset")
     parser.add_argument("--image_size", type=int, default=28, help="pixels of the model's images")
     parser.add_argument("--threshold", type=parse_threshold, default="auto", help="a gray level in (0, 1], or local")
