@@ -16,7 +16,7 @@ import contextlib
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm.auto import tqdm
 from transformers import set_seed
 
@@ -108,10 +108,18 @@ def class_index(name: str, config) -> int:
         raise IGPTError(f"--labels {name}: {error}") from error
 
 
+def open_image(path: str) -> Image.Image:
+    """Open an image of a usual format and size."""
+    from igpt_hf.data.decoding import decode_image  # takes a second
+
+    with open(path, "rb"):  # an error of the system names the file
+        return decode_image({"path": path, "bytes": None})
+
+
 def read_upload(processor, path: str) -> Image.Image:
     """Read the image to complete, as binary pixels."""
     with named("--complete", path):
-        return processor.fit_upload(Image.open(path))
+        return processor.fit_upload(open_image(path))
 
 
 @contextlib.contextmanager
@@ -119,8 +127,6 @@ def named(flag: str, path: str):
     """Name the flag and the file in what goes wrong."""
     try:
         yield
-    except UnidentifiedImageError as error:
-        raise IGPTError(f"{flag} {path} is not an image file.") from error
     except OSError as error:  # of the system, which names the file itself, or of Pillow
         raise IGPTError(f"{flag} {path}: {error.strerror or error}") from error
     except ValueError as error:
@@ -135,13 +141,11 @@ def given_part(args, processor) -> dict:
         keep_rows = processor.half_rows if args.keep_rows is None else args.keep_rows
         return {"images": read_upload(processor, args.complete), "keep_rows": keep_rows}
     with named("--complete", args.complete):
-        image = Image.open(args.complete)
-        image.load()
+        image = open_image(args.complete)
         mask = transparent_pixels(image) if args.mask == "alpha" else None
     if mask is None:
         with named("--mask", args.mask):
-            mask = Image.open(args.mask)
-            mask.load()
+            mask = open_image(args.mask)
     # Not cropped: its pixels stay under those of the mask.
     return {"images": processor.binarize_upload(image, mask), "mask": mask}
 
@@ -207,12 +211,13 @@ def main():
     grid.save(args.output, args.figures)
     print(f"{num} images -> {args.output}")
     if args.npz is not None:
+        path = args.npz if args.npz.endswith(".npz") else f"{args.npz}.npz"  # as numpy would name it
         nats = -model.log_likelihood(ids)
         shown = np.full(num, -1) if labels is None else np.array(labels)
         np.savez_compressed(
-            args.npz, images=processor.decode_pixels(ids), labels=shown, ids=ids.numpy(), nats=nats.numpy()
+            path, images=processor.decode_pixels(ids), labels=shown, ids=ids.numpy(), nats=nats.numpy()
         )
-        print(f"arrays -> {args.npz}; {nats.mean():.2f} nats/image")
+        print(f"arrays -> {path}; {nats.mean():.2f} nats/image")
 
 
 if __name__ == "__main__":

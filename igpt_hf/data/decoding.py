@@ -15,6 +15,7 @@ from datasets import Dataset, Image
 from tqdm.auto import tqdm
 
 from ..errors import DataError
+from ..model.image_reading import read_image
 
 
 logger = logging.getLogger(__name__)
@@ -133,10 +134,22 @@ def first_frame(encoded: dict[str, Any] | None, one_frame: bool) -> tuple[PIL.Im
             frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
             if width * height <= MAX_PIXELS and not (one_frame and frames > 1):
                 image.load()
+                if image.mode[0] in "IF":
+                    _check_levels(image)
                 is_turned = PIL.ExifTags.Base.Orientation in image.getexif()
                 return PIL.ImageOps.exif_transpose(image) if is_turned else image, frames
+    except DataError:
+        raise
     except DECODE_ERRORS as error:
         raise DataError(f"cannot be decoded ({type(error).__name__}: {error})") from error
     if one_frame and frames > 1:
         raise DataError(f"has {frames} frames: save each as a file")
     raise DataError(f"has {width}x{height} pixels, more than {MAX_PIXELS:,}")
+
+
+def _check_levels(image: PIL.Image.Image):
+    """Raise DataError if the levels of an image of 16 or 32 bits or of floats cannot be made gray."""
+    try:
+        read_image(image, 0)
+    except ValueError as error:
+        raise DataError(f"cannot be made gray: {error.__cause__ or error}") from error

@@ -116,7 +116,7 @@ def _parquet_shards(source: Path) -> list[Shard]:
             f"--streaming reads parquet files or a Hub data set, and {source} holds no rows of parquet. Leave out "
             "--streaming for images, arrays and archives."
         )
-    split_of = file_splits(paths)
+    split_of = file_splits(paths, source)
     shards = []
     for path in paths:
         state, name = path.stat(), str(path.absolute())

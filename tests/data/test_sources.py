@@ -6,8 +6,10 @@ import hashlib
 import io
 import json
 import math
+import shutil
 import struct
 import tarfile
+import unicodedata
 import zipfile
 from pathlib import Path
 from unittest.mock import Mock
@@ -28,7 +30,9 @@ from igpt_hf.data.decoding import FORMATS
 from igpt_hf.data.sources import archives
 from igpt_hf.data.sources.layouts import Habits, split_images, to_levels
 from igpt_hf.data.sources.named_arrays import describe
-from igpt_hf.data.splits import describe_splits, load_splits
+from igpt_hf.data.sources.parts import ReadOptions
+from igpt_hf.data.sources.tables import read_csv
+from igpt_hf.data.splits import describe_splits, load_splits, open_images
 from igpt_hf.data.tokenized import tokenize
 from igpt_hf.errors import DataError, IGPTError
 
@@ -570,3 +574,139 @@ def digest(source, **options) -> str:
 
 def test_synthetic_digits_have_the_tokens_of_before():
     assert digest("synthetic", num_synthetic=500) == "80b73c0feaf22a35"
+
+
+# --- what people hold, by its details -------------------------------------------------------------------------------
+
+
+def digits_table(num: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """Gray images of 4x4 pixels as rows, with black corners, and the classes 0 to 4 in turn."""
+    pixels = np.random.default_rng(0).integers(0, 17, (num, 16))
+    pixels[:, [0, -1]] = 0
+    return pixels, np.arange(num) % 5
+
+
+@pytest.mark.parametrize("place", [0, 16])
+@pytest.mark.parametrize("header", [False, True])
+def test_the_class_of_a_table_without_names_is_its_first_or_its_last_column(tmp_path, place, header):
+    """As in the digits of UCI; with `header`, the numbers that pandas names columns by."""
+    pixels, classes = digits_table()
+    table = pd.DataFrame(np.insert(pixels, place, classes, axis=1))
+    table.to_csv(tmp_path / "digits.csv", header=header, index=False)
+    arrays = read_csv(tmp_path / "digits.csv", ReadOptions())
+    np.testing.assert_array_equal(arrays["image"], pixels)
+    assert arrays["label"].tolist() == [str(label) for label in classes]
+    pixels[:, [0, -1]] = classes[:, None]  # corners that say nothing
+    pd.DataFrame(np.insert(pixels, place, classes, axis=1)).to_csv(tmp_path / "digits.csv", header=header, index=False)
+    with pytest.raises(DataError, match="is the class in the first or the last column"):
+        read_csv(tmp_path / "digits.csv", ReadOptions())
+
+
+def test_numbers_that_pandas_names_columns_by_are_no_image(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 16))
+    pd.DataFrame(pixels).to_csv(tmp_path / "pixels.csv", index=False)
+    splits = load_splits(tmp_path / "pixels.csv")
+    assert sum(map(len, splits.values())) == 30
+    assert max(np.asarray(image).max() for image in splits["train"]["image"]) > 200
+    pd.DataFrame(pixels).to_csv(tmp_path / "pixels.csv")  # with the numbers of its rows
+    assert sum(map(len, load_splits(tmp_path / "pixels.csv").values())) == 30
+
+
+def test_the_column_of_the_class_can_be_named_in_tables_of_pixels_and_of_labels(tmp_path):
+    pixels, classes = digits_table()
+    table = pd.DataFrame(pixels, columns=[f"pixel{index}" for index in range(16)])
+    table.insert(0, "digit", classes)
+    table.to_csv(tmp_path / "table.csv", index=False)
+    assert names(load_splits(tmp_path / "table.csv", label_column="digit")) == list("01234")
+    np.save(tmp_path / "pixels.npy", pixels)
+    pd.DataFrame({"id": range(40), "kind": classes}).to_csv(tmp_path / "kinds.csv", index=False)
+    source = f"{tmp_path / 'pixels.npy'},{tmp_path / 'kinds.csv'}"
+    assert names(load_splits(source, label_column="kind")) == list("01234")
+    with pytest.raises(DataError, match="no column 'sort'"):
+        load_splits(source, label_column="sort")
+
+
+def test_splits_below_the_one_folder_of_an_archive_are_kept(tmp_path):
+    for split, num in (("train", 8), ("test", 4)):
+        folder = write_images(tmp_path / "zip" / "ds" / split, {"": num})
+        rows = [f"{index}.png,{'ab'[index % 2]}" for index in range(num)]
+        (folder / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    shutil.make_archive(str(tmp_path / "ds"), "zip", tmp_path / "zip")
+    for source in (tmp_path / "zip" / "ds", tmp_path / "ds.zip"):
+        assert open_images(source, ReadOptions()).splits.keys() == {"train", "test"}
+
+
+def test_parquet_files_are_split_by_their_folders_and_previews_beside_them_are_left_out(tmp_path, caplog):
+    for split, num in (("train", 8), ("test", 4)):
+        (tmp_path / "ds" / "default" / split).mkdir(parents=True)
+        rows = {"image": [image_of(index) for index in range(num)], "label": [index % 2 for index in range(num)]}
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "ds" / "default" / split / "0000.parquet")
+    write_images(tmp_path / "ds" / "assets", {"": 2})
+    images = open_images(tmp_path / "ds", ReadOptions())
+    assert {name: len(rows) for name, rows in images.splits.items()} == {"train": 8, "test": 4}
+    assert "2 images beside the parquet files are left out" in caplog.text
+
+
+def test_folders_that_are_joined_by_commas_are_refused(tmp_path):
+    folder = write_images(tmp_path / "a", {"x": 3})
+    for other in (folder, tmp_path / "nowhere"):
+        with pytest.raises(DataError, match="commas join .cdb files, or a file of images and one of labels"):
+            load_splits(f"{folder},{other}")
+
+
+def test_class_folders_may_be_links(tmp_path):
+    kinds = write_images(tmp_path / "kinds", {"a": 5, "b": 5})
+    (tmp_path / "linked").mkdir()
+    for name in "ab":
+        (tmp_path / "linked" / name).symlink_to(kinds / name, target_is_directory=True)
+    (tmp_path / "linked" / "a" / "back").symlink_to(tmp_path / "linked", target_is_directory=True)
+    images = open_images(tmp_path / "linked", ReadOptions(labels_from="top"))
+    assert len(images.dataset) == 10 and images.dataset.features["label"].names == ["a", "b"]
+
+
+def test_names_in_a_zip_that_are_utf_8_without_saying_so_are_read_as_such(tmp_path, monkeypatch):
+    flags = "_encodeFilenameFlags"
+    with monkeypatch.context() as patch, zipfile.ZipFile(tmp_path / "mac.zip", "w") as packed:
+        patch.setattr(zipfile.ZipInfo, flags, lambda info: (info.filename.encode("utf-8"), info.flag_bits))
+        for index in range(6):
+            packed.writestr(unicodedata.normalize("NFD", f"{'ab'[index % 2]}é/{index}.png"), png())
+    with zipfile.ZipFile(tmp_path / "mac.zip") as packed:
+        assert not packed.infolist()[0].flag_bits & 0x800 and "é" not in packed.namelist()[0]
+    assert open_images(tmp_path / "mac.zip", ReadOptions()).dataset.features["label"].names == ["aé", "bé"]
+
+
+def test_tables_of_paths_are_read_with_the_usual_headers_and_images_in_no_row_are_counted(tmp_path, caplog):
+    folder = write_images(tmp_path / "ds", {"": 8})
+    rows = [f"{index}.png, {'ab'[index % 2]}" for index in range(6)]
+    for table, header in (("LABELS.CSV", "image, label"), ("metadata.csv", "file_name, label")):
+        (folder / table).write_text("\n".join([header, *rows]))
+    for source in (folder / "LABELS.CSV", folder):
+        assert names(load_splits(source)) == ["a", "b"]
+    assert "2 images are in no row of a table" in caplog.text
+
+
+def test_an_image_whose_levels_cannot_be_gray_is_named_and_can_be_skipped(tmp_path):
+    folder = write_images(tmp_path / "ds", {"a": 10, "b": 10})
+    PIL.Image.fromarray(np.full((8, 8), 2550, np.float32)).save(folder / "a" / "bad.tif")
+    with pytest.raises(DataError, match="bad.tif cannot be made gray: it has levels up to 2550"):
+        load_splits(folder)
+    assert sum(map(len, load_splits(folder, skip_bad_images=True).values())) == 20
+
+
+def test_names_of_classes_are_those_of_their_labels_and_not_of_files():
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8)).astype(np.uint8)
+    labels = np.arange(30) % 3
+    for first, given, expected in (
+        (0, ["x", "y", "z"], ["x", "y", "z"]),
+        (1, ["w", "x", "y", "z"], ["x", "y", "z"]),  # none is of the class 0
+        (1, ["x", "y", "z"], ["x", "y", "z"]),  # counted from 1
+        (0, [f"{index}.png" for index in range(30)], ["0", "1", "2"]),
+    ):
+        data = {"images": images, "labels": labels + first, "class_names": np.array(given)}
+        assert names(load_splits(data)) == expected
+
+
+def test_lists_of_arrays_of_several_sizes_are_images():
+    images = [np.zeros((20, 20 + index), np.uint8) for index in range(20)]
+    for data in ((images, [0, 1] * 10), {"image": images, "label": [0, 1] * 10}):
+        assert sum(map(len, load_splits(data).values())) == 20

@@ -1,9 +1,11 @@
 """Zip and tar archives: unpacked once into the cache of `datasets`, and then read like a folder."""
 
+import contextlib
 import hashlib
 import logging
 import lzma
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from ..cache_folders import new_folder
 
 logger = logging.getLogger(__name__)
 
+IS_UTF8 = 0x800  # the flag of a zip file's member whose name is UTF-8
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 # What zipfile and tarfile raise on damaged, encrypted or unknown archives.
 ARCHIVE_ERRORS: tuple[type[Exception], ...] = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
@@ -88,12 +91,21 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
             for info in packed.infolist():
                 if not info.is_dir() and not _is_hidden(info.filename):
                     with packed.open(info) as file:
-                        yield info.filename, file
+                        yield _name_in_zip(info), file
         return
     with tarfile.open(archive) as packed:
         for member in packed:
             if member.isfile() and not _is_hidden(member.name):
                 yield member.name, packed.extractfile(member)
+
+
+def _name_in_zip(info: zipfile.ZipInfo) -> str:
+    """The name of a file; macOS writes UTF-8 without saying so, and accents as letters of their own."""
+    name = info.filename
+    if not info.flag_bits & IS_UTF8:
+        with contextlib.suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return unicodedata.normalize("NFC", name)
 
 
 def _is_hidden(name: str) -> bool:

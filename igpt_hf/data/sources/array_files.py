@@ -1,6 +1,7 @@
 """Files of arrays: idx, .npy, .npz, .mat, .amat and CSV; the labels' file is given or found by its name."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from .parts import SPLITS, ReadOptions, SourceImages
 from .tables import read_amat, read_csv, read_labels
 
 
+TABLES = (".csv", ".txt")
 ARRAY_SUFFIXES = (".npy", ".npz", ".mat", ".amat", ".csv")
 # What is written in the name of a file of images, and in that of its labels.
 NAMES_OF_LABELS = (
@@ -38,7 +40,7 @@ def open_array_files(source: str, paths: list[Path], options: ReadOptions) -> So
     if len(paths) > 2:
         raise DataError(f"{source}: give one file of images and, after a comma, one of labels.")
     arrays, habits = _read_pair(paths[0], paths[1] if len(paths) == 2 else None, options)
-    return open_named_arrays(arrays, source, options, habits)
+    return open_named_arrays(arrays, source, _without_columns(options, arrays, paths), habits)
 
 
 def open_array_folder(folder: Path, files: list[Path], options: ReadOptions) -> SourceImages:
@@ -60,7 +62,14 @@ def open_array_folder(folder: Path, files: list[Path], options: ReadOptions) -> 
     for split in filter(of_split.get, SPLITS):
         found, habits = _read_pair(of_split[split], None, options)
         arrays |= {f"{split}_{name}": array for name, array in found.items()}
-    return open_named_arrays(arrays, str(folder), options, habits)
+    return open_named_arrays(arrays, str(folder), _without_columns(options, arrays, images), habits)
+
+
+def _without_columns(options: ReadOptions, arrays: dict[str, Any], paths: list[Path]) -> ReadOptions:
+    """The options without names that were those of columns of tables, which are arrays by now."""
+    if any(path.suffix.lower() in TABLES for path in paths) and options.label_column not in arrays:
+        return replace(options, label_column=ReadOptions.label_column)
+    return options
 
 
 def _read_pair(path: Path, labels: Path | None, options: ReadOptions) -> tuple[dict[str, Any], Habits]:
@@ -92,7 +101,7 @@ def _read(path: Path, options: ReadOptions) -> tuple[dict[str, Any], Habits]:
 
 
 def _read_labels(path: Path, options: ReadOptions) -> Any:
-    if path.suffix.lower() in (".csv", ".txt"):
+    if path.suffix.lower() in TABLES:
         return read_labels(path, options)
     found, _ = _read(path, options)
     if len(found) != 1:

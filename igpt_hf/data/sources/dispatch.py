@@ -1,5 +1,6 @@
 """Which reader opens a source: by what is there, its type, its suffix and what is in it."""
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -13,11 +14,13 @@ from .hoda import open_cdb
 from .hub import open_hub
 from .memory import open_in_memory
 from .metadata import METADATA_NAMES, file_column, open_metadata
-from .parquet import open_parquet
+from .parquet import num_rows, open_parquet
 from .parts import ReadOptions, SourceImages
 from .saved import is_saved, open_saved
 from .tables import read_header
 
+
+logger = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?")
 WHAT_IS_TAKEN = (
@@ -42,7 +45,11 @@ def open_source(source: Any, options: ReadOptions) -> SourceImages:
         raise DataError(f"{source!r} does not exist. {WHAT_IS_TAKEN}")
     if all(path.suffix.lower() == ".cdb" for path in paths):
         return open_cdb(paths)
-    if len(paths) > 1 and any(path.is_file() for path in paths):
+    if len(paths) > 1 and any(path.exists() for path in paths):
+        if any(path.is_dir() or path.suffix.lower() == ".parquet" for path in paths):
+            raise DataError(
+                f"{source}: commas join .cdb files, or a file of images and one of labels. Put others into one folder."
+            )
         return open_array_files(source, paths, options)
     if paths[0].is_dir():
         return open_folder(paths[0], options)
@@ -81,12 +88,15 @@ def open_folder(folder: Path, options: ReadOptions) -> SourceImages:
     files = visible_files(folder)
     tables = [path for path in files if path.name in METADATA_NAMES]
     if tables:
-        return open_metadata(folder, tables, options)
-    if any(path.suffix.lower() in IMAGE_SUFFIXES for path in files):
-        return open_class_folders(folder, files, options)
+        return open_metadata(folder, tables, options, files)
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     parquet = [path for path in files if path.suffix.lower() == ".parquet"]
-    if parquet:
+    if parquet and sum(map(num_rows, parquet)) > len(images):
+        if images:  # previews beside the data, as in clones of data sets of the Hub
+            logger.warning("%s: %d images beside the parquet files are left out", folder, len(images))
         return open_parquet(str(folder), parquet, options)
+    if images:
+        return open_class_folders(folder, files, options)
     arrays = [path for path in files if is_array_file(path)]
     if arrays:
         return open_array_folder(folder, arrays, options)

@@ -1,7 +1,7 @@
 """A folder of images: one folder per class, or none; with train/ and test/ above the classes, or without."""
 
 import logging
-import re
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -107,7 +107,14 @@ def from_paths(paths: list[Path], labels: list[str]) -> Dataset:
 
 
 def visible_files(folder: Path, suffixes: set[str] | None = None) -> list[Path]:
-    """All files below a folder, sorted, without hidden files and what is in hidden folders."""
-    paths = (path for path in sorted(folder.rglob("*")) if suffixes is None or path.suffix.lower() in suffixes)
-    is_hidden = re.compile(r"(^|[/\\])\.").search
-    return [path for path in paths if not is_hidden(str(path.relative_to(folder))) and path.is_file()]
+    """All files below a folder, sorted, without hidden ones and what is in hidden folders; links are followed once."""
+    paths: list[Path] = []
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths += [Path(parent, name) for name in files if not name.startswith(".")]
+    return [path for path in sorted(paths) if (suffixes is None or path.suffix.lower() in suffixes) and path.is_file()]

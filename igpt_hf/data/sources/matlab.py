@@ -18,13 +18,14 @@ import numpy as np
 from ...errors import DataError
 from .archives import CHUNK, check_unpacked
 from .layouts import Habits
+from .named_arrays import describe
 
 
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 TEXTS = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
 MATRIX, COMPRESSED = 14, 15
 # Classes of matrices; others (sparse matrices, objects, functions) are left out.
-CELL, STRUCT, CHAR = 1, 2, 4
+CELL, STRUCT, CHAR, OPAQUE = 1, 2, 4, 17
 NUMERIC = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}
 IS_COMPLEX, IS_LOGICAL = 0x0800, 0x0200
 HEADER_SIZE, MAX_DEPTH = 128, 16
@@ -62,7 +63,14 @@ def read_mat(path: Path) -> tuple[dict[str, np.ndarray], Habits]:
     try:
         reader = _Reader(path, "<" if content[126:128] == b"IM" else ">")
         for element in reader.elements(memoryview(content)[HEADER_SIZE:]):
-            _add(arrays, *reader.matrix(element))
+            matrix = reader.matrix(element)
+            if matrix.value is None and describe(matrix.name)[1] == "label":
+                raise DataError(
+                    f"{path}: {matrix.name} is of a class that is not read, such as categorical or table. In MATLAB, "
+                    "save double(...) of it, or cellstr(...)."
+                )
+            if matrix.name:  # the others hold the values of such classes
+                _add(arrays, *matrix)
     except _Damaged as problem:
         raise DataError(f"{path} is damaged or not a .mat file: {problem}. Save it again.") from problem
     return arrays, Habits(images_last=True, by_columns=not is_python)
@@ -105,6 +113,8 @@ class _Reader:
             return Matrix("", np.zeros((0, 0)))
         parts = self.elements(element.data)
         flags = self._numbers(next(parts, None))
+        if len(flags) == 2 and int(flags[0]) & 0xFF == OPAQUE:  # a categorical or table: its values are elsewhere
+            return Matrix(self._text(next(parts, None)), None)
         shape = tuple(self._numbers(next(parts, None)).tolist())
         name = self._text(next(parts, None))
         if len(flags) != 2 or len(shape) < 2 or len(shape) > 32 or min(shape) < 0:

@@ -5,24 +5,29 @@ column is its class. Below train/ and test/, in the table or of the tables thems
 """
 
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from ...errors import DataError
 from .columns import ONE_CLASS, warn_of_one_class
-from .folder import from_paths
+from .folder import IMAGE_SUFFIXES, from_paths
 from .parts import ReadOptions, SourceImages, rows_of_parts, split_name
 from .tables import read_header
 
+
+logger = logging.getLogger(__name__)
 
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
 FILE_COLUMN = "file_name"
 
 
-def open_metadata(folder: Path, tables: list[Path], options: ReadOptions) -> SourceImages:
+def open_metadata(folder: Path, tables: list[Path], options: ReadOptions, files: Iterable[Path] = ()) -> SourceImages:
     """Images that tables in or below a folder name; they stay on disk until they are used.
+
+    Of `files`, all that are in the folder, images that no table names are left out, with a warning.
 
     Raises:
         DataError: A table is damaged or lacks a column, or an image is missing or outside the folder.
@@ -35,7 +40,13 @@ def open_metadata(folder: Path, tables: list[Path], options: ReadOptions) -> Sou
                     f"{table} says that {path} is of class {label!r}, and an earlier row says {labels[path]!r}. Keep "
                     "one of the two."
                 )
-    part_of = {path: path.relative_to(folder).parts[0] for path in labels}
+    unnamed = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and path not in labels]
+    if unnamed:
+        logger.warning("%s: %d images are in no row of a table, such as %s", folder, len(unnamed), unnamed[0])
+    relative = {path: path.relative_to(folder).parts for path in labels}
+    while len({parts[0] for parts in relative.values()}) == 1 and all(len(parts) > 2 for parts in relative.values()):
+        relative = {path: parts[1:] for path, parts in relative.items()}  # the one folder of an archive
+    part_of = {path: parts[0] for path, parts in relative.items()}
     if not all(split_name(part) for part in part_of.values()):
         part_of = dict.fromkeys(labels, "")
     paths = sorted(labels, key=lambda path: (part_of[path], path))
@@ -44,9 +55,10 @@ def open_metadata(folder: Path, tables: list[Path], options: ReadOptions) -> Sou
 
 
 def file_column(columns: list[str], options: ReadOptions) -> str | None:
-    """The column of the paths: the one that was named, or `file_name`; None: there is none."""
-    named = [] if options.image_column == ReadOptions.image_column else [options.image_column]
-    return next((name for name in (*named, FILE_COLUMN) if name in columns), None)
+    """The column of the paths: the one that was named, or `file_name`, or `image`; None: there is none."""
+    is_named = options.image_column != ReadOptions.image_column
+    names = (options.image_column, FILE_COLUMN) if is_named else (FILE_COLUMN, options.image_column)
+    return next((name for name in names if name in columns), None)
 
 
 def _read_table(folder: Path, table: Path, options: ReadOptions) -> Iterator[tuple[Path, str]]:
@@ -78,9 +90,10 @@ def _read_table(folder: Path, table: Path, options: ReadOptions) -> Iterator[tup
 def _rows(table: Path) -> pd.DataFrame:
     """All rows, with the values as they are written."""
     try:
-        if table.suffix == ".csv":
+        if table.suffix.lower() == ".csv":
             options = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
-            return pd.read_csv(table, sep=read_header(table)[1], **options)
+            rows = pd.read_csv(table, sep=read_header(table)[1], skipinitialspace=True, **options)
+            return rows.rename(columns=str.strip)
         lines = table.read_text(encoding="utf-8-sig").splitlines()
         return pd.DataFrame([json.loads(line) for line in lines if line.strip()], dtype=object)
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:

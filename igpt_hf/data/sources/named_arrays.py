@@ -67,13 +67,15 @@ def _join(parts: dict[str, tuple], source: str, names: list[str] | None, habits:
     """All splits -> one data set; the classes are those of all splits."""
     labels = [label for _, _, part_labels in parts.values() for label in part_labels or ()]
     count = sum(len(images) for _, images, _ in parts.values())
+    names = None if names is not None and len(names) == count > len(set(labels)) else names  # those of the images
+    base = None if names is None else _first_label(labels, names, habits)
     if not labels:
         labels = [ONE_CLASS] * count
+    elif names is not None and base is not None:
+        labels = [names[int(label) - base] for label in labels]
     elif habits.images_last and set(labels) == {str(label) for label in range(1, 11)}:
         logger.warning("%s has the labels 1 to 10: 10 is taken for the digit 0, as MATLAB's data has it", source)
         labels = [label.removesuffix("10") or "0" for label in labels]
-    elif names is not None and set(labels) <= {str(label) for label in range(1, len(names) + 1)}:
-        labels = [names[int(label) - 1] for label in labels]
     indices, class_names = class_indices(labels)
     levels = (image for where, images, _ in parts.values() for image in to_levels(images, where))
     are_masks = all(
@@ -83,9 +85,17 @@ def _join(parts: dict[str, tuple], source: str, names: list[str] | None, habits:
     return SourceImages(dataset, rows_of_parts({name: len(part[1]) for name, part in parts.items()}, source))
 
 
+def _first_label(labels: list[str], names: list[str], habits: Habits) -> int | None:
+    """The label that the first name stands for, 0 in Python and 1 in MATLAB, if the labels allow it; None: neither."""
+    for base in (1, 0) if habits.images_last else (0, 1):
+        if set(labels) <= {str(base + index) for index in range(len(names))}:
+            return base
+    return None
+
+
 def _pairs(arrays: Mapping[str, Any], source: str, options: ReadOptions) -> dict[str, tuple[str, str | None]]:
     """Names of the images and of the labels of each split; the split '' is all of the data."""
-    shapes = {name: np.shape(array) for name, array in arrays.items()}
+    shapes = {name: _shape(array) for name, array in arrays.items()}
     known: dict[str, dict[str, list[str]]] = {"image": {}, "label": {}}  # kind -> split -> names
     for name in arrays:
         split, kind = describe(name)
@@ -116,6 +126,13 @@ def _pairs(arrays: Mapping[str, Any], source: str, options: ReadOptions) -> dict
             raise DataError(f"which array of {source} are the labels? Set label_column to one of {labels}.")
         pairs[split] = (image, labels[0] if labels else None)
     return pairs
+
+
+def _shape(array: Any) -> tuple[int, ...]:
+    """The shape of an array, or of a list, whose images may have different sizes."""
+    if isinstance(array, (list, tuple)) and array and np.ndim(array[0]) > 0:
+        return (len(array), *np.shape(array[0]))
+    return np.shape(array)
 
 
 def _image_like(shapes: dict[str, tuple[int, ...]], labels: dict[str, list[str]]) -> list[str]:

@@ -1,5 +1,6 @@
 """Tables of numbers with an image per row: CSV (as Kaggle has it) and .amat (as binarized MNIST is given)."""
 
+import logging
 import math
 from pathlib import Path
 
@@ -11,12 +12,17 @@ from .named_arrays import describe
 from .parts import ReadOptions
 
 
+logger = logging.getLogger(__name__)
+
 INDEX_COLUMNS = ("", "id", "index")  # numbers of the rows, which are not pixels
 ROWS = 10_000  # read at a time
 
 
 def read_header(path: Path) -> tuple[list[str] | None, str]:
-    """Column names of a CSV file, None if it begins with numbers, and what separates its columns."""
+    """Column names of a CSV file, None if it begins with numbers, and what separates its columns.
+
+    The numbers 0, 1, 2, ... are names: pandas gives them to columns without any.
+    """
     try:
         with open(path, encoding="utf-8-sig") as file:
             line = file.readline(2**24).rstrip("\r\n")
@@ -24,23 +30,60 @@ def read_header(path: Path) -> tuple[list[str] | None, str]:
         raise DataError(f"{path} is not a CSV file of UTF-8 text: {error}.") from error
     separator = max(",;\t", key=line.count)
     fields = [field.strip().strip('"').strip() for field in line.split(separator)]
-    return (None if all(map(_is_number, fields)) else fields), separator
+    is_counted = len(fields) > 1 and fields == [str(index) for index in range(len(fields))]
+    return (None if all(map(_is_number, fields)) and not is_counted else fields), separator
 
 
 def read_csv(path: Path, options: ReadOptions) -> dict[str, np.ndarray]:
-    """Pixels (n, h*w) and, in the named or else the first column, the classes of a CSV file.
+    """Pixels (n, h*w) and the classes of a CSV file: in the named column or, without names, the first or the last.
 
     Raises:
         DataError: The columns are not the pixels of a square image with or without a class, or a value is bad.
     """
     header, separator = read_header(path)
-    if header is None:
-        count = _num_columns(path, separator)
-        return _read(path, list(range(count)), 0 if _is_square(count - 1) else None, separator)
-    label = _label_column(path, header, options)
-    ignored = [index for index, name in enumerate(header) if name.lower() in INDEX_COLUMNS and index != label]
+    is_counted = header is not None and header[-1] == str(len(header) - 1)
+    if header is None or (is_counted and options.label_column not in header):
+        count, skipped = _num_columns(path, separator), int(is_counted)
+        label = _first_or_last(path, separator, count, skipped) if _is_square(count - 1) else None
+        return _read(path, list(range(count)), label, separator, skipped)
+    numbered = [index for index, name in enumerate(header) if name.lower() in INDEX_COLUMNS]
+    is_whole = _is_square(len(header) - len(numbered)) and not _is_square(len(header))  # pixels alone, beside these
+    label = None if is_whole and options.label_column not in header else _label_column(path, header, options)
+    ignored = [index for index in numbered if index != label]
     ignored = [] if _is_square(len(header) - (label is not None)) else ignored
     return _read(path, [index for index in range(len(header)) if index not in ignored], label, separator, skiprows=1)
+
+
+def _first_or_last(path: Path, separator: str, count: int, skipped: int) -> int:
+    """Which column of a table without names is the class: the one that has a few whole numbers.
+
+    Raises:
+        DataError: Both could be. A corner that is always black has one number only, and is none.
+    """
+    rows = _first_rows(path, separator, skipped)
+    corners = {index: rows[index] for index in (0, count - 1)}
+    likely = [index for index, values in corners.items() if _may_be_classes(values)]
+    if len(likely) == 2:  # pixels have no number above all others
+        top = rows.iloc[:, 1:-1].to_numpy().max()
+        likely = [index for index in likely if corners[index].max() > top]
+    if len(likely) > 1 or (not likely and _may_be_classes(corners[0])):
+        raise DataError(
+            f"{path}: is the class in the first or the last column? Add a line of column names, and set label_column."
+        )
+    if likely == [count - 1]:
+        logger.warning("%s: the last column is taken for the class", path)
+    return likely[0] if likely else 0
+
+
+def _may_be_classes(values: pd.Series) -> bool:
+    return bool((values == values.round()).all()) and 1 < values.nunique() <= max(2, len(values) // 2)
+
+
+def _first_rows(path: Path, separator: str, skipped: int) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, sep=separator, header=None, skiprows=skipped, nrows=ROWS // 10, dtype=np.float64)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not a table of numbers: {error}. Fix or remove the row.") from error
 
 
 def read_amat(path: Path) -> dict[str, np.ndarray]:
