@@ -11,7 +11,7 @@ from pathlib import Path
 
 from igpt_hf import IGPTError
 from igpt_hf.cli import add_model_argument, command_parser, hide_library_bars, run_main
-from igpt_hf.hub.export import copy_page, export_page
+from igpt_hf.hub.export import copy_page, page_script
 from igpt_hf.hub.loading import load_pretrained
 
 
@@ -26,10 +26,11 @@ def main():
         raise IGPTError(f"{args.page} exists but holds no page (igpt.js): name a new folder.")
     hide_library_bars()
     model, _ = load_pretrained(args.model)
+    script = page_script(model, args.subject)  # or an error, before there is a folder
     if is_new:
         copy_page(args.page)
     weights = args.page / "weights.js"
-    export_page(model, weights, args.subject)
+    weights.write_text(script)
     print(f"{model.num_parameters():,} weights -> {weights} ({weights.stat().st_size / 1000:.0f} kB)")
 
 

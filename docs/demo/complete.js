@@ -81,6 +81,7 @@ class Complete {
       settings,
       (result, milliseconds) => this.show(result, settings, milliseconds),
       ({ share }) => (byId("progress").value = share),
+      () => this.stop(""),
     );
   }
 
@@ -106,11 +107,11 @@ function costs({ config, tensors }) {
   return { multiplications: numTokens * (dense + channels), bytes: 2 * 4 * channels };
 }
 
-// The same answer several times is one with a number.
+// The same answer, of the same class, several times is one with a number.
 function groupAnswers(answers) {
   const groups = new Map();
   for (const answer of answers) {
-    const key = answer.tokens.join();
+    const key = [answer.label, ...answer.tokens].join();
     if (!groups.has(key)) groups.set(key, { ...answer, num: 0 });
     groups.get(key).num++;
   }

@@ -14,7 +14,10 @@ class Draw {
     this.canvas.width = this.canvas.height = SIZE * SCALE;
     byId("temperature").value = TEMPERATURE;
     byId("draw").addEventListener("click", () => this.drawNext());
-    byId("seed").addEventListener("change", () => this.draw());
+    byId("seed").addEventListener("change", () => {
+      this.draw();
+      this.isTyped = true; // until it is drawn: pressing the button for it asks for no other
+    });
     byId("temperature").addEventListener("input", () => this.draw());
     byId("slow").addEventListener("change", () => this.draw());
     byId("again").addEventListener("change", () => this.draw());
@@ -34,21 +37,24 @@ class Draw {
   }
 
   drawNext() {
-    byId("seed").value = (this.settings().seed + 1) % (MAX_SEED + 1);
+    if (!this.isTyped) byId("seed").value = (this.settings().seed + 1) % (MAX_SEED + 1);
     this.draw();
   }
 
   draw() {
     const settings = this.settings(), start = performance.now();
     const mine = ++this.number; // an earlier image stops growing when it sees another
+    this.isTyped = false;
+    byId("use").disabled = true; // until there is the image that is wanted
     byId("seed").value = settings.seed;
     byId("temperature-value").value = settings.temperature.toFixed(1);
     document.body.dataset.state = "drawing";
     byId("status").textContent = byId("which-block").textContent = "";
     byId("growth").textContent = "sampling …";
-    this.engine.ask("sample", settings, (image, milliseconds) => {
+    const show = (image, milliseconds) => {
       if (mine === this.number) this.grow({ ...image, ...settings, milliseconds }, start);
-    });
+    };
+    this.engine.ask("sample", settings, show, undefined, () => (byId("growth").textContent = ""));
   }
 
   // What is shown has been judged: no image that is sampled again is seen.
@@ -77,6 +83,7 @@ class Draw {
   finish(image) {
     const { label, seed, tries, posterior, milliseconds } = image;
     this.image = image;
+    this.isTyped = false;
     byId("growth").textContent = "";
     const hardest = indexOfLargest(image.steps.map((step) => entropy(step.probabilities)));
     this.paintBlocks(image.steps[hardest].probabilities);

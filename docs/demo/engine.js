@@ -3,7 +3,8 @@
 "use strict";
 
 // What the worker runs. A message {checkpoint} comes first, then {id, kind, settings}; answers are {id, result} or,
-// on the way, {id, progress}: what the computation yields. A newer request of the same kind ends an older one.
+// on the way, {id, progress}: what the computation yields; or {id, error}. A newer request of the same kind ends an
+// older one.
 function serve() {
   "use strict";
   const BREATH = 40; // milliseconds of work between looks at the messages
@@ -29,12 +30,13 @@ function serve() {
 
   onmessage = ({ data }) => {
     if (data.checkpoint) model = new igpt.ImageGPT(data.checkpoint);
-    else answer(data);
+    else answer(data).catch((error) => postMessage({ id: data.id, error: String(error) }));
   };
 }
 
 class Engine {
   constructor(checkpoint, onError) {
+    this.onError = onError;
     const source = [defineModel, defineSampling, defineCompletion, serve, "serve();"].join("\n");
     this.worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
     this.worker.onerror = (event) => onError(event.message);
@@ -44,17 +46,20 @@ class Engine {
     this.number = 0;
   }
 
-  receive({ id, progress, result }) {
+  receive({ id, progress, result, error }) {
     const request = Object.values(this.requests).find((other) => other.id === id);
     if (!request) return; // a newer one has taken its place
-    if (result) request.onResult(result, Math.round(performance.now() - request.start));
+    if (error) {
+      request.onFailure?.();
+      this.onError(error);
+    } else if (result) request.onResult(result, Math.round(performance.now() - request.start));
     else request.onProgress?.(progress);
   }
 
   // kind: "sample" or "complete"; settings: the arguments of sampleImage or complete, and a seed.
-  ask(kind, settings, onResult, onProgress) {
+  ask(kind, settings, onResult, onProgress, onFailure) {
     const id = ++this.number;
-    this.requests[kind] = { id, onResult, onProgress, start: performance.now() };
+    this.requests[kind] = { id, onResult, onProgress, onFailure, start: performance.now() };
     this.worker.postMessage({ id, kind, settings });
   }
 

@@ -20,6 +20,7 @@ class Pad {
     this.hidden = new Uint8Array(SIZE ** 2);
     this.before = []; // states to go back to
     this.last = null; // where the pointer was, while it is down
+    this.pointer = null; // which one is down: a second finger or a palm does not draw
     this.cursor = { x: Math.floor(SIZE / 2), y: Math.floor(SIZE / 2) }; // of the keyboard
     this.hasCursor = false;
     canvas.width = canvas.height = SIZE * CELL;
@@ -30,18 +31,29 @@ class Pad {
   listen() {
     const { canvas } = this;
     canvas.addEventListener("pointerdown", (event) => {
-      if (event.button !== 0) return;
+      if (event.button !== 0 || this.pointer !== null) return;
+      this.pointer = event.pointerId;
       canvas.setPointerCapture(event.pointerId);
       this.hasCursor = false;
       this.remember();
       this.last = this.locate(event);
       this.stroke(this.last);
     });
-    canvas.addEventListener("pointermove", (event) => this.last && this.stroke(this.locate(event)));
-    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => this.endStroke());
+    canvas.addEventListener("pointermove", (event) => this.isDrawing(event) && this.stroke(this.locate(event)));
+    for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
+      canvas.addEventListener(end, (event) => {
+        if (!this.isDrawing(event)) return;
+        this.pointer = null;
+        this.endStroke();
+      });
+    }
     canvas.addEventListener("keydown", (event) => this.pressKey(event));
     canvas.addEventListener("focus", () => this.setCursor(canvas.matches(":focus-visible")));
     canvas.addEventListener("blur", () => this.setCursor(false));
+  }
+
+  isDrawing(event) {
+    return event.pointerId === this.pointer;
   }
 
   setCursor(isShown) {
@@ -58,7 +70,7 @@ class Pad {
   // Arrow keys move a cursor, Space applies the tool there; with Shift the tool is applied all along.
   pressKey(event) {
     const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], " ": [0, 0] };
-    if (!(event.key in steps)) return;
+    if (!(event.key in steps) || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault(); // no scrolling
     const [right, down] = steps[event.key], inside = (x) => Math.min(Math.max(x, 0), SIZE - 1);
     this.cursor = { x: inside(this.cursor.x + right), y: inside(this.cursor.y + down) };

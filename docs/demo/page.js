@@ -41,6 +41,7 @@ function unlinkPages() {
 }
 
 function showError(message) {
+  if (!byId("error").hidden) return; // the first one says why
   byId("error").hidden = false;
   byId("error").textContent = `The model of this page does not run: ${message}`;
 }

@@ -9,7 +9,7 @@ const [canvas, veil] = element.querySelectorAll("canvas"), rows = element.queryS
 const kept = element.querySelector(".pad-rows output"); // how many rows, before the slider has moved
 const context = canvas.getContext("2d", { willReadFrequently: true });
 const size = +pad.dataset.size, pen = +pad.dataset.pen * canvas.width, cell = canvas.width / size;
-let paper = SLATE, ink = CHALK, tool = "pen", isDown = false, history = [], hidden = new Uint8Array(size * size), timer;
+let paper = SLATE, ink = CHALK, tool = "pen", history = [], hidden = new Uint8Array(size * size), timer;
 
 function share() {
   showVeil();
@@ -74,6 +74,7 @@ function keepRows() {
 // --- strokes --------------------------------------------------------------------------------------------------------
 
 let last; // where the pen was
+let pointer = null; // which one is down: a second finger or a palm does not draw
 let start; // before a stroke of the pen where a part is hidden: what was drawn, and what the model saw of it
 
 function place(event) {
@@ -86,7 +87,7 @@ function lineTo(event) {
   if (tool === "pen" || tool === "eraser") {
     context.beginPath();
     context.moveTo(...last);
-    context.lineTo(x, y); // without a way, a dot
+    context.lineTo(x + 0.01, y); // without a way, a dot
     context.stroke();
   } else {
     for (let i = 1; i <= steps; i++) {
@@ -105,21 +106,23 @@ function hide(x, y, isHidden) {
 }
 
 canvas.addEventListener("pointerdown", (event) => {
+  if (event.button !== 0 || pointer !== null) return;
   event.preventDefault();
+  pointer = event.pointerId;
   canvas.setPointerCapture(event.pointerId);
   remember();
   clearTimeout(timer);
-  isDown = true;
   Object.assign(context, { lineCap: "round", lineJoin: "round", strokeStyle: tool === "eraser" ? paper : ink });
   context.lineWidth = tool === "eraser" ? Math.max(pen, 0.1 * canvas.width) : pen;
   last = place(event);
   start = veil && tool === "pen" ? [canvas.toDataURL(), toPng()] : null;
   lineTo(event);
 });
-canvas.addEventListener("pointermove", (event) => isDown && lineTo(event));
-for (const end of ["pointerup", "pointercancel"]) {
-  canvas.addEventListener(end, () => {
-    isDown = false;
+canvas.addEventListener("pointermove", (event) => event.pointerId === pointer && lineTo(event));
+for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
+  canvas.addEventListener(end, (event) => {
+    if (event.pointerId !== pointer) return;
+    pointer = null;
     if (start && canvas.toDataURL() !== start[0] && toPng() === start[1]) {
       message.textContent = "What you drew is hidden: Reveal shows it to the model.";
     }
@@ -154,6 +157,7 @@ function show(image) {
   const [red, green, blue] = context.getImageData(0, 0, 1, 1).data;
   clear(`rgb(${red} ${green} ${blue})`);
   ink = red + green + blue > 382 ? SLATE : CHALK;
+  if (veil) clear("#000"); // what can be completed is white on black, also at the corner
   context.drawImage(image, (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
   share();
 }

@@ -36,7 +36,7 @@ document.addEventListener("change", rove);
 document.addEventListener("keydown", (event) => {
   const all = neighbors(), here = all.indexOf(document.activeElement);
   const moves = { ArrowRight: here + 1, ArrowDown: here + 1, ArrowLeft: here - 1, ArrowUp: here - 1 };
-  if (here < 0 || !(event.key in moves)) return;
+  if (here < 0 || !(event.key in moves) || event.altKey || event.ctrlKey || event.metaKey) return;
   event.preventDefault();
   const next = all[(moves[event.key] + all.length) % all.length];
   next.click();

@@ -36,9 +36,20 @@ TABS = ("generate", "complete", "read")
 # Answers wait for each other in any case: so they do without a thread each.
 ALONE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 KEEP_LINK = "() => history.replaceState(null, '', document.querySelector('.permalink').href)"
-# Answers to a drawing that has changed since are pale, until there are others: a refusal is none.
-MARK_OLD = "() => { document.querySelector('#completions').dataset.old = true; }"
-MARK_NEW = "(wrong) => { if (!wrong) delete document.querySelector('#completions').dataset.old; }"
+# Answers to a drawing that has changed since are pale, until there are others: a refusal is none, nor is the answer to
+# a question that was asked before the drawing changed again. `changes` counts, `asked` keeps the count of a question.
+MARK_OLD = """() => {
+    const { dataset } = document.querySelector('#completions');
+    Object.assign(dataset, { old: true, changes: +(dataset.changes ?? 0) + 1 });
+}"""
+MARK_ASKED = """() => {
+    const { dataset } = document.querySelector('#completions');
+    dataset.asked = dataset.changes ?? 0;
+}"""
+MARK_NEW = """(wrong) => {
+    const { dataset } = document.querySelector('#completions');
+    if (!wrong && dataset.asked == (dataset.changes ?? 0)) delete dataset.old;
+}"""
 FOLDER = Path(__file__).parent
 
 
@@ -82,6 +93,11 @@ def template(name: str) -> str:
     return FOLDER.joinpath(name).read_text(encoding="utf-8")
 
 
+def in_template(text: str) -> str:
+    """Text for an `html_template`, which Gradio evaluates: what would be code there is written as HTML's numbers."""
+    return html.escape(text).translate({ord(letter): f"&#{ord(letter)};" for letter in "\\`${}"})
+
+
 def drawing_area(title: str, answers: Answers, pen: float, has_mask: bool = False) -> gr.HTML:
     """A canvas to draw on, as wide a pen as `pen` sides of it; with `has_mask` a part of it can be hidden."""
     size, patch = answers.config.image_size, answers.config.patch_size
@@ -100,7 +116,7 @@ def drawing_area(title: str, answers: Answers, pen: float, has_mask: bool = Fals
             f'<button type="button" data-tool="{name.lower()}">{name}</button>' for name in ("Hide", "Reveal")
         )
         examples = "".join(
-            f'<button type="button"><img src="{data_uri(image)}" alt="Example: {html.escape(name)}"></button>'
+            f'<button type="button"><img src="{data_uri(image)}" alt="Example: {in_template(name)}"></button>'
             for name, image in answers.examples
         )
         half = answers.processor.half_rows
@@ -142,7 +158,7 @@ class Page:
     @property
     def kinds(self) -> str:
         """What there is to draw, in words."""
-        names = [html.escape(name) for name in self.config.class_names]
+        names = [in_template(name) for name in self.config.class_names]
         return f"one of its {len(names)} classes ({names[0]} to {names[-1]})" if len(names) > 1 else "one"
 
     def draw_anew(self, last_seed, label, num, seed, *others):
@@ -257,9 +273,11 @@ def add_complete_tab(page: Page):
         (again.click, page.complete),
         (seed.submit, page.complete),
     ):
+        event(None, js=MARK_ASKED)
         done = event(in_words(function, 4), settings, outputs, api_name="complete", show_progress_on=images, **ALONE)
         done.success(None, wrong, js=MARK_NEW)
     outputs = [images, row, wrong]
+    ask.click(None, js=MARK_ASKED)
     done = ask.click(in_words(page.guess, 2), drawing, outputs, api_name="guess", show_progress_on=images, **ALONE)
     done.success(None, wrong, js=MARK_NEW)
     drawing.input(None, js=MARK_OLD)

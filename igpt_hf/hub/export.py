@@ -121,8 +121,8 @@ def copy_page(folder: Path):
     index.write_text(re.sub(r'<a href="\.\./(\w+)\.md">(.*?)</a>', link, index.read_text("utf-8")), "utf-8")
 
 
-def export_page(model: IGPTForCausalImageModeling, path: str | Path, subject: str = "images"):
-    """Write configuration and weights as the JavaScript file that docs/demo/index.html reads.
+def page_script(model: IGPTForCausalImageModeling, subject: str = "images") -> str:
+    """Configuration and weights as the JavaScript that docs/demo/index.html reads, weights.js.
 
     A script, not a binary file: a page that was opened from a folder may read no other. The page knows the first grid.
 
@@ -148,4 +148,4 @@ def export_page(model: IGPTForCausalImageModeling, path: str | Path, subject: st
         "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
         "weights": base64.b64encode(b"".join(map(upper_bytes, tensors.values()))).decode(),
     }
-    Path(path).write_text(f"const CHECKPOINT = {json.dumps(checkpoint, separators=(',', ':'))};\n")
+    return f"const CHECKPOINT = {json.dumps(checkpoint, separators=(',', ':'))};\n"

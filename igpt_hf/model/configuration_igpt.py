@@ -100,6 +100,10 @@ class IGPTConfig(TokenGrid, PreTrainedConfig):
         if self.class_conditional_norm is None:
             self.class_conditional_norm = self.num_labels <= MAX_CLASSES_WITH_GAINS
 
+    def to_diff_dict(self) -> dict:
+        """What a checkpoint keeps: all that is no default, and the classes, whose default is not transformers'."""
+        return super().to_diff_dict() | {"id2label": dict(self.id2label), "label2id": dict(self.label2id)}
+
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "IGPTConfig":
         """Make the configuration of a preset ("xxs", "xxs-wide", "xs", "s", "igpt-s", ...), with changes if given.

@@ -1,5 +1,6 @@
 """The app as a person has it: its script, its Space, and its page in a real browser, on a desktop and on a phone."""
 
+import html
 import os
 import runpy
 import socket
@@ -23,7 +24,7 @@ from helpers.paths import SCRIPTS
 gradio = pytest.importorskip("gradio", reason="there is no gradio: pip install -e '.[demo]'")
 
 from igpt_hf import IGPTError, IGPTForCausalImageModeling, IGPTImageProcessor, bundled  # noqa: E402
-from igpt_hf.app.page import launch  # noqa: E402
+from igpt_hf.app.page import in_template, launch  # noqa: E402
 
 
 SCRIPT = SCRIPTS / "app.py"
@@ -155,6 +156,41 @@ def wait_for(url: str, process: subprocess.Popen, seconds: float = 120) -> str:
         except OSError:
             time.sleep(0.2)
     raise TimeoutError(f"no answer from {url} in {seconds} s")
+
+
+@pytest.mark.parametrize("name", ["\\upsilon", "a`b`", "${document.body}", "{{value}}", "<i>&"])
+def test_names_of_classes_are_no_code_in_a_template(name):
+    """Gradio evaluates templates as JavaScript."""
+    text = in_template(name)
+    assert html.unescape(text) == name
+    assert not set("\\`${}<>") & set(text)
+
+
+def test_the_corner_of_an_upload_changes_no_pen_and_other_pointers_do_not_draw(address, open_page, tmp_path):
+    corner = Image.new("L", (28, 28))
+    corner.paste(255, (0, 0, 10, 3))
+    corner.save(tmp_path / "corner.png")
+    page = open_page(f"{address}?tab=complete")
+    page.locator(".pad:visible input[type=file]").set_input_files(tmp_path / "corner.png")
+    wait_for_drawing(page)
+    canvas = page.locator(".pad-area canvas:first-child:visible")
+    dot = """(canvas, [x, y, settings]) => {
+        const box = canvas.getBoundingClientRect();
+        settings.forEach(([kind, id], i) => {
+            const at = { clientX: box.x + x * box.width + 4 * i, clientY: box.y + y * box.height };
+            canvas.dispatchEvent(new PointerEvent(kind, { ...at, ...id }));
+        });
+        return canvas.getContext("2d").getImageData(x * canvas.width, y * canvas.height, 1, 1).data[0];
+    }"""
+    page.locator("[data-tool=pen]:visible").click()
+    canvas.evaluate("canvas => (canvas.setPointerCapture = () => {})")  # there is no such pointer
+    first, second = {"pointerId": 1, "button": 0}, {"pointerId": 2, "button": 0}
+    assert canvas.evaluate(dot, [0.7, 0.7, [["pointerdown", first]]]) > 200  # a dot of white ink
+    assert canvas.evaluate(dot, [0.3, 0.7, [["pointerdown", second], ["pointermove", second]]]) < 50
+    assert canvas.evaluate(dot, [0.5, 0.7, [["pointerup", second]]]) < 50  # no line between the two fingers
+    assert canvas.evaluate(dot, [0.7, 0.8, [["pointermove", first], ["pointerup", first]]]) > 200
+    right = {"pointerId": 1, "button": 2}
+    assert canvas.evaluate(dot, [0.2, 0.2, [["pointerdown", right], ["pointermove", right]]]) < 50
 
 
 # --- a person at it -------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import torch
 from helpers.browser import draw_stroke, serious_findings
 from helpers.paths import DOCS
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor, bundled
-from igpt_hf.hub.export import export_page
+from igpt_hf.hub.export import page_script
 
 
 DERIVED = ("vocab_size", "num_labels")  # from patch_size, from id2label
@@ -67,7 +67,7 @@ def committed() -> IGPTForCausalImageModeling:
 def write_page(model, folder: Path) -> str:
     """The address of a page with this model."""
     shutil.copytree(PAGE, folder, dirs_exist_ok=True)
-    export_page(model, folder / "weights.js")
+    (folder / "weights.js").write_text(page_script(model))
     return (folder / "index.html").as_uri()
 
 
@@ -278,6 +278,55 @@ def test_temperature_and_odd_seeds(open_page, tiny_model, tmp_path):
         page.press("#seed", "Enter")
         wait_until_drawn(page)
         assert page.input_value("#seed") == taken
+
+
+def test_a_seed_that_was_typed_is_drawn_by_the_button_too(open_page, tiny_model, tmp_path):
+    page = open_page(write_page(tiny_model(), tmp_path))
+    wait_until_drawn(page)
+    page.fill("#seed", "42")
+    page.click("#draw")
+    wait_until_drawn(page)
+    assert page.input_value("#seed") == "42"
+    page.click("#draw")
+    assert page.input_value("#seed") == "43"
+    wait_until_drawn(page)
+
+
+def test_while_an_image_grows_there_is_none_to_complete(open_page, tiny_model, tmp_path):
+    page = open_page(write_page(tiny_model(), tmp_path))
+    wait_until_drawn(page)
+    page.evaluate("DURATION.fast = 60000")
+    page.click("#draw")
+    page.wait_for_function("document.getElementById('growth').textContent.includes('block')")
+    assert page.is_disabled("#use")
+    page.evaluate("DURATION.fast = 0")
+    page.click("#draw")
+    wait_until_drawn(page)
+    assert page.is_enabled("#use")
+
+
+def test_a_computation_that_fails_says_so_and_ends(browser, tiny_model, tmp_path):
+    page = browser.new_page()
+    page.goto(write_page(tiny_model(), tmp_path))
+    wait_until_drawn(page)
+    page.evaluate(
+        """() => new Promise((fail) => {
+            const { engine } = pageParts.complete;
+            engine.ask("complete", { seed: 1 }, null, null, fail); // without an image
+            pageParts.complete.engine = { ask: (...args) => args[4](), cancel() {} };
+        })"""
+    )
+    page.click("#complete")
+    assert "The model of this page does not run: TypeError" in page.inner_text("#error")
+    assert page.inner_text("#complete") == "Complete" and page.inner_text("#completion-status") == ""
+    page.close()
+
+
+def test_equal_answers_of_different_classes_keep_their_classes(open_page, tiny_model, tmp_path):
+    page = open_page(write_page(tiny_model(), tmp_path))
+    answers = [{"tokens": [1, 2], "label": label} for label in (2, 3, 3, 3)]
+    groups = page.evaluate("answers => groupAnswers(answers)", answers)
+    assert [(group["label"], group["num"]) for group in groups] == [(3, 3), (2, 1)]
 
 
 # --- completion -----------------------------------------------------------------------------------------------------

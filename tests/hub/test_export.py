@@ -11,7 +11,7 @@ import torch
 from helpers.paths import DOCS, ROOT, SCRIPTS
 from igpt_hf import IGPTError, IGPTImageProcessor
 from igpt_hf.hub import export
-from igpt_hf.hub.export import DecodingStep, copy_page, empty_cache, export_page, upper_bytes
+from igpt_hf.hub.export import DecodingStep, copy_page, empty_cache, page_script, upper_bytes
 
 
 def run_steps(step, ids: torch.Tensor, config) -> torch.Tensor:
@@ -75,11 +75,11 @@ def test_three_bytes_keep_a_weight_to_a_relative_error_of_2_to_the_minus_16():
 
 def test_what_the_page_cannot_draw_is_refused(tiny_model, tmp_path):
     with pytest.raises(IGPTError, match="gelu"):
-        export_page(tiny_model(hidden_act="gelu"), tmp_path / "weights.js")
+        page_script(tiny_model(hidden_act="gelu"))
     model = tiny_model()
     model.lm_head.weight.data[0, 0] = torch.nan
     with pytest.raises(IGPTError, match="lm_head.weight"):
-        export_page(model, tmp_path / "weights.js")
+        page_script(model)
     assert not (tmp_path / "weights.js").exists()
 
 

@@ -72,6 +72,15 @@ def test_a_saved_configuration_is_the_same_when_loaded(tmp_path):
         assert (loaded.num_labels, loaded.id2label[1], loaded.start_token_id) == (2, "dog", 514)
 
 
+@pytest.mark.parametrize("num_labels", [1, 2, 3, 10])
+def test_any_number_of_unnamed_classes_is_kept(tmp_path, num_labels):
+    """Two are transformers' default, which it leaves out."""
+    IGPTConfig(num_labels=num_labels).save_pretrained(tmp_path)
+    for loaded in (IGPTConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert loaded.num_labels == num_labels
+        assert loaded.class_names == [f"LABEL_{label}" for label in range(num_labels)]
+
+
 def test_five_classes_are_saved_and_loaded_without_a_warning(tmp_path, library_warnings):
     IGPTConfig(num_labels=5).save_pretrained(tmp_path)
     assert IGPTConfig.from_pretrained(tmp_path).num_labels == 5
