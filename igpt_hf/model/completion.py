@@ -73,9 +73,9 @@ class Particles:
         sequences, rows = beginnings.unique(dim=0, return_inverse=True)
         self.decoder = Decoder(model, sequences, max_batch=runs * num_particles)
         self.rows = rows[:, None].expand(-1, num_particles)
-        exact = {"dtype": _widest_float(device), "device": device}
-        self.log_weights = torch.zeros(runs, num_particles, **exact)
-        self.log_evidence = torch.zeros(runs, **exact)
+        dtype = _widest_float(device)
+        self.log_weights = torch.zeros(runs, num_particles, dtype=dtype, device=device)
+        self.log_evidence = torch.zeros(runs, dtype=dtype, device=device)
         self.ancestors = torch.arange(num_particles, device=device).expand(runs, -1)
 
     def step(self, is_allowed: torch.Tensor):
