@@ -102,7 +102,8 @@ class IGPTConfig(TokenGrid, PreTrainedConfig):
 
     def to_diff_dict(self) -> dict:
         """What a checkpoint keeps: all that is no default, and the classes, whose default is not transformers'."""
-        return super().to_diff_dict() | {"id2label": dict(self.id2label), "label2id": dict(self.label2id)}
+        classes = {"id2label": self.id2label, "label2id": self.label2id}
+        return super().to_diff_dict() | {name: dict(value) for name, value in classes.items() if value is not None}
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "IGPTConfig":

@@ -79,6 +79,8 @@ def test_any_number_of_unnamed_classes_is_kept(tmp_path, num_labels):
     for loaded in (IGPTConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
         assert loaded.num_labels == num_labels
         assert loaded.class_names == [f"LABEL_{label}" for label in range(num_labels)]
+    IGPTConfig(id2label={0: "a", 1: "b"}).save_pretrained(tmp_path)  # without the inverse
+    assert IGPTConfig.from_pretrained(tmp_path).class_names == ["a", "b"]
 
 
 def test_five_classes_are_saved_and_loaded_without_a_warning(tmp_path, library_warnings):
