@@ -53,11 +53,13 @@ def push_folder(
 def _additions(folder: Path, repo: str) -> list[CommitOperationAdd]:
     """The files to upload; the card says how to load the model from its new place, and no file where others were."""
     paths = sorted({path for pattern in PATTERNS for path in folder.glob(pattern)} - {folder / name for name in STAYS})
-    additions = []
-    for path in paths:
-        content = _card_for(path, repo) if path.name == "README.md" else path
-        additions.append(CommitOperationAdd(path.name, _without_folders(path) if path.suffix == ".json" else content))
-    return additions
+    return [CommitOperationAdd(path.name, _content(path, repo)) for path in paths]
+
+
+def _content(path: Path, repo: str) -> Path | bytes:
+    if path.name == "README.md":
+        return _card_for(path, repo)
+    return _without_folders(path) if path.suffix == ".json" else path
 
 
 def _without_folders(path: Path) -> Path | bytes:

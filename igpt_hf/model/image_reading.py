@@ -113,8 +113,9 @@ def read_image(image, index: int) -> GrayImage:
     except ValueError as error:
         raise ValueError(f"image {index} (mode {image.mode}) cannot be made gray: {error}") from error
     is_own = mark == WHITE_FOREGROUND["foreground"] and inverse != str(zlib.crc32(np.asarray(gray)))
-    is_mask = opacity is None and gray.getextrema()[1] <= 1
-    has_ones = is_mask and image.mode[0] not in "IF" and gray.getextrema()[1] == 1  # those are scaled already
+    top = gray.getextrema()[1]
+    is_mask = opacity is None and top <= 1
+    has_ones = is_mask and top == 1 and image.mode[0] not in "IF"  # those are scaled already
     if has_ones:
         gray = gray.point([255 * (level > 0) for level in range(256)])
     return GrayImage(gray, opacity, is_own or has_ones or mark == WHITE_ONES["foreground"], is_mask, is_own)

@@ -135,7 +135,8 @@ def report_last_checkpoint(what: str | os.PathLike, output_dir: str | os.PathLik
 
 @contextlib.contextmanager
 def sealed_checkpoint(trainer: Trainer):
-    """What the Trainer saves inside is sealed at the end, and only then are older checkpoints deleted.
+    """What the Trainer saves inside, into the folder that this gives, is sealed at the end, and only then are older
+    checkpoints deleted.
 
     Raises:
         OSError: It could not be written; the message names the checkpoint that is still good.
@@ -147,7 +148,7 @@ def sealed_checkpoint(trainer: Trainer):
         with report_last_checkpoint(folder, args.output_dir):
             if args.should_save:
                 (folder / MANIFEST).unlink(missing_ok=True)  # of an earlier run that came as far
-            yield
+            yield folder
             trainer.accelerator.wait_for_everyone()
             if args.should_save:
                 write_manifest(folder)

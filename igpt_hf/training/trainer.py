@@ -14,7 +14,6 @@ from typing import Any
 
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.augmentation import NewImages
 from ..data.streaming import ShardedTokens, TokenStream
@@ -191,10 +190,9 @@ class IGPTTrainer(Trainer):
             return super().evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, *args, **kwargs):
-        with sealed_checkpoint(self), self.ema_weights():
+        with sealed_checkpoint(self) as folder, self.ema_weights():
             super()._save_checkpoint(*args, **kwargs)
             if self.args.should_save and self.run_settings is not None:
-                folder = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
                 (folder / SETTINGS).write_text(json.dumps(self.run_settings, indent=2), encoding="utf-8")
 
     def _load_optimizer_and_scheduler(self, checkpoint):

@@ -91,7 +91,7 @@ def open_folder(folder: Path, options: ReadOptions) -> SourceImages:
         return open_metadata(folder, tables, options, files)
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     parquet = [path for path in files if path.suffix.lower() == ".parquet"]
-    if parquet and sum(map(num_rows, parquet)) > len(images):
+    if parquet and (not images or sum(map(num_rows, parquet)) > len(images)):
         if images:  # previews beside the data, as in clones of data sets of the Hub
             logger.warning("%s: %d images beside the parquet files are left out", folder, len(images))
         return open_parquet(str(folder), parquet, options)

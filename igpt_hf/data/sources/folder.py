@@ -30,10 +30,7 @@ def open_class_folders(folder: Path, files: list[Path], options: ReadOptions) ->
         DataError: Folders are nested, and `labels_from` was not given.
     """
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    relative = {path: path.relative_to(folder).parts for path in images}
-    while len({parts[0] for parts in relative.values()}) == 1 and all(len(parts) > 2 for parts in relative.values()):
-        folder /= next(iter(relative.values()))[0]  # the one folder of an archive
-        relative = {path: parts[1:] for path, parts in relative.items()}
+    folder, relative = below_one_folder(folder, images)
     tops = {parts[0] for parts in relative.values() if len(parts) > 1}
     has_splits = bool(tops) and all(map(split_name, tops))
     depth = 1 if has_splits else 0  # of the folders that hold the class folders
@@ -104,6 +101,15 @@ def from_paths(paths: list[Path], labels: list[str]) -> Dataset:
         return Dataset.from_dict({"image": encoded, "label": indices}, features=features)
     except UnicodeEncodeError as error:
         raise DataError(f"The name of {error.object!r} is not UTF-8: rename it.") from error
+
+
+def below_one_folder(folder: Path, paths: Iterable[Path]) -> tuple[Path, dict[Path, tuple[str, ...]]]:
+    """The folder or, as in archives, the one in it that holds all of the paths' folders; and their parts below it."""
+    relative = {path: path.relative_to(folder).parts for path in paths}
+    while len({parts[0] for parts in relative.values()}) == 1 and all(len(parts) > 2 for parts in relative.values()):
+        folder /= next(iter(relative.values()))[0]
+        relative = {path: parts[1:] for path, parts in relative.items()}
+    return folder, relative
 
 
 def visible_files(folder: Path, suffixes: set[str] | None = None) -> list[Path]:

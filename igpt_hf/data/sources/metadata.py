@@ -13,7 +13,7 @@ import pandas as pd
 
 from ...errors import DataError
 from .columns import ONE_CLASS, warn_of_one_class
-from .folder import IMAGE_SUFFIXES, from_paths
+from .folder import IMAGE_SUFFIXES, below_one_folder, from_paths
 from .parts import ReadOptions, SourceImages, rows_of_parts, split_name
 from .tables import read_header
 
@@ -43,10 +43,7 @@ def open_metadata(folder: Path, tables: list[Path], options: ReadOptions, files:
     unnamed = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and path not in labels]
     if unnamed:
         logger.warning("%s: %d images are in no row of a table, such as %s", folder, len(unnamed), unnamed[0])
-    relative = {path: path.relative_to(folder).parts for path in labels}
-    while len({parts[0] for parts in relative.values()}) == 1 and all(len(parts) > 2 for parts in relative.values()):
-        relative = {path: parts[1:] for path, parts in relative.items()}  # the one folder of an archive
-    part_of = {path: parts[0] for path, parts in relative.items()}
+    part_of = {path: parts[0] for path, parts in below_one_folder(folder, labels)[1].items()}
     if not all(split_name(part) for part in part_of.values()):
         part_of = dict.fromkeys(labels, "")
     paths = sorted(labels, key=lambda path: (part_of[path], path))

@@ -66,10 +66,11 @@ def _first_or_last(path: Path, separator: str, count: int, skipped: int) -> int:
     if len(likely) == 2:  # pixels have no number above all others
         top = rows.iloc[:, 1:-1].to_numpy().max()
         likely = [index for index in likely if corners[index].max() > top]
-    if len(likely) > 1 or (not likely and _may_be_classes(corners[0])):
-        raise DataError(
-            f"{path}: is the class in the first or the last column? Add a line of column names, and set label_column."
-        )
+        if len(likely) != 1:
+            raise DataError(
+                f"{path}: is the class in the first or the last column? Add a line of column names, and set "
+                "label_column."
+            )
     if likely == [count - 1]:
         logger.warning("%s: the last column is taken for the class", path)
     return likely[0] if likely else 0
