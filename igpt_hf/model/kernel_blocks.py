@@ -40,6 +40,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .kernel_simd import (
+    HAS_AVX512,
     LANES,
     compile_kernel,
     exp2,
@@ -102,6 +103,24 @@ class TransposedWeights(NamedTuple):
 
 
 @kernel
+def empty(rows, columns):
+    """An array whose vectors do not straddle two lines of the cache: it begins at a multiple of 64 bytes."""
+    flat = np.empty(rows * columns + LANES, float32)
+    start = -(flat.ctypes.data // 4) % LANES
+    return flat[start : start + rows * columns].reshape(rows, columns)
+
+
+@kernel
+def zeros(rows, columns):
+    """The same, filled with zeros."""
+    x = empty(rows, columns)
+    for t in range(rows):
+        for c in range(columns):
+            x[t, c] = 0
+    return x
+
+
+@kernel
 def copy(source, target):
     """target = source, as many rows as the target has"""
     for t in range(len(target)):
@@ -145,22 +164,14 @@ def linear(x, weight, bias, out, first_row, adds):
 @kernel
 def add_outer(x, grad, first_row, dweight, dbias):
     """dweight += sum_t x[t] (outer) grad[first_row + t], dbias += sum_t grad[first_row + t]"""
-    inputs, outputs = dweight.shape
+    outputs, o = dweight.shape[1], 0
+    while HAS_AVX512 and o + LANES < outputs:
+        add_two_outer(x, grad, first_row, dweight, o)
+        o += 2 * LANES
+    while o < outputs:
+        add_one_outer(x, grad, first_row, dweight, o)
+        o += LANES
     for o in range(0, outputs, LANES):
-        for i in range(0, inputs, 8):
-            s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = splat(0)
-            for t in range(len(x)):
-                g = load(grad, first_row + t, o)
-                s0 = fma(x[t, i], g, s0)
-                s1 = fma(x[t, i + 1], g, s1)
-                s2 = fma(x[t, i + 2], g, s2)
-                s3 = fma(x[t, i + 3], g, s3)
-                s4 = fma(x[t, i + 4], g, s4)
-                s5 = fma(x[t, i + 5], g, s5)
-                s6 = fma(x[t, i + 6], g, s6)
-                s7 = fma(x[t, i + 7], g, s7)
-            put_rows(dweight, i, o, s0, s1, s2, s3, True)
-            put_rows(dweight, i + 4, o, s4, s5, s6, s7, True)
         s0 = s1 = s2 = s3 = splat(0)
         for t in range(first_row, first_row + len(x), 4):
             s0 += load(grad, t, o)
@@ -168,6 +179,47 @@ def add_outer(x, grad, first_row, dweight, dbias):
             s2 += load(grad, t + 2, o)
             s3 += load(grad, t + 3, o)
         store(dbias, 0, o, load(dbias, 0, o) + ((s0 + s1) + (s2 + s3)))
+
+
+@kernel
+def add_one_outer(x, grad, first_row, dweight, o):
+    """`add_outer` for the vector of outputs that begins at `o`; 8 rows of dweight at a time."""
+    for i in range(0, len(dweight), 8):
+        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = splat(0)
+        for t in range(len(x)):
+            g = load(grad, first_row + t, o)
+            s0 = fma(x[t, i], g, s0)
+            s1 = fma(x[t, i + 1], g, s1)
+            s2 = fma(x[t, i + 2], g, s2)
+            s3 = fma(x[t, i + 3], g, s3)
+            s4 = fma(x[t, i + 4], g, s4)
+            s5 = fma(x[t, i + 5], g, s5)
+            s6 = fma(x[t, i + 6], g, s6)
+            s7 = fma(x[t, i + 7], g, s7)
+        put_rows(dweight, i, o, s0, s1, s2, s3, True)
+        put_rows(dweight, i + 4, o, s4, s5, s6, s7, True)
+
+
+@kernel
+def add_two_outer(x, grad, first_row, dweight, o):
+    """`add_one_outer` for two vectors: each number of x is loaded once for both. Their 16 sums need AVX-512."""
+    for i in range(0, len(dweight), 8):
+        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = splat(0)
+        u0 = u1 = u2 = u3 = u4 = u5 = u6 = u7 = splat(0)
+        for t in range(len(x)):
+            g, h = load(grad, first_row + t, o), load(grad, first_row + t, o + LANES)
+            s0, u0 = fma(x[t, i], g, s0), fma(x[t, i], h, u0)
+            s1, u1 = fma(x[t, i + 1], g, s1), fma(x[t, i + 1], h, u1)
+            s2, u2 = fma(x[t, i + 2], g, s2), fma(x[t, i + 2], h, u2)
+            s3, u3 = fma(x[t, i + 3], g, s3), fma(x[t, i + 3], h, u3)
+            s4, u4 = fma(x[t, i + 4], g, s4), fma(x[t, i + 4], h, u4)
+            s5, u5 = fma(x[t, i + 5], g, s5), fma(x[t, i + 5], h, u5)
+            s6, u6 = fma(x[t, i + 6], g, s6), fma(x[t, i + 6], h, u6)
+            s7, u7 = fma(x[t, i + 7], g, s7), fma(x[t, i + 7], h, u7)
+        put_rows(dweight, i, o, s0, s1, s2, s3, True)
+        put_rows(dweight, i + 4, o, s4, s5, s6, s7, True)
+        put_rows(dweight, i, o + LANES, u0, u1, u2, u3, True)
+        put_rows(dweight, i + 4, o + LANES, u4, u5, u6, u7, True)
 
 
 @kernel
@@ -502,11 +554,11 @@ def blocks_forward(
     (length, channels), inner = out.shape[1:], weights.up_weight.shape[2]
     rows = (length + LANES - 1) // LANES * LANES
     heads = channels // HEAD_SIZE
-    x, normed = np.empty((rows, channels), float32), np.empty((rows, channels), float32)
-    attention_output, mixed = np.zeros((rows, channels), float32), np.empty((rows, channels), float32)
-    qkv, hidden = np.zeros((PAD_ROWS + rows, 3 * channels), float32), np.empty((rows, inner), float32)
-    statistic, scales = np.zeros((2 * heads, PAD_ROWS + rows), float32), np.empty(rows, float32)
-    scores, columns = np.empty((rows + LANES, LANES), float32), np.empty((HEAD_SIZE, LANES), float32)
+    x, normed = empty(rows, channels), empty(rows, channels)
+    attention_output, mixed = zeros(rows, channels), empty(rows, channels)
+    qkv, hidden = zeros(PAD_ROWS + rows, 3 * channels), empty(rows, inner)
+    statistic, scales = zeros(2 * heads, PAD_ROWS + rows), np.empty(rows, float32)
+    scores, columns = empty(rows + LANES, LANES), empty(HEAD_SIZE, LANES)
     for image in range(first, last):
         gain_row = gain_rows[image]
         fill(x, length, 0)
@@ -563,16 +615,16 @@ def blocks_backward(
     grads = BlockWeights(*grad_arrays)
     (rows, channels), inner, images = states.shape[2:], weights.up_weight.shape[2], len(states)
     heads = channels // HEAD_SIZE
-    normed, scales = np.empty((rows, channels), float32), np.empty(rows, float32)  # of the attention's input
-    normed2, scales2 = np.empty((rows, channels), float32), np.empty(rows, float32)  # of the MLP's input
-    dnormed, after = np.empty((rows, channels), float32), np.empty((rows, channels), float32)
-    hidden, derivative = np.empty((rows, inner), float32), np.empty((rows, inner), float32)
-    dhidden, no_bias = np.empty((rows, inner), float32), np.zeros((1, max(channels, inner)), float32)
-    qkv, dqkv = np.zeros((PAD_ROWS + rows, 3 * channels), float32), np.zeros((PAD_ROWS + rows, 3 * channels), float32)
-    mixed, dmixed = np.empty((rows, channels), float32), np.zeros((PAD_ROWS + rows, channels), float32)
-    deltas, columns = np.zeros((1, PAD_ROWS + rows), float32), np.empty((HEAD_SIZE, LANES), float32)
-    dscores, pairs = np.empty((rows, rows), float32), np.empty((rows // 2, LANES), float32)
-    dx, length = np.empty((rows, channels), float32), grad.shape[1]
+    normed, scales = empty(rows, channels), np.empty(rows, float32)  # of the attention's input
+    normed2, scales2 = empty(rows, channels), np.empty(rows, float32)  # of the MLP's input
+    dnormed, after = empty(rows, channels), empty(rows, channels)
+    hidden, derivative = empty(rows, inner), empty(rows, inner)
+    dhidden, no_bias = empty(rows, inner), zeros(1, max(channels, inner))
+    qkv, dqkv = zeros(PAD_ROWS + rows, 3 * channels), zeros(PAD_ROWS + rows, 3 * channels)
+    mixed, dmixed = empty(rows, channels), zeros(PAD_ROWS + rows, channels)
+    deltas, columns = zeros(1, PAD_ROWS + rows), empty(HEAD_SIZE, LANES)
+    dscores, pairs = empty(rows, rows), empty(rows // 2, LANES)
+    dx, length = empty(rows, channels), grad.shape[1]
     for group in range(first, last):
         for image in range(group * images // len(grads.qkv_weight), (group + 1) * images // len(grads.qkv_weight)):
             x, gain_row = states[image, len(weights.qkv_weight)], gain_rows[image]

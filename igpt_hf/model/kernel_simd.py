@@ -35,8 +35,9 @@ try:
     from numba.core import cgutils, types
     from numba.core.caching import FunctionCache
     from numba.core.extending import intrinsic, lower_builtin, models, register_model, type_callable
+    from numba.core.registry import cpu_target
 except ImportError:
-    numba = None
+    numba = HAS_AVX512 = None
     exp2 = fma = from_lane = get = halves = load = load_flat = load_pair = maximum = put = reduce_max = splat = None
     store = store_flat = swap_halves = total = up_to_lane = None
 
@@ -111,6 +112,9 @@ def compiled_beside(make_kernel, function):
 
 
 if numba is not None:
+    # AVX-512 has 32 registers of a vector each; elsewhere a vector fills two or four of 16 or 32.
+    HAS_AVX512 = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
+
     floats, ints = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.IntType(32), LANES)
 
     class Vector(types.Type):
