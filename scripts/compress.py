@@ -24,6 +24,7 @@ from igpt_hf.codec.coder import BATCH_SIZE, compress, import_range_coder
 from igpt_hf.codec.images import read_images
 from igpt_hf.data.sources.parts import ReadOptions
 from igpt_hf.distributed import use_all_cores
+from igpt_hf.errors import IGPTError
 from igpt_hf.hub.loading import load_pretrained
 
 
@@ -39,6 +40,8 @@ def parse_arguments():
     args = parser.parse_args()
     check_positive(args, "batch_size")
     check_output(args.output)
+    if Path(args.output).exists() and Path(args.output).stat().st_size > 0:  # perhaps the only copy of its images
+        raise IGPTError(f"--output {args.output} exists: name another file, or delete it.")
     return args
 
 
@@ -52,7 +55,9 @@ def main():
     input_ids = read_images(model, processor, args.images, options, args.skip_bad_images)
 
     data = compress(model, input_ids, args.batch_size)
-    Path(args.output).write_bytes(data)
+    partial = Path(f"{args.output}.partial")  # until it is whole
+    partial.write_bytes(data)
+    partial.replace(args.output)
 
     bits, size = 8 * len(data) / len(input_ids), model.config.image_size
     print(f"{len(input_ids):,} images, {size}x{size} black and white -> {args.output}")

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from ..errors import DataError, IGPTError
 from ..model.decoder import Decoder
-from ..model.input_checks import check_ids, check_whole_images
+from ..model.input_checks import as_ids, check_ids, check_whole_images
 from ..model.kernel_dispatch import is_sampler_usable, single_thread_of_torch
 from .container import ARITHMETICS, COMPILED, MAGIC, MAX_BATCH_SIZE, TORCH, VERSION, Header, pack, unpack
 from .rounding import PRECISION, integer_probabilities
@@ -63,9 +63,11 @@ def compress(model, input_ids: torch.Tensor, batch_size: int = BATCH_SIZE) -> by
         IGPTError: No images, a batch size out of range, weights that are NaN or infinite, or a device that does not
             compute the same twice.
     """
-    config = model.config
+    config, input_ids = model.config, as_ids(input_ids)
     check_whole_images(input_ids, config)
     check_ids(input_ids, config)
+    if model.training and config.attention_dropout:
+        raise IGPTError("the model is in training mode, where dropout changes its probabilities: call model.eval().")
     if len(input_ids) == 0:
         raise IGPTError("there are no images to compress.")
     if not 1 <= batch_size <= MAX_BATCH_SIZE:
@@ -109,6 +111,8 @@ def decompress(model, data: bytes, batch_size: int | None = None) -> torch.Tenso
         DataError: Not such a file, or one of another version, model or arithmetic; or it was cut off or changed.
     """
     header, payload = unpack(data)
+    if batch_size is not None and batch_size < 1:
+        raise IGPTError(f"batch_size must be at least 1, got {batch_size}.")
     _check_model(model, header)
     stream = import_range_coder()
     coder = stream.queue.RangeDecoder(np.frombuffer(payload, "<u4").astype(np.uint32))

@@ -14,12 +14,13 @@ from ..data.image_files import read_image_files
 from ..data.inspection import doubts_of
 from ..data.sources.columns import ONE_CLASS
 from ..data.sources.folder import IMAGE_SUFFIXES, visible_files
-from ..data.sources.parts import ReadOptions
+from ..data.sources.parts import ReadOptions, split_name
 from ..data.splits import open_images, source_name
 from ..data.tokenized import TokenDataset, tokenize
 from ..errors import DataError, IGPTError
 
 
+MAX_NAME_BYTES = 200  # disks allow 255, and an index may be added
 logger = logging.getLogger(__name__)
 
 
@@ -127,6 +128,13 @@ def check_folder(folder: str | os.PathLike):
         raise IGPTError(f"{folder} exists and is not empty: name a new folder.")
 
 
+def is_class_folder(name: str) -> bool:
+    """Whether a folder can have a class's name, and is then read again as that class."""
+    can_exist = name == Path(name).name and not set(name) & set("\\\0") and 0 < len(name.encode()) <= MAX_NAME_BYTES
+    is_data = split_name(name) is not None or Path(name).suffix.lower() in IMAGE_SUFFIXES
+    return can_exist and not name.startswith(".") and not is_data
+
+
 def folder_names(class_names: list[str]) -> list[str]:
     """Names of the classes' folders, all different: their own, or their index where that could not be a folder's name.
 
@@ -134,7 +142,7 @@ def folder_names(class_names: list[str]) -> list[str]:
     """
     folders: list[str] = []
     for label, name in enumerate(class_names):
-        is_safe = name == Path(name).name and "\\" not in name and "\0" not in name and name not in (".", "..", "")
+        is_safe = is_class_folder(name)
         folder = name if is_safe else str(label)
         taken = {other.casefold() for other in folders + ([] if is_safe else class_names)}
         while folder.casefold() in taken:

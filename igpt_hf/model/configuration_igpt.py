@@ -92,6 +92,9 @@ class IGPTConfig(TokenGrid, PreTrainedConfig):
     nats_quantiles: list[float] | None = None
 
     def __post_init__(self, **kwargs):
+        if self.id2label is None and (self.label2id or kwargs.get("label2id")):
+            names = self.label2id or kwargs["label2id"]
+            self.id2label = {label: name for name, label in names.items()}
         if self.id2label is None:
             kwargs.setdefault("num_labels", 10)
         if self.intermediate_size is None:
@@ -137,6 +140,8 @@ class IGPTConfig(TokenGrid, PreTrainedConfig):
             )
         if self.num_labels < 1:
             raise ValueError(f"num_labels must be at least 1, got {self.num_labels}.")
+        if sorted(self.id2label) != list(range(self.num_labels)) or len(set(self.class_names)) < self.num_labels:
+            raise ValueError(f"id2label gives labels from 0 on different names; got {self.id2label}.")
         for name in ("rms_norm_eps", "initializer_range"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")

@@ -97,7 +97,13 @@ class Decoder:
             self._logits = None
 
     def reorder(self, index: torch.LongTensor):
-        """Sequence i becomes what sequence index[i] was, (any number,): beams, particles, copies of one prompt."""
+        """Sequence i becomes what sequence index[i] was, (any number,): beams, particles, copies of one prompt.
+
+        Raises:
+            ValueError: An index of no sequence, or none at all.
+        """
+        if index.dtype != torch.long or len(index) == 0 or not 0 <= index.min() <= index.max() < len(self._ids):
+            raise ValueError(f"index must hold whole numbers from 0 to {len(self._ids) - 1}, got {index.tolist()}.")
         self._state.select(index, self._computed)
         self._ids = self._ids[index]
         self._logits = None if self._logits is None else self._logits[index]

@@ -4,6 +4,7 @@ import copy
 import functools
 import logging
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 import torch
@@ -13,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .completion import NUM_PARTICLES, run_particles, warn_of_few_ancestors
 from .decoder import Decoder
-from .input_checks import check_known, check_no_padding, check_num_particles, check_prompt
+from .input_checks import check_known, check_no_padding, check_number, check_prompt
 from .kernel_blocks import blocks_forward, forward_kernel
 from .kernel_dispatch import is_sampler_usable, sample_images
 from .kernel_simd import compiled_beside
@@ -39,6 +40,7 @@ UNSUPPORTED = {
     "guidance is away from the start token": ("negative_prompt_ids", "negative_prompt_attention_mask"),
     "all images have the same number of tokens, with neither an end token nor padding": (
         "eos_token_id",
+        "forced_eos_token_id",
         "pad_token_id",
         "exponential_decay_length_penalty",
     ),
@@ -101,6 +103,8 @@ class IGPTGenerationMixin(GenerationMixin):
                 `UNSUPPORTED`.
         """
         self._check_supported(generation_config, kwargs)
+        num = self._setting("num_return_sequences", generation_config, kwargs)
+        check_number("num_return_sequences", 1 if num is None else num)
         ids = self._prompt(inputs, kwargs)
         self._check_length(1 if ids is None else ids.shape[1], generation_config, kwargs)
         if (min_posterior := kwargs.pop("min_posterior", None)) is not None:
@@ -138,7 +142,7 @@ class IGPTGenerationMixin(GenerationMixin):
     def _complete(self, ids, generation_config, kwargs, known_tokens, known_masks, num_particles) -> torch.LongTensor:
         """Fill in the unknown pixels of images: prompts (n, 1) -> (n * num_return_sequences, 1 + N)."""
         num_particles = NUM_PARTICLES if num_particles is None else num_particles
-        check_num_particles(num_particles)
+        check_number("num_particles", num_particles)
         if known_tokens is None and known_masks is None:
             raise ValueError("num_particles goes with a mask: IGPTImageProcessor.prompt(images=..., mask=...).")
         tokens, masks = (bits.to(self.device) for bits in check_known(known_tokens, known_masks, self.config))
@@ -157,7 +161,9 @@ class IGPTGenerationMixin(GenerationMixin):
         answers, _, ancestors = zip(*run_particles(self, prompts, tokens, masks, num_particles), strict=True)
         warn_of_few_ancestors(torch.cat(ancestors), num_particles)
         whole = self.config.max_position_embeddings
-        return torch.cat([ids if ids.shape[1] == whole else self.generate(ids) for ids in answers])
+        # All settings again: otherwise those of `generation_config` would come back.
+        finish = functools.partial(self.generate, **NEUTRAL, num_return_sequences=1)
+        return torch.cat([ids if ids.shape[1] == whole else finish(ids) for ids in answers])
 
     def _generate_again(self, min_posterior, ids, generation_config, logits_processor, kwargs) -> torch.LongTensor:
         """Sample where p(class | image) is below `min_posterior` up to `MAX_TRIES` times: ids (n * num, 1 + N)."""
@@ -165,6 +171,10 @@ class IGPTGenerationMixin(GenerationMixin):
             raise ValueError(f"min_posterior is a probability, got {min_posterior}.")
         if not self._setting("do_sample", generation_config, kwargs):
             raise ValueError("min_posterior samples again, which changes nothing with do_sample=False.")
+        if self._setting("return_dict_in_generate", generation_config, kwargs):
+            raise ValueError(
+                "return_dict_in_generate does not go with min_posterior, which returns the samples alone."
+            )
         if ids is None:
             ids = torch.full((1, 1), self._setting("bos_token_id", generation_config, kwargs), device=self.device)
         num = self._setting("num_return_sequences", generation_config, kwargs) or 1
@@ -227,6 +237,8 @@ class IGPTGenerationMixin(GenerationMixin):
         ids = named if inputs is None else inputs
         if ids is None:
             return None
+        if isinstance(ids, Mapping):
+            raise ValueError("a prompt's ids and masks are arguments of their own: write generate(**prompt).")
         ids = torch.as_tensor(ids)
         check_prompt(ids, self.config)
         return ids.to(self.device, torch.long)
@@ -353,4 +365,5 @@ class IGPTGuidanceLogitsProcessor(LogitsProcessor):
             self.decoder = Decoder(self.model, with_start_token(input_ids, self.model.config))
         self.decoder.push(input_ids[:, self.decoder.length :])
         unconditional = self.decoder.logits().log_softmax(-1)
-        return unconditional + self.scale * (scores.log_softmax(-1) - unconditional)
+        guided = unconditional + self.scale * (scores.log_softmax(-1) - unconditional)
+        return guided.masked_fill(scores == -torch.inf, -torch.inf)  # tokens that other processors forbid

@@ -15,6 +15,7 @@ import copy
 import inspect
 import math
 from collections.abc import Mapping
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -388,13 +389,13 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
         count = max(num_labels, num_images)
         if num_images not in (1, count):
             raise ValueError(f"{num_images} images and {num_labels} class labels: give as many, or one of either.")
-        data = {name: ids.expand(count, -1) for name, ids in data.items()}
+        data = {name: ids.repeat(count // len(ids), 1) for name, ids in data.items()}
         prompts = self._prompt_ids(labels, count)
         data["input_ids"] = torch.cat([prompts, data.pop("given")], dim=1) if "given" in data else prompts
         return BatchFeature({name: ids.numpy() for name, ids in data.items()}, tensor_type=return_tensors)
 
     def _given_tokens(self, images, keep_rows: int | None) -> torch.Tensor:
-        if keep_rows is None or keep_rows % self.patch_size or not 0 < keep_rows < self.image_size:
+        if not isinstance(keep_rows, Integral) or keep_rows % self.patch_size or not 0 < keep_rows < self.image_size:
             raise ValueError(
                 f"keep_rows must be a multiple of patch_size={self.patch_size} between {self.patch_size} and "
                 f"{self.image_size - self.patch_size}, got {keep_rows}."
@@ -414,7 +415,7 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
                 )
         if len(labels) not in (1, count):
             raise ValueError(f"{len(labels)} class labels for {count} images: give as many, or one for all.")
-        return (torch.tensor(labels, dtype=torch.long) + self.vocab_size)[:, None].expand(count, 1)
+        return (torch.tensor(labels, dtype=torch.long) + self.vocab_size)[:, None].repeat(count // len(labels), 1)
 
     # --- tokens -> images -------------------------------------------------------------------------------------------
 

@@ -1,5 +1,7 @@
 """Checks of what the model is given; each error says what is wrong and what to pass instead."""
 
+from numbers import Integral
+
 import torch
 
 from .configuration_igpt import IGPTConfig
@@ -120,7 +122,7 @@ def check_known(known_tokens, known_masks, config: IGPTConfig) -> tuple[torch.Te
     return pair[0].long(), pair[1].long()
 
 
-def check_num_particles(num_particles):
-    """Raise ValueError unless this is a number of particles."""
-    if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
-        raise ValueError(f"num_particles must be a whole number from 1 on, got {num_particles!r}.")
+def check_number(name: str, number):
+    """Raise ValueError unless an argument is a whole number from 1 on."""
+    if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
+        raise ValueError(f"{name} must be a whole number from 1 on, got {number!r}.")

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -44,7 +45,15 @@ MODEL_CODE = (f"{__package__}.layers_igpt", f"{__package__}.modeling_igpt")
 
 def is_numba_usable() -> bool:
     """Whether kernels can be compiled and called here."""
-    return numba is not None and not numba.config.DISABLE_JIT and not torch.compiler.is_compiling()
+    is_there = numba is not None and not numba.config.DISABLE_JIT
+    return is_there and not torch.compiler.is_compiling() and not is_watched()
+
+
+def is_watched() -> bool:
+    """Whether torch's operations or modules are watched, as by FlopCounterMode: whoever does would miss a kernel."""
+    of_all = nn.modules.module
+    hooks = (of_all._global_forward_hooks, of_all._global_forward_pre_hooks)
+    return torch._C._len_torch_dispatch_stack() > 0 or any(map(bool, (*hooks, of_all._global_backward_hooks)))
 
 
 # --- threads --------------------------------------------------------------------------------------------------------
@@ -56,15 +65,33 @@ def thread_pool(process, threads):
     return ThreadPoolExecutor(threads, thread_name_prefix="igpt")
 
 
+class _FewThreads:
+    """Who is in `single_thread_of_torch`, and how many threads torch had before."""
+
+    def __init__(self):
+        self.lock, self.inside, self.before = threading.Lock(), 0, 1
+
+
+_few_threads = _FewThreads()
+
+
 @contextlib.contextmanager
 def single_thread_of_torch():
-    """Run torch's own operations on one thread; afterwards on as many as before."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Run torch's own operations on one thread; afterwards on as many as before.
+
+    torch's number is that of the process: of several threads in here, the first to come knows the one before.
+    """
+    with _few_threads.lock:
+        if _few_threads.inside == 0:
+            _few_threads.before = torch.get_num_threads()
+        _few_threads.inside += 1
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        with _few_threads.lock:
+            _few_threads.inside -= 1
+            torch.set_num_threads(_few_threads.before)
 
 
 def run_tasks(kernel, tasks: int, threads: int | None = None):

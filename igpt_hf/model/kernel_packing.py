@@ -43,7 +43,7 @@ def stacked_weights(model) -> BlockWeights:
         return torch.stack([norm.weight.view(-1, norm.weight.shape[-1]) for norm in norms])
 
     if attentions[0].local_mixing is None:
-        mixing = torch.zeros(len(layers), 0, model.config.hidden_size)
+        mixing = torch.zeros(len(layers), 0, model.config.hidden_size, dtype=torch.float32)
     else:
         mixing = matrices([x.local_mixing for x in attentions])
     return BlockWeights(
@@ -82,7 +82,7 @@ def named_weights(model, weights: BlockWeights) -> dict[str, torch.Tensor]:
 
 def query_scale(channels: int, head_size: int) -> torch.Tensor:
     """Factors of query, key and value (3 C,): log2(e) / sqrt(head size) for the queries, and 1."""
-    scale = torch.ones(3 * channels)
+    scale = torch.ones(3 * channels, dtype=torch.float32)
     scale[:channels] = head_size**-0.5 * LOG2_E
     return scale
 

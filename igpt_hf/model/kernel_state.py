@@ -62,7 +62,7 @@ class KernelState:
         """Run positions `begin` to `end` - 1 of sequences (B, 1 + N): the logits of the last, (B, V)."""
         used, blocks = padded(begin) // LANES, padded(end) // LANES
         self.pages[:, used:blocks] = self._free_pages(used, len(ids) * (blocks - used)).view(len(ids), -1)
-        logits = torch.empty(len(ids), self.config.vocab_size)
+        logits = torch.empty(len(ids), self.config.vocab_size, dtype=torch.float32)
         sequences = (ids.numpy(), gain_rows(ids, self.config).numpy())
         caches = (tuple(cache.reshape(-1) for cache in self.caches), self.pages.numpy())
         arguments = (*self.arguments, sequences, caches, logits.numpy(), begin, end)

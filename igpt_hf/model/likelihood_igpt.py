@@ -4,7 +4,7 @@ import torch
 
 from .completion import NUM_PARTICLES, log_mean_exp, run_particles, warn_of_few_ancestors
 from .configuration_igpt import IGPTConfig
-from .input_checks import as_ids, check_ids, check_num_particles, check_whole_images, to_double
+from .input_checks import as_ids, check_ids, check_number, check_whole_images, to_double
 from .masks import known_bits, read_masks
 from .neighborhood import ids_on_grid
 from .tokens import tokens_on_grid
@@ -24,6 +24,7 @@ class IGPTLikelihoodMixin:
         Raises:
             ValueError: Ids that are not one prompt and the tokens of one image.
         """
+        input_ids = as_ids(input_ids).to(self.device)
         check_whole_images(input_ids, self.config)
         check_ids(input_ids, self.config, any_grid=True)
         logits = self(input_ids=input_ids[:, :-1], use_cache=False).logits
@@ -81,7 +82,7 @@ class IGPTLikelihoodMixin:
         """The estimates of ln p(known pixels | prompt) and the numbers of ancestors, (n,) each."""
         check_whole_images(input_ids, self.config)
         check_ids(input_ids, self.config)
-        check_num_particles(num_particles)
+        check_number("num_particles", num_particles)
         bits = known_bits(read_masks(mask), self.config)
         if len(bits) not in (1, len(input_ids)):
             raise ValueError(f"{len(input_ids)} images and {len(bits)} masks: give as many, or one mask for all.")

@@ -16,7 +16,8 @@ def read_masks(masks) -> list[np.ndarray]:
     """One mask or many -> boolean arrays (h, w), true where a pixel is unknown.
 
     Args:
-        masks: (h, w) or (n, h, w), booleans; a PIL image, white from gray level 128 on; or a list of those.
+        masks: (h, w) or (n, h, w), booleans; a PIL image, white from gray level 128 on, or of zeros and ones; or a
+            list of those.
 
     Raises:
         ValueError: Something else.
@@ -29,7 +30,8 @@ def read_masks(masks) -> list[np.ndarray]:
     arrays = []
     for index, mask in enumerate(masks):
         if isinstance(mask, Image.Image):
-            array = np.asarray(ImageOps.exif_transpose(mask).convert("L")) >= 128
+            gray = np.asarray(ImageOps.exif_transpose(mask).convert("L"))
+            array = gray >= (128 if gray.max(initial=0) > 1 else 1)
         else:
             array = np.asarray(mask)
         if array.dtype != bool or array.ndim != 2:

@@ -90,7 +90,7 @@ def rotary_angles(position_ids: torch.Tensor, config: IGPTConfig) -> torch.Tenso
     number.
     """
     pairs = config.hidden_size // config.num_attention_heads // 4  # for each direction
-    speeds = torch.logspace(0, math.log10(0.2), pairs, device=position_ids.device)
+    speeds = torch.logspace(0, math.log10(0.2), pairs, dtype=torch.float32, device=position_ids.device)
     rows, columns = position_ids // config.grid_size, position_ids % config.grid_size
     return torch.cat([rows[:, None] * speeds, columns[:, None] * speeds], dim=1)
 

@@ -38,6 +38,8 @@ class BinaryImageGenerationPipeline(Pipeline):
         count = generate_kwargs.get("num_return_sequences")
         if count is not None and count < 1:
             raise ValueError(f"num_return_sequences must be at least 1, got {count}.")
+        if generate_kwargs.get("return_dict_in_generate"):
+            raise ValueError("return_dict_in_generate does not go with the pipeline, which returns images alone.")
         known = {"keep_rows": keep_rows, "class_label": class_label, "mask_image": mask_image}
         return {name: value for name, value in known.items() if value is not None}, generate_kwargs, {}
 

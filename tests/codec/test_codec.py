@@ -227,6 +227,12 @@ def test_what_cannot_be_compressed_is_refused(tiny_model, ids):
         compress(model, ids[:0])
     with pytest.raises(IGPTError, match="batch_size must be between 1 and 65535, got 0"):
         compress(model, ids, batch_size=0)
+    with pytest.raises(IGPTError, match="batch_size must be at least 1, got 0"):
+        decompress(model, compress(model, ids.tolist()), batch_size=0)
+    with pytest.raises(
+        IGPTError, match=r"training mode, where dropout changes its probabilities: call model.eval\(\)"
+    ):
+        compress(tiny_model(attention_dropout=0.1).train(), ids)
     with pytest.raises(ValueError, match="whole image"):
         compress(model, ids[:, :5])
     with pytest.raises(ValueError, match="token 16 is out of range"):
@@ -340,9 +346,23 @@ def test_a_file_that_is_not_an_image_is_named(model, tiny_processor, tmp_path):
             read_images(model, tiny_processor, [source])
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", "..", ".", "", "a\\b", "/tmp"])
+@pytest.mark.parametrize("name", ["../up", "a/b", "..", ".", "", "a\\b", "/tmp", "long" * 60])
 def test_the_name_of_a_class_leads_to_no_other_folder(name):
     assert folder_names(["a", "سه", "c", name]) == ["a", "سه", "c", "3"]
+
+
+@pytest.mark.parametrize("name", [".notdef", "Train", "val", "00000.png"])
+def test_a_class_whose_folder_would_be_read_as_something_else_is_written_by_its_index(
+    tiny_model, tiny_processor, ids, tmp_path, name
+):
+    model = tiny_model()
+    model.set_classes(["a", name, "test"])
+    written = torch.cat([torch.tensor([[16], [17], [18]]), ids[:3, 1:]], dim=1)
+    write_images(model.config, tiny_processor, written, tmp_path / "images")
+    assert sorted(path.parent.name for path in tmp_path.glob("images/*/*.png")) == ["1", "2", "a"]
+    assert torch.equal(
+        read_images(model, tiny_processor, [tmp_path / "images"])[:, 1:].sort(0)[0], ids[:3, 1:].sort(0)[0]
+    )
 
 
 def test_each_class_has_a_folder_of_its_own():

@@ -5,16 +5,19 @@ import re
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling
 from igpt_hf.model import kernel_simd, modeling_igpt
-from igpt_hf.model.kernel_dispatch import TASKS, are_blocks_usable
+from igpt_hf.model.decoder import Decoder
+from igpt_hf.model.kernel_dispatch import TASKS, are_blocks_usable, single_thread_of_torch
 
 
 pytestmark = pytest.mark.skipif(kernel_simd.numba is None, reason="numba is not installed")
@@ -332,11 +335,65 @@ def test_only_whole_plain_float32_sequences_on_the_cpu_are_taken(tiny_model, ran
         assert not are_blocks_usable(hooked, ids)
         handle.remove()
     assert are_blocks_usable(hooked, ids)
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert not are_blocks_usable(hooked, ids)
+    handle.remove()
     hooked.layers[0].mlp.act = nn.ReLU()
     assert not are_blocks_usable(hooked, ids)
     eager = tiny_model()
     eager.set_attn_implementation("eager")
     assert not are_blocks_usable(eager.model, ids)
+
+
+def test_operations_are_counted_where_they_are_asked_for(tiny_model, random_ids):
+    model, counts = tiny_model(), []
+    for use_cache in (False, True):  # the modules compute both ways
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(input_ids=random_ids(model.config)[:, :-1], use_cache=use_cache)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 3 * 16 * model.num_parameters()
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32], ids=str)
+def test_another_default_type_of_numbers_changes_no_model(tiny_model, random_ids, dtype, tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    ids = random_ids(model.config)
+    expected = model.log_likelihood(ids)
+    torch.set_default_dtype(torch.float64)
+    try:
+        loaded = type(model).from_pretrained(tmp_path, **({} if dtype is None else {"dtype": dtype}))
+        assert loaded.dtype == torch.float32
+        assert torch.equal(loaded.log_likelihood(ids), expected)
+        loaded(input_ids=ids, labels=ids).loss.backward()
+        assert torch.equal(Decoder(loaded, ids[:, :1]).logits(), Decoder(model, ids[:, :1]).logits())
+        assert loaded.generate(ids[:, :1], min_posterior=0.1).shape == ids.shape
+        known = {"known_tokens": ids[:, 1:], "known_masks": torch.full_like(ids[:, 1:], 3)}
+        assert (loaded.generate(ids[:, :1], **known)[:, 1:] & 3 == ids[:, 1:] & 3).all()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_threads_that_overlap_leave_torch_its_number_of_threads():
+    torch.set_num_threads(2)
+    first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(3))
+
+    def first():
+        with single_thread_of_torch():
+            first_is_in.set()
+            second_is_in.wait()
+        first_is_out.set()
+
+    def second():
+        first_is_in.wait()
+        with single_thread_of_torch():
+            second_is_in.set()
+            first_is_out.wait()
+
+    with ThreadPoolExecutor(3) as pool:
+        assert [task.result() for task in (pool.submit(first), pool.submit(second))] == [None, None]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 2
 
 
 @pytest.mark.slow

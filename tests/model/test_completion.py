@@ -155,7 +155,14 @@ def test_a_mask_may_be_an_image_a_tensor_or_a_list_and_is_fitted_with_its_image(
     unknown[:8] = True
     prompts = [
         tiny_processor.prompt(images=picture, mask=mask)
-        for mask in (Image.fromarray(unknown), torch.from_numpy(unknown), [unknown], unknown[None])
+        for mask in (
+            Image.fromarray(unknown),
+            Image.fromarray(unknown.astype(np.uint8)),  # zeros and ones
+            Image.fromarray(unknown.astype(np.float32)),
+            torch.from_numpy(unknown),
+            [unknown],
+            unknown[None],
+        )
     ]
     bits = prompts[0]["known_masks"].view(4, 4)
     # The image takes the columns 2 to 5 of the canvas, and its pixels next to the unknown ones shrink with them.
@@ -229,6 +236,25 @@ def test_what_would_change_the_distribution_is_refused_with_a_mask(tiny_model, t
     prompt = tiny_processor.prompt(images=np.ones((8, 8), bool), mask=np.eye(8, dtype=bool))
     with pytest.raises(ValueError, match=rf"{next(iter(setting))}=\S+ does not go with a mask"):
         tiny_model().generate(**prompt, **setting)
+
+
+def test_answers_are_those_of_the_call_and_not_of_the_saved_settings(tiny_model, tiny_processor):
+    model, unknown = tiny_model(), np.repeat([False, True], 32).reshape(8, 8)
+    prompt = tiny_processor.prompt(class_labels=[0, 1], images=np.ones((8, 8), bool), mask=unknown)
+    expected = (set_seed(0), model.generate(**prompt))[1]
+    model.generation_config.update(num_return_sequences=3, temperature=0.01, guidance_scale=3.0)
+    neutral = {"num_return_sequences": 1, "temperature": 1.0, "guidance_scale": 1.0}
+    assert torch.equal((set_seed(0), model.generate(**prompt, **neutral))[1], expected)
+    with pytest.raises(ValueError, match="temperature=0.01 does not go with a mask"):
+        model.generate(**prompt)
+
+
+def test_prompts_of_one_image_share_no_memory(tiny_processor):
+    labels, picture = [0, 1], np.ones((8, 8), bool)
+    for kept in ({"mask": np.eye(8, dtype=bool)}, {"keep_rows": 4}):
+        for ids in tiny_processor.prompt(class_labels=labels, images=picture, **kept).values():
+            ids[0] = 3
+            assert (ids[1] != 3).any()
 
 
 def test_known_pixels_that_are_none_are_refused(tiny_model, tiny_processor, random_ids):

@@ -83,6 +83,11 @@ def test_any_number_of_unnamed_classes_is_kept(tmp_path, num_labels):
     assert IGPTConfig.from_pretrained(tmp_path).class_names == ["a", "b"]
 
 
+def test_names_may_be_given_by_label2id_alone():
+    config = IGPTConfig(label2id={"b": 1, "a": 0, "c": 2})
+    assert (config.num_labels, config.class_names) == (3, ["a", "b", "c"])
+
+
 def test_five_classes_are_saved_and_loaded_without_a_warning(tmp_path, library_warnings):
     IGPTConfig(num_labels=5).save_pretrained(tmp_path)
     assert IGPTConfig.from_pretrained(tmp_path).num_labels == 5
@@ -109,6 +114,8 @@ def test_five_classes_are_saved_and_loaded_without_a_warning(tmp_path, library_w
         ({"attention_dropout": math.nan}, ["attention_dropout", "probability", "nan"]),
         ({"tie_word_embeddings": True}, ["tie_word_embeddings must be False"]),
         ({"num_labels": 0}, ["num_labels", "at least 1", "0"]),
+        ({"id2label": {1: "a", 2: "b"}}, ["id2label", "from 0 on", "{1: 'a', 2: 'b'}"]),
+        ({"id2label": {0: "a", 1: "a"}}, ["id2label", "different names", "{0: 'a', 1: 'a'}"]),
         ({"rms_norm_eps": -1e-5}, ["rms_norm_eps", "positive", "-1e-05"]),
         ({"initializer_range": 0}, ["initializer_range", "positive", "0"]),
         ({"hidden_size": "16"}, ["hidden_size", "expected int", "'16'"]),

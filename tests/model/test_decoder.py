@@ -117,6 +117,9 @@ def test_what_does_not_fit_is_refused(kind, model, random_ids):
     with pytest.raises(ValueError, match="at most 15 given tokens"):
         Decoder(model, ids)
     decoder = Decoder(model, ids[:, :15])
+    for index in ([-1, 0], [0, 2], [], [0.0], [True, False]):
+        with pytest.raises(ValueError, match="index must hold whole numbers from 0 to 1, got"):
+            decoder.reorder(torch.tensor(index))
     for tokens in (ids[:, :3], ids[:1, 0]):
         with pytest.raises(ValueError, match="give each sequence as many, and not more"):
             decoder.push(tokens)

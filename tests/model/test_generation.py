@@ -272,6 +272,12 @@ def test_guidance_follows_its_formula_at_every_step(model, random_ids, cache, sc
     assert torch.equal(ids[:, :4], prompt)
 
 
+@pytest.mark.parametrize("scale", [-1.0, 0.0, 0.5, 2.0])
+def test_tokens_that_are_forbidden_stay_so_with_guidance(model, scale):
+    samples = sampled(model, inputs=torch.tensor([[17]] * 8), guidance_scale=scale, suppress_tokens=list(range(12)))
+    assert (samples[:, 1:] >= 12).all()
+
+
 def test_guided_samples_are_the_same_with_every_cache(model):
     samples = [sampled(model, inputs=torch.tensor([[16], [18]]), guidance_scale=2.0, **c) for c in CACHES.values()]
     assert all(torch.equal(first, second) for first, second in itertools.pairwise(samples))
@@ -382,6 +388,8 @@ def test_min_posterior_that_cannot_be_followed_is_refused(model):
         model.generate(min_posterior=0.5, max_time=1e-9)
     with pytest.raises(ValueError, match="min_posterior samples again, which changes nothing with do_sample=False"):
         model.generate(min_posterior=0.5, do_sample=False)
+    with pytest.raises(ValueError, match="return_dict_in_generate does not go with min_posterior"):
+        model.generate(min_posterior=0.5, return_dict_in_generate=True)
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
@@ -423,7 +431,7 @@ REFUSED = {
     "force_words_ids": [[3]], "num_beam_groups": 2, "eos_token_id": 3, "pad_token_id": 0, "stop_strings": "a",
     "exponential_decay_length_penalty": (3, 1.1), "token_healing": True, "encoder_repetition_penalty": 1.5,
     "position_ids": torch.tensor([[0, 1]]), "negative_prompt_attention_mask": torch.ones(1, 2),
-    "cache_implementation": "paged",
+    "cache_implementation": "paged", "forced_eos_token_id": 3,
 }  # fmt: skip
 
 
@@ -460,6 +468,18 @@ def test_a_prompt_may_be_an_array_or_lists(model, tiny_processor):
         model.generate([[16.0]])
     with pytest.raises(ValueError, match="two names for the prompt"):
         model.generate(expected[:, :1], input_ids=expected[:, :1])
+
+
+@pytest.mark.parametrize("arguments", [{}, {"use_cache": False}, {"min_posterior": 0.5}], ids=str)
+@pytest.mark.parametrize("count", [0, -1, 2.0, True])
+def test_a_number_of_samples_that_is_none_is_refused(model, arguments, count):
+    with pytest.raises(ValueError, match=f"num_return_sequences must be a whole number from 1 on, got {count}"):
+        model.generate(torch.tensor([[16]]), num_return_sequences=count, **arguments)
+
+
+def test_a_prompt_that_was_not_unpacked_is_answered_with_how_to(model, tiny_processor):
+    with pytest.raises(ValueError, match=r"write generate\(\*\*prompt\)"):
+        model.generate(tiny_processor.prompt(class_labels=[0]))
 
 
 @pytest.mark.parametrize("length", [{"max_length": 30}, {"max_length": 5}, {"max_new_tokens": 5}], ids=str)

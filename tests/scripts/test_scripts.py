@@ -1005,8 +1005,14 @@ def test_what_is_compressed_comes_back_from_the_same_model_alone(script, animals
     packed.write_bytes(packed.read_bytes()[:-1])
     message = refusal(script, "decompress.py", animals_run, packed, "--output", tmp_path / "other")
     assert f"{packed}: the file ends early" in message and not (tmp_path / "other").exists()
-    message = refusal(script, "compress.py", animals_run, animals, "--output", packed)
+    message = refusal(script, "compress.py", animals_run, animals, "--output", tmp_path / "b.igc")
     assert "broken.png" in message
+    picture = zoo / "eel" / "3.png"
+    for existing in (packed, picture):
+        before = existing.read_bytes()
+        message = refusal(script, "compress.py", animals_run, picture, "--output", existing)
+        assert f"--output {existing} exists: name another file, or delete it" in message
+        assert existing.read_bytes() == before
     message = refusal(script, "decompress.py", animals_run, tmp_path / "no.igc", "--output", tmp_path / "other")
     assert "no.igc" in message
 
