@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ablations import as_table, check_command
 from harness import write_results
+from igpt_hf import load_splits
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +33,7 @@ TRAIN_SHARE = 0.85  # of the images, see load_splits
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="synthetic", help="as in train.py")
-    parser.add_argument("--num_images", type=int, default=22_352, help="in the data, to count epochs; HODA's")
+    parser.add_argument("--num_images", type=int, help="in the data, to count epochs; counted if left out")
     parser.add_argument("--minutes", type=float, default=60, help="of each model's training")
     parser.add_argument("--search_minutes", type=float, help="of each candidate's; a tenth of --minutes if left out")
     parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), metavar="MODEL")
@@ -41,6 +42,8 @@ def parse_arguments():
     parser.add_argument("--output", type=Path, default=Path("runs/baselines"))
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="more flags of both training scripts")
     args = parser.parse_args()
+    if args.num_images is None:
+        args.num_images = sum(map(len, load_splits(args.data, seed=args.seed).values()))
     args.search_minutes = args.minutes / 10 if args.search_minutes is None else args.search_minutes
     return args
 

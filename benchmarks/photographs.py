@@ -7,15 +7,13 @@ a shadow. The processor makes binary pixels of the photograph and of the clean d
 Counted is how often both agree (intersection over union of their ink of at least 0.8), and whether strokes broke.
 """
 
-import argparse
 import io
-import json
 import time
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from harness import benchmark_parser, write_results
 from igpt_hf import IGPTImageProcessor
 from igpt_hf.model.image_ink import count_pieces
 
@@ -94,10 +92,9 @@ def compare(processor: IGPTImageProcessor, seed: int) -> dict:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, "photographs.json")
     parser.add_argument("--num", type=int, default=400)
     parser.add_argument("--first_seed", type=int, default=0, help="photographs of other seeds are others")
-    parser.add_argument("--output", type=Path, default=Path("photographs.json"))
     args = parser.parse_args()
     began = time.monotonic()
     rows = [compare(IGPTImageProcessor(), seed) for seed in range(args.first_seed, args.first_seed + args.num)]
@@ -114,8 +111,7 @@ def main():
     for row in rows:
         if row["iou"] < GOOD or row["pieces"] > row["pieces_drawn"]:
             print(row)
-    args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(results, indent=1))
+    write_results(results, args.output)
 
 
 if __name__ == "__main__":

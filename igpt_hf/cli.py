@@ -132,6 +132,7 @@ def run_main(main: Callable[[], Any]):
     Besides `IGPTError`: the model and its processor raise ValueError, files OSError, the Trainer FloatingPointError at
     a NaN or infinite loss, and a missing extra ModuleNotFoundError.
     """
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of classes that a pipe on Windows cannot take
     gc.freeze()  # what was imported is no garbage: looking through it takes seconds, most of them at the end
     gc.enable()
     try:

@@ -45,6 +45,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 TABLES = ROOT / "utils" / "tables"
 ABLATIONS = ("ablations", "ablations_before_rotary")  # tables that benchmarks/ablations.py makes
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]  # whose commands are checked, but not figures
 DASH = "—"
 BLOCK = re.compile(
     r"(?P<begin><!-- begin results: (?P<name>\S+) -->\n\n)(?P<rows>.*?)(?P<end>\n<!-- end results -->)", re.DOTALL
@@ -63,7 +64,7 @@ HIDDEN = re.compile(  # blocks, comments, code, formulas, addresses, sections an
     r"(?:section|version|Python|torch|transformers)\s[\d.]+",
     re.DOTALL | re.MULTILINE,
 )
-COMMAND = re.compile(r"(?<![\w/])((?:scripts|benchmarks|examples)/\w+\.py)([^\n|`#]*)")  # a script and its flags
+COMMAND = re.compile(r"(?<![\w/])((?:scripts|benchmarks|examples|utils)/\w+\.py)([^\n|`#]*)")  # a script and its flags
 FILE = re.compile(r"(?<![\w/.])(?:scripts|benchmarks|configs|examples|igpt_hf|tests|utils)/[\w/.-]+\.(?:py|yaml)")
 NAME = re.compile(r"`(igpt_hf(?:\.\w+)+)")
 FLAG = re.compile(r"(?<=\s)--(\w+)")
@@ -252,7 +253,7 @@ def wrong_commands(text: str) -> list[str]:
         if (ROOT / script).is_file():
             problems += [f"{script} has no --{flag}" for flag in FLAG.findall(flags) if flag not in flags_of(script)]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"(?:^|`)make (\w+)", text, re.MULTILINE):
+    for target in re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE):
         if not re.search(rf"^{target}:", makefile, re.MULTILINE):
             problems.append(f"there is no make {target}")
     return problems
@@ -295,6 +296,9 @@ def main():
                 sys.exit(f"error: {page.relative_to(ROOT)}: {error.args[0]}")
             page.write_text(text, encoding="utf-8")
         found = wrong_figures(text) + wrong_commands(text) + wrong_names(text)
+        problems += [f"{page.relative_to(ROOT)}: {problem}" for problem in found]
+    for page in OTHERS:
+        found = wrong_commands(page.read_text(encoding="utf-8"))
         problems += [f"{page.relative_to(ROOT)}: {problem}" for problem in found]
     problems += not_found([page.read_text(encoding="utf-8") for page in PAGES])
     if problems:

@@ -232,6 +232,10 @@ def test_an_epoch_has_each_training_image_once_in_an_order_of_its_own(shards):
     for other in (epoch(1), epoch(0, seed=2)):
         assert [row[1:] for row in other] != [row[1:] for row in first]
         assert {row[1:] for row in other} == {row[1:] for row in first}
+    untold = [{row[1:] for row in rows if row[0] == config.start_token_id} for rows in (first, epoch(1), epoch(1))]
+    assert untold[0] != untold[1] == untold[2]
+    places = [[row[0] == config.start_token_id for row in rows] for rows in (first, epoch(1))]
+    assert places[0] != places[1]
     untold = np.mean([row[0] == config.start_token_id for row in first])
     assert abs(untold - 0.3) < 4 * (0.3 * 0.7 / len(tokens)) ** 0.5
 
@@ -358,6 +362,8 @@ def test_a_bad_image_is_named_or_left_out(tmp_path, caplog):
         tokens_of(tmp_path / "bad.parquet")
     assert sum(tokens_of(tmp_path / "bad.parquet", skip_bad_images=True).num_images.values()) == 120
     assert "Skipped 1 of 121 images" in caplog.text
+    with pytest.raises(DataError, match="row 0 of"):  # the cache is not that of others
+        tokens_of(tmp_path / "bad.parquet")
 
 
 @pytest.mark.parametrize(

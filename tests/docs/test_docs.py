@@ -77,7 +77,7 @@ def test_links_and_images_lead_somewhere(page):
     assert missing == []
 
 
-@pytest.mark.parametrize("page", TEXTS, ids=names)
+@pytest.mark.parametrize("page", [*TEXTS, *check_docs.OTHERS], ids=names)
 def test_commands_name_scripts_and_flags_that_exist(page):
     assert check_docs.wrong_commands(page.read_text("utf-8")) == []
 
@@ -246,7 +246,7 @@ def test_what_is_no_measurement_needs_no_source(results):
 
 def test_flags_and_scripts_that_are_not_there_are_found():
     wrong = check_docs.wrong_commands(
-        "```bash\npython scripts/sample.py m --numb 3\npython scripts/no.py\nmake tea\n"
+        "```bash\npython scripts/sample.py m --numb 3\npython scripts/no.py\nmake tea\nmake test-tea\n"
         "accelerate launch --num_processes 2 scripts/train.py \\\n  --no_such_flag 1 --hidden_size 16\n```\n"
     )
     assert wrong == [
@@ -254,6 +254,7 @@ def test_flags_and_scripts_that_are_not_there_are_found():
         "scripts/sample.py has no --numb",
         "scripts/train.py has no --no_such_flag",
         "there is no make tea",
+        "there is no make test-tea",
     ]
 
 

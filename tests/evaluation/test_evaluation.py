@@ -144,6 +144,8 @@ def test_calibration_is_the_distance_between_what_was_said_and_what_came():
     assert np.allclose(result["observed"], [0.1, 0.7])
     assert result["count"] == [10, 10]
     assert math.isclose(result["calibration_error"], 0.1)
+    many = calibration(np.append(white, [0.1] * 20), np.append(pixels, [1] * 2 + [0] * 18), num_bins=5)
+    assert many["count"] == [30, 10] and math.isclose(many["calibration_error"], 0.05)  # of all pixels
     assert calibration(np.array([1.0]), np.array([1]))["calibration_error"] == 0
 
 

@@ -143,6 +143,7 @@ def test_samples_have_the_classes_of_the_prior_and_the_seed_decides_them(tiny_mo
     model, prior = tiny_model(), torch.tensor([0.2, 0.5, 0.3])
     first, again, other = (draw_samples(model, tiny_processor, prior, 20, seed, batch_size=8) for seed in (1, 1, 2))
     assert np.bincount(first.labels).tolist() == [4, 10, 6]
+    assert first.labels.tolist() != sorted(first.labels)  # the halves of what is tested are alike
     assert first.pixels.shape == (20, 8, 8)
     assert np.array_equal(first.pixels, again.pixels)
     assert np.array_equal(first.labels, again.labels)

@@ -117,16 +117,24 @@ def test_a_classifier_is_pushed_and_what_cannot_be_loaded_is_refused_in_words(
 
 
 def test_results_are_pushed_without_the_folders_of_this_machine(checkpoint, connected, script, tmp_path):
-    report = {"data": f"{tmp_path}/me/digits.cdb, ~/labels.npy", "model": "runs/x", "test_nats_per_image": 50.5}
-    for name, value in (("report.json", report), ("all_results.json", {"data": "user/digits", "seed": 3})):
+    report = {
+        "data": f"{tmp_path}/me/digits.cdb, ~/labels.npy",
+        "model": f"{tmp_path}/me/x",
+        "test_nats_per_image": 50.5,
+    }
+    for name, value in (
+        ("report.json", report),
+        ("all_results.json", {"data": "user/digits", "model_name_or_path": f"{tmp_path}/me/first", "seed": 3}),
+    ):
         (checkpoint / name).write_text(json.dumps(value))
     before = contents(checkpoint)
     with HubStandIn() as hub:
         connected(hub)
         assert script("push_to_hub.py", checkpoint, "user/digits") is None
     files = hub.files["user/digits"]
-    assert json.loads(files["report.json"]) == report | {"data": "digits.cdb,labels.npy"}
-    assert files["all_results.json"] == before["all_results.json"]  # an id on the Hub is no path
+    assert json.loads(files["report.json"]) == report | {"data": "digits.cdb,labels.npy", "model": "x"}
+    results = {"data": "user/digits", "model_name_or_path": "first", "seed": 3}  # an id on the Hub is no path
+    assert json.loads(files["all_results.json"]) == results
     assert contents(checkpoint) == before
 
 

@@ -10,6 +10,7 @@ from transformers import set_seed
 
 from igpt_hf import IGPTConfig, IGPTForCausalImageModeling, IGPTImageProcessor
 from igpt_hf.model.completion import Particles, effective_size, systematic_resampling
+from igpt_hf.model.masks import read_masks, transparent_pixels
 
 
 MASKS = {  # true where a pixel of 4x4 is unknown
@@ -171,6 +172,14 @@ def test_a_mask_may_be_an_image_a_tensor_or_a_list_and_is_fitted_with_its_image(
         assert torch.equal(prompt["known_masks"].view(4, 4), bits)
 
 
+def test_gray_levels_from_128_on_are_white_in_a_mask_and_opaque_in_an_image():
+    levels = Image.fromarray(np.array([[0, 127, 128, 255]], np.uint8))
+    assert read_masks(levels)[0].tolist() == [[False, False, True, True]]
+    image = Image.new("RGBA", (4, 1))
+    image.putalpha(levels)
+    assert transparent_pixels(image).tolist() == [[True, True, False, False]]
+
+
 def test_a_pixel_is_unknown_where_any_unknown_pixel_has_a_part_in_it(tiny_processor):
     unknown = np.zeros((32, 32), bool)
     unknown[13, 22] = True
@@ -292,6 +301,29 @@ def test_systematic_resampling_keeps_each_particle_as_often_as_its_weight_says()
     assert (counts.sum(2) == 7).all()
     assert ((counts - expected).abs() < 1 + 1e-9).all()
     assert abs(counts.mean(0) - expected).max() < 6 * 0.5 / 200**0.5
+
+
+class TwoBeginnings:
+    """A decoder of two sequences: the first goes on with token 0 or 1, the second with 2 or, hardly ever, with 3."""
+
+    def logits(self):
+        return torch.tensor([[0.5, 0.5, 1e-9, 1e-9], [1e-9, 1e-9, 1 - 1e-4, 1e-4]]).log()
+
+    def reorder(self, index):
+        self.index = index
+
+    def push(self, tokens):
+        self.sampled = set(zip(self.index.tolist(), tokens.tolist(), strict=True))
+
+
+def test_after_a_resampling_each_particle_goes_on_by_its_own_probabilities():
+    set_seed(0)
+    particles = object.__new__(Particles)
+    particles.decoder, particles.rows = TwoBeginnings(), torch.tensor([[0] * 16 + [1] * 48])
+    particles.log_weights, particles.log_evidence = torch.zeros(1, 64).double(), torch.zeros(1).double()
+    particles.ancestors = torch.arange(64)[None]
+    particles.step(torch.tensor([[True, True, False, True]]))  # what the second would take is not allowed
+    assert particles.decoder.sampled == {(0, 0), (0, 1)}
 
 
 def test_particles_with_the_same_tokens_are_one_sequence(all_pictures):

@@ -30,6 +30,17 @@ def some_ids(config, n=5, label=1):
     return torch.cat([torch.full((n, 1), config.vocab_size + label), tokens], dim=1)
 
 
+def test_the_grid_with_the_fewest_ancestors_is_reported(model, monkeypatch, caplog):
+    ancestors = iter([50.0, 50.0, 1.0, *[50.0] * 5])
+
+    def run_particles(model, prompts, *args):
+        yield prompts, torch.zeros(len(prompts)), torch.full((len(prompts),), next(ancestors))
+
+    monkeypatch.setattr("igpt_hf.model.likelihood_igpt.run_particles", run_particles)
+    model.log_likelihood(some_ids(model.config), mask=np.eye(4, dtype=bool))
+    assert "5 of 5 runs: the particles at the end descend from effectively 1.0 of" in caplog.text
+
+
 def test_the_blocks_of_each_grid_begin_at_another_pixel():
     corner = np.zeros((1, 6, 6), np.uint8)
     corner[0, 0, 0] = 1

@@ -331,6 +331,12 @@ def test_a_small_picture_is_not_enlarged_but_kept_to_the_pixel(processor):
     assert found.sum() == pixels.sum()
 
 
+def test_sizes_are_rounded_to_the_nearest(tiny_processor):
+    processor = IGPTImageProcessor(image_size=28)
+    shrunk = processor._shrink(Image.new("L", (100, 67)), is_crop=False)
+    assert shrunk.size == (28, 19)  # 18.76 rows
+
+
 def test_shrinking_averages_all_pixels_rather_than_picking_some():
     processor = IGPTImageProcessor(image_size=SIZE, **DECIDED)
     stripes = np.zeros((SIZE * 8, SIZE * 8), np.uint8)

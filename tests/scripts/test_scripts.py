@@ -983,6 +983,19 @@ def test_score_reads_images_unlike_the_data_by_themselves_and_leaves_out_bad_one
     assert "none of the 1 files" in refusal(script, *flags)
 
 
+@pytest.mark.slow
+def test_what_a_pipe_cannot_take_of_a_name_is_written_as_its_code(tmp_path):
+    for name in ("الف", "ب"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(3):
+            picture = Image.new("L", (28, 28))
+            picture.paste(255, (10, 4 + i, 18, 20 + i + len(name)))
+            picture.save(tmp_path / "data" / name / f"{i}.png")
+    command = (SCRIPTS / "data.py", tmp_path / "data", "--output", tmp_path / "data.png")
+    told = run_python(*command, env=os.environ | {"PYTHONIOENCODING": "cp1252"}).stdout  # as of a pipe on Windows
+    assert r"\u0628" in told and (tmp_path / "data.png").is_file()
+
+
 # --- compress.py, decompress.py -------------------------------------------------------------------------------------
 
 

@@ -1,17 +1,16 @@
 """Checkpoints: whole or passed over, whatever breaks off the run, and nothing in them is ever executed."""
 
 import errno
-import fcntl
 import fnmatch
 import json
 import os
 import pickle
-import resource
 import shutil
 import signal
 import stat
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -39,6 +38,14 @@ from igpt_hf.training.checkpoints import MANIFEST, last_complete_checkpoint, ver
 from igpt_hf.training.output_dir import LOCK, delete_overwritten, only_run_in, prepare_output_dir
 from igpt_hf.training.preemption import Preempted, SaveOnSigterm
 from igpt_hf.training.run_settings import SETTINGS, run_settings
+
+
+try:
+    import fcntl
+    import resource
+except ImportError:  # Windows
+    fcntl = resource = None
+posix = pytest.mark.skipif(fcntl is None, reason="Windows has other locks, and no limits of a process")
 
 
 def write_checkpoint(folder, step: int):
@@ -99,6 +106,7 @@ def test_two_incomplete_checkpoints_of_one_step_are_both_kept(tmp_path):
     assert (tmp_path / "incomplete-checkpoint-6-2" / "optimizer.pt").read_text() == "second"
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not tell what is open")
 def test_what_is_flushed_is_open_for_writing_as_windows_wants_it_and_the_folders_follow(tmp_path, monkeypatch):
     flushed, fsync = [], os.fsync
 
@@ -295,6 +303,7 @@ with only_run_in(sys.argv[1]):
 """
 
 
+@posix
 @pytest.mark.slow
 def test_a_folder_in_use_is_refused_until_its_owner_ends_even_if_it_is_killed(tmp_path):
     folder = tmp_path / "new" / "run"
@@ -334,6 +343,7 @@ def test_the_lock_leaves_no_trace_and_is_no_file_of_a_run(tmp_path, monkeypatch)
     assert contents(tmp_path) == {"new/run/model.safetensors": b"a model"}
 
 
+@posix
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], ids=errno.errorcode.get)
 def test_a_disk_without_file_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog, code):
     def no_locks(*args):
@@ -346,6 +356,7 @@ def test_a_disk_without_file_locks_is_used_with_a_warning(tmp_path, monkeypatch,
     assert contents(tmp_path) == {"run/model.safetensors": b"a model"}
 
 
+@posix
 def test_a_full_disk_at_the_lock_is_told(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -425,6 +436,7 @@ def test_sigterm_in_the_last_step_of_an_epoch_waits_for_the_epochs_evaluation(sp
     assert_equal_weights(whole.model.state_dict(), resumed.model.state_dict())
 
 
+@posix
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [10_000, 40_000], ids=["in the weights", "in the optimizer's state"])
 def test_a_full_disk_is_told_and_the_last_checkpoint_is_intact(splits, tiny_processor, whole_run, tmp_path, limit):

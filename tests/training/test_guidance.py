@@ -53,6 +53,8 @@ def test_images_with_class_dropout_have_their_plain_loss(model, batch):
     plain = model(**batch, use_cache=False)
     loss = built_in_guidance_loss(model, batch, model, SCALE, token_loss(model))(plain, batch["labels"])
     assert torch.equal(loss, plain.loss)
+    gradients = [torch.autograd.grad(x, model.lm_head.weight, retain_graph=True)[0] for x in (loss, plain.loss)]
+    assert torch.allclose(*gradients, rtol=1e-5)
 
 
 def test_the_prediction_of_any_class_learns_nothing_from_images_of_a_class(model, batch):

@@ -184,6 +184,15 @@ def test_nats_of_each_image_are_exact_though_the_last_batch_is_uneven(splits, ti
     assert ids[:, 0].max() < model.config.start_token_id  # all classes are told
 
 
+def test_no_image_is_left_out_of_an_evaluation(splits, tiny_model, tiny_processor, tmp_path):
+    trainer = make_trainer(tiny_model(), arguments(tmp_path, dataloader_drop_last=True), splits, tiny_processor)
+    assert len(splits["validation"]) % trainer.args.per_device_eval_batch_size
+    ids = trainer.eval_dataset["validation"].__getitems__(range(len(splits["validation"])))["input_ids"]
+    metrics = trainer.evaluate(trainer.eval_dataset["validation"], metric_key_prefix="v")
+    assert metrics["v_nats_per_image"] == pytest.approx(-trainer.model.log_likelihood(ids).mean().item(), rel=1e-6)
+    assert trainer.args.dataloader_drop_last
+
+
 def test_nats_are_summed_per_image_over_what_is_predicted():
     logits = torch.zeros(2, 4, 16)
     logits[1, 0, 5] = math.log(16)  # 5 has probability 16 / 31 at the first place of the second image
@@ -307,13 +316,17 @@ def test_a_schedule_reaches_both_parts(tiny_model, part, reload):
 
 @pytest.mark.parametrize("use_muon", [True, False])
 def test_the_trainer_uses_the_optimizer_and_the_rates_asked_for(splits, tiny_processor, tmp_path, use_muon):
-    trainer = new_trainer(
-        tmp_path, splits, tiny_processor, use_muon=use_muon, learning_rate=0.003, muon_learning_rate=0.07
-    )
+    rates = {"learning_rate": 0.003, "muon_learning_rate": 0.07}
+    others = {"adam_beta1": 0.81, "adam_beta2": 0.93, "adam_epsilon": 3e-7, "weight_decay": 0.013}
+    trainer = new_trainer(tmp_path, splits, tiny_processor, use_muon=use_muon, **rates, **others)
     trainer.create_optimizer_and_scheduler(num_training_steps=12)
     assert isinstance(trainer.optimizer, MuonAdamW) == use_muon
     rates = [group["initial_lr"] for group in trainer.optimizer.param_groups]
     assert rates == ([0.07, 0.003] if use_muon else [0.003, 0.003])
+    *_, adamw = trainer.optimizer.parts if use_muon else [trainer.optimizer]
+    assert {group["betas"] for group in adamw.param_groups} == {(0.81, 0.93)}
+    assert {group["eps"] for group in adamw.param_groups} == {3e-7}
+    assert trainer.optimizer.param_groups[0]["weight_decay"] == 0.013
     trained = [id(p) for group in trainer.optimizer.param_groups for p in group["params"]]
     assert sorted(trained) == sorted(id(p) for p in trainer.model.parameters())
 
