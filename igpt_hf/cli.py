@@ -142,6 +142,9 @@ def run_main(main: Callable[[], Any]):
         sys.exit(130)  # as a shell has it: 128 and the number of the signal
     except ModuleNotFoundError as error:
         sys.exit(f"error: {error}. `make install` brings it, or pip install 'igpt_hf[eval]' (checkout: '.[eval]').")
+    except BrokenPipeError:  # the reader has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        sys.exit(141)  # as a shell has it: 128 and the number of the signal
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 

@@ -62,7 +62,11 @@ def main():
     print(f"splits     {sizes}; {describe_splits(splits.given, args.seed)}")
     class_names = splits["train"].features["label"].names
     labels = Counter(class_names[label] for split in splits.values() for label in split["label"][:])
-    print(f"classes    {len(class_names)}: " + most_common(labels, 20))
+    if len(class_names) <= 20:  # as they are numbered
+        shown = ", ".join(f"{name} ({labels[name]:,})" for name in class_names)
+    else:
+        shown = most_common(labels, 20)
+    print(f"classes    {len(class_names)}: {shown}")
     census = count_images(splits.descriptions)
     print("sizes      " + most_common(Counter({"{}x{}".format(*size): n for size, n in census.sizes.items()})))
     print("modes      " + most_common(census.modes))

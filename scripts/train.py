@@ -47,7 +47,7 @@ from igpt_hf.plots import sample_sheet
 from igpt_hf.training.arguments import parse_arguments, unused_flags
 from igpt_hf.training.callbacks import SampleSheetCallback
 from igpt_hf.training.checkpoints import RESULTS, report_last_checkpoint
-from igpt_hf.training.initial_model import InitialModel, make_initial_model
+from igpt_hf.training.initial_model import InitialModel, check_model_flags, make_initial_model
 from igpt_hf.training.output_dir import delete_overwritten, only_run_in, prepare_output_dir
 from igpt_hf.training.preemption import Preempted, SaveOnSigterm
 from igpt_hf.training.results import format_results, keep_nats_quantiles, next_command, write_run
@@ -83,6 +83,7 @@ def train(script_args, model_args, args):
         logger.warning("warning: %s", warning)
 
     # 1. Data.
+    check_model_flags(script_args, model_args)
     split_seed = script_args.get_split_seed(args.seed)
     images, class_names = open_images(script_args, split_seed)
 

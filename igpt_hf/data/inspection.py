@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from ..errors import DataError
 from ..model.image_processing_igpt import IGPTImageProcessor
-from ..model.image_reading import read_image
+from ..model.image_reading import GrayImage, read_image
 from ..plots import ImageGrid, data_sheet
 
 
@@ -99,7 +99,7 @@ def inspect_images(images: list[PIL.Image.Image], processor: IGPTImageProcessor,
         f"{f', {full} nothing but ink' if full else ''}"
     )
     inspection = Inspection(decided, summary, data_sheet(images, pixels))
-    inspection.warnings = _doubts(read, pixels)
+    inspection.warnings = _doubts(decided, read)
     if empty + full > MAX_EMPTY * len(images):
         what = f"{empty} of {len(images)} images have no ink once they are binary" if empty >= full else (
             f"{full} of {len(images)} images are nothing but ink once they are binary"
@@ -139,8 +139,7 @@ def doubts_of(split: Dataset, processor: IGPTImageProcessor) -> list[str]:
     """What looks as if a split were of another polarity than the data that a processor was decided for."""
     images = sample_images(split, MAX_DOUBTED)
     decided = processor.decide(images)
-    pixels = np.stack([decided.fit_binary(read_image(image, index)) for index, image in enumerate(images)])
-    inverted = _count_inverted(pixels)
+    inverted = sum(_is_inverted(decided, read_image(image, index)) for index, image in enumerate(images))
     if inverted <= DOUBTFUL * len(images):
         return []
     return [
@@ -149,16 +148,19 @@ def doubts_of(split: Dataset, processor: IGPTImageProcessor) -> list[str]:
     ]
 
 
-def _count_inverted(pixels: np.ndarray) -> int:
-    """How many binary images (n, size, size) have a border that is mostly ink."""
-    edges = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], axis=1)
-    return int((edges.mean(axis=1) > 0.5).sum())
+def _is_inverted(processor: IGPTImageProcessor, image: GrayImage) -> bool:
+    """Whether an image's border is mostly ink, and what it surrounds less so, unlike a bar that is cropped."""
+    ink = np.asarray(processor.to_ink(image)) >= processor.level * 255
+    if min(ink.shape) < 3:
+        return False
+    border, inside = np.concatenate([ink[0], ink[-1], ink[:, 0], ink[:, -1]]), ink[1:-1, 1:-1]
+    return bool(border.mean() > 0.5 and np.mean(~inside) > 2 * np.mean(~border))
 
 
-def _doubts(read, pixels: np.ndarray) -> list[str]:
+def _doubts(processor: IGPTImageProcessor, read: list[GrayImage]) -> list[str]:
     """What looks as if the images were of two kinds."""
     count, warnings = len(read), []
-    inverted = _count_inverted(pixels)
+    inverted = sum(_is_inverted(processor, image) for image in read)
     if inverted > DOUBTFUL * count:
         warnings.append(
             f"{inverted} of {count} images have a background of ink, as if they were inverted. {REMEDY}; if both "

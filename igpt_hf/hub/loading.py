@@ -49,9 +49,17 @@ def load_pretrained(
     is_in_reach = _find(name)
     where: dict[str, Any] = {"local_files_only": not is_in_reach}
     try:
-        kind = AutoConfig.from_pretrained(name, **where).model_type
-        if kind != IGPTConfig.model_type:
+        config = AutoConfig.from_pretrained(name, **where)
+        if config.model_type != IGPTConfig.model_type:
+            kind = config.model_type
             raise IGPTError(f"{name} is a model of type {kind}, not one of this package: transformers loads it.")
+        classifies = IGPTForImageClassification.__name__ in (config.architectures or [])
+        if classifies and model_class is IGPTForCausalImageModeling:
+            raise IGPTError(
+                f"{name} is a classifier (train.py --task classification), whose class prompts are not trained: pass "
+                "the model that generates images. Its README.md says how it classifies, and its all_results.json how "
+                "well."
+            )
         model, info = model_class.from_pretrained(name, output_loading_info=True, **where)
         processor = IGPTImageProcessor.from_pretrained(name, **where)
     except IGPTError:
@@ -62,12 +70,6 @@ def load_pretrained(
     if missing:
         raise IGPTError(
             f"{name} has no weights for {', '.join(missing[:3])}: it is damaged, or another kind of model's."
-        )
-    classifies = IGPTForImageClassification.__name__ in (model.config.architectures or [])
-    if classifies and model_class is IGPTForCausalImageModeling:
-        raise IGPTError(
-            f"{name} is a classifier (train.py --task classification), whose class prompts are not trained: pass the "
-            "model that generates images. The classifier's accuracy is in its all_results.json."
         )
     _check(model, processor, name)
     return model, processor

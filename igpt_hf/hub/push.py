@@ -41,6 +41,10 @@ def push_folder(
     Raises:
         IGPTError: No token, no permission, a bad name, or no connection.
     """
+    if Path(repo).is_absolute() or repo.startswith((".", "~")) or repo.count("/") > 1:
+        raise IGPTError(
+            f"{repo} is a path and no repository of the Hub (user/name): to have the model there, copy it."
+        )
     api = HfApi(token=token)
     name = retry_hub_request(lambda: api.create_repo(repo, private=private, exist_ok=True), repo, token).repo_id
 

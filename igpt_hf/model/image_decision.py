@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .image_ink import count_pieces, has_dark_strokes, otsu_level
+from .image_ink import count_holes, count_pieces, has_dark_strokes, otsu_level
 from .image_reading import GrayImage, edges_of
 
 
@@ -134,10 +134,15 @@ def decide_shrinking(processor, images: list[GrayImage]):
         plain, wide = (
             [decided.replace(widen_strokes=widen).fit_binary(image) for image in images] for widen in (False, True)
         )
-        is_broken = [count_pieces(a) > count_pieces(b) for a, b in zip(plain, wide, strict=True)]
+        is_broken = [_is_broken(a, b) for a, b in zip(plain, wide, strict=True)]
         loses_ink = sum(a.sum() for a in plain) < (1 - MANY) * sum(b.sum() for b in wide)
         decided = decided.replace(widen_strokes=bool(loses_ink or sum(is_broken) > MANY * len(images)))
     return decided
+
+
+def _is_broken(plain: np.ndarray, wide: np.ndarray) -> bool:
+    """Whether ink that is not widened is in more pieces, or a ring of it open."""
+    return count_pieces(plain) > count_pieces(wide) or count_holes(plain) < count_holes(wide)
 
 
 def usual_margin(processor, images: list[GrayImage]) -> int:

@@ -156,15 +156,16 @@ def dilate(levels: np.ndarray, radius: int) -> np.ndarray:
     return result
 
 
-def label_pieces(mask: np.ndarray) -> np.ndarray:
-    """A number above 0 for each connected piece of a mask (h, w), corners included; 0 outside."""
+def label_pieces(mask: np.ndarray, by_corners: bool = True) -> np.ndarray:
+    """A number above 0 for each piece of a mask (h, w) that is connected by edges or, as usual, corners; 0 outside."""
     labels = np.where(mask, np.arange(1, mask.size + 1, dtype=np.int32).reshape(mask.shape), 0)
     while (
         True
     ):  # each pixel takes the highest label around it, and the label of the pixel that this one is named after
         padded = np.pad(labels, 1)
         rows = np.maximum(np.maximum(padded[:-2], padded[1:-1]), padded[2:])
-        highest = np.maximum(np.maximum(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:]) * mask
+        columns = rows if by_corners else padded[1:-1]
+        highest = np.maximum(np.maximum(columns[:, :-2], rows[:, 1:-1]), columns[:, 2:]) * mask
         highest = np.concatenate([[0], highest.ravel()])[highest]
         if np.array_equal(highest, labels):
             return labels
@@ -174,3 +175,9 @@ def label_pieces(mask: np.ndarray) -> np.ndarray:
 def count_pieces(mask: np.ndarray) -> int:
     """How many connected pieces a mask (h, w) has, corners included."""
     return len(np.unique(label_pieces(mask)[mask]))
+
+
+def count_holes(mask: np.ndarray) -> int:
+    """How many pieces of paper a mask (h, w) encloses, as a 0 does one; ink that meets at a corner is closed."""
+    paper = ~np.pad(mask, 1)
+    return len(np.unique(label_pieces(paper, by_corners=False)[paper])) - 1

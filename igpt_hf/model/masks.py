@@ -30,7 +30,10 @@ def read_masks(masks) -> list[np.ndarray]:
     arrays = []
     for index, mask in enumerate(masks):
         if isinstance(mask, Image.Image):
-            gray = np.asarray(ImageOps.exif_transpose(mask).convert("L"))
+            mask = ImageOps.exif_transpose(mask)
+            if mask.has_transparency_data:  # what is transparent is not white
+                mask = Image.alpha_composite(Image.new("RGBA", mask.size, "black"), mask.convert("RGBA"))
+            gray = np.asarray(mask.convert("L"))
             array = gray >= (128 if gray.max(initial=0) > 1 else 1)
         else:
             array = np.asarray(mask)

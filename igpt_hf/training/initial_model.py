@@ -48,6 +48,22 @@ class InitialModel:
         return inspection
 
 
+def check_model_flags(script_args: ScriptArguments, model_args):
+    """Refuse flags that describe no model, whatever the data: before it is read.
+
+    Raises:
+        IGPTError: It says what is wrong.
+    """
+    if script_args.model_name_or_path is None and model_args.preset != BASELINE_PRESET:
+        with _flags_of_a_model():
+            IGPTConfig.from_preset(model_args.preset, **_settings(model_args))
+
+
+def _settings(model_args) -> dict:
+    """The settings of a configuration that were given."""
+    return {name: value for name, value in vars(model_args).items() if name != "preset" and value is not None}
+
+
 def make_initial_model(class_names: list[str], script_args: ScriptArguments, model_args) -> InitialModel:
     """Make or load the model that the flags ask for.
 
@@ -56,7 +72,7 @@ def make_initial_model(class_names: list[str], script_args: ScriptArguments, mod
     """
     if script_args.model_name_or_path is not None:
         return _from_checkpoint(class_names, script_args, model_args)
-    settings = {name: value for name, value in vars(model_args).items() if name != "preset" and value is not None}
+    settings = _settings(model_args)
     labels = {"id2label": dict(enumerate(class_names)), "label2id": {n: i for i, n in enumerate(class_names)}}
     is_imagegpt = model_args.preset == BASELINE_PRESET
     if is_imagegpt and script_args.task != "generation":

@@ -57,11 +57,14 @@ def best_evaluation(trainer, history: LossHistory) -> int:
 def collect_results(trainer, test: dict[str, float], script_args: ScriptArguments, given: tuple[str, ...]) -> dict:
     """Gather the numbers of a run for all_results.json; nats are per image, exact, given the class."""
     args, history = trainer.args, LossHistory.from_log(trainer.state.log_history)
+    errors = LossHistory.from_log(trainer.state.log_history, "nats_per_image_stderr")
     kept = best_evaluation(trainer, history)
     stopwatch = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch))
     return {
         "train_nats_per_image": history.train[kept],
+        "train_nats_per_image_stderr": errors.train[kept],
         "validation_nats_per_image": history.validation[kept],
+        "validation_nats_per_image_stderr": errors.validation[kept],
         "test_nats_per_image": test["test_nats_per_image"],
         "test_nats_per_image_stderr": test["test_nats_per_image_stderr"],
         "test_bits_per_pixel": test["test_bits_per_pixel"],
@@ -116,10 +119,10 @@ def format_results(results: dict, folder: str, command: str | None) -> str:
     if results.get("task") == "classification":
         lines = [f"{split:>12} {results[f'{split}_accuracy']:8.2%} right" for split in splits]
     else:
-        nats = {split: results[f"{split}_nats_per_image"] for split in splits}
-        lines = [f"{split:>12} {value:8.2f} nats/image given the class" for split, value in nats.items()]
-        error, bits = results["test_nats_per_image_stderr"], results["test_bits_per_pixel"]
-        lines[-1] += f", ± {error:.2f}; {bits:.4f} bits/pixel"
+        nats = [(results[f"{split}_nats_per_image"], results[f"{split}_nats_per_image_stderr"]) for split in splits]
+        shown = [f"{value:8.2f} ± {error:.2f}" for value, error in nats]
+        lines = [f"{split:>12} {text} nats/image given the class" for split, text in zip(splits, shown, strict=True)]
+        lines[-1] += f"; {results['test_bits_per_pixel']:.4f} bits/pixel"
     ends = {
         "epochs": "all epochs are done",
         "max_steps": "all steps are done",

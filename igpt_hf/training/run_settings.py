@@ -13,8 +13,9 @@ from .arguments import ScriptArguments
 SETTINGS = "run_settings.json"  # in each checkpoint
 OF_DATA = """
 task data image_column label_column labels_from splits max_images threshold invert ink widen_strokes margin binarize
-streaming model_name_or_path
+streaming augment model_name_or_path
 """.split()
+IMAGES_PER_STEP = "per_device_train_batch_size, times accumulation and processes,"
 PATHS = ("data", "model_name_or_path")  # a folder may have moved: names are compared
 
 
@@ -25,7 +26,9 @@ def run_settings(script_args: ScriptArguments, model_args, args) -> dict:
     """
     return {
         **{name: getattr(script_args, name) for name in OF_DATA},
+        "seed": args.seed,
         "split_seed": script_args.get_split_seed(args.seed),
+        IMAGES_PER_STEP: args.images_per_step,
         **vars(model_args),
         "use_muon": args.use_muon,
         "ema_decay": "above 0" if args.ema_decay > 0 else 0,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
-from PIL import Image
+from PIL import Image, ImageOps
 
 from helpers.paths import SCRIPTS
 from helpers.scripts import run_python
@@ -66,6 +66,24 @@ def test_an_evaluation_of_images_of_the_other_polarity_is_warned_of(is_dark):
     assert ("it knows dark ink on light" if is_dark else "it knows light ink on dark") in doubt
     told = IGPTImageProcessor(invert="always" if is_dark else "never", levels=(0, 255), widen_strokes=False)
     assert doubts_of(Dataset.from_dict({"image": [square(dark=not is_dark)] * 9}, features=features), told) == [doubt]
+
+
+def test_inverted_images_are_found_though_they_are_shrunk_with_a_margin():
+    def glyph(is_inverted: bool) -> Image.Image:
+        image = Image.new("L", (100, 80))
+        image.paste(255, (30, 10, 60, 70))
+        return ImageOps.invert(image) if is_inverted else image
+
+    images = [glyph(i < 4) for i in range(16)]
+    processor = IGPTImageProcessor(margin=2, ink="light")
+    (warning,) = inspect_images(images, processor, None).warnings
+    assert "4 of 16 images have a background of ink" in warning
+    dataset = Dataset.from_dict({"image": images}, features=Features(image=ImageFeature()))
+    (doubt,) = doubts_of(dataset, processor.decide(images))
+    assert "4 of 16 images have a background of ink" in doubt
+    bar = Image.new("L", (40, 90), 255)  # a 1 that is cropped to its ink
+    bar.paste(0, (0, 60, 15, 90))
+    assert inspect_images([bar] * 8 + [glyph(False)] * 8, processor, None).warnings == []
 
 
 def test_a_data_set_that_comes_out_empty_is_refused_with_the_remedy():

@@ -200,6 +200,8 @@ def test_a_folder_without_a_model_and_a_bad_name_are_refused(checkpoint, connect
         assert "is not a folder" in script("push_to_hub.py", tmp_path / "nowhere", "user/digits")
         (tmp_path / "empty").mkdir()
         assert "holds no trained model" in script("push_to_hub.py", tmp_path / "empty", "user/digits")
+        for path in (str(tmp_path / "copy"), "./copy", "~/models/copy", "a/b/c"):
+            assert f"{path} is a path and no repository of the Hub" in script("push_to_hub.py", checkpoint, path)
         assert "is not a valid repository name" in script("push_to_hub.py", checkpoint, "user/a b")
     assert hub.files == {}
 

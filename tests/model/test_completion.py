@@ -178,6 +178,9 @@ def test_gray_levels_from_128_on_are_white_in_a_mask_and_opaque_in_an_image():
     image = Image.new("RGBA", (4, 1))
     image.putalpha(levels)
     assert transparent_pixels(image).tolist() == [[True, True, False, False]]
+    white = Image.new("RGBA", (4, 1), "white")
+    white.putalpha(levels)  # what is transparent marks nothing, though it is white
+    assert read_masks(white)[0].tolist() == [[False, False, True, True]]
 
 
 def test_a_pixel_is_unknown_where_any_unknown_pixel_has_a_part_in_it(tiny_processor):

@@ -14,8 +14,8 @@ import photographs
 from helpers.paths import HODA_FILE, MNIST
 from igpt_hf import IGPTImageProcessor, load_splits
 from igpt_hf.data.tokenized import tokenize
-from igpt_hf.model.image_ink import count_pieces, label_pieces
-from igpt_hf.model.image_reading import to_marked_image
+from igpt_hf.model.image_ink import count_holes, count_pieces, label_pieces
+from igpt_hf.model.image_reading import read_image, to_marked_image
 from igpt_hf.model.tokens import pixels_to_tokens
 
 
@@ -209,6 +209,23 @@ def test_a_thin_line_stays_one_line(side, pen, angle, is_dark):
     assert pixels.sum() >= 14
 
 
+def test_rings_that_would_open_are_widened():
+    rings = []
+    for angle in range(8):
+        ring = Image.new("L", (160, 160), 255)
+        ImageDraw.Draw(ring).arc((20, 20, 140, 140), 0, 360, fill=0, width=8)
+        ImageDraw.Draw(ring).arc((20, 20, 140, 140), 45 * angle, 45 * angle + 40, fill=255, width=6)  # thinner there
+        rings.append(ring)
+    decided = AUTO.decide(rings)
+    plain, wide = (
+        [decided.replace(widen_strokes=w).fit_binary(read_image(r, 0)) for r in rings] for w in (False, True)
+    )
+    assert {count_pieces(pixels) for pixels in plain} == {1}
+    assert sum(count_holes(pixels) == 0 for pixels in plain) > 1
+    assert {count_holes(pixels) for pixels in wide} == {1}
+    assert decided.widen_strokes
+
+
 def test_strokes_that_are_wide_enough_are_not_touched():
     image = Image.new("L", (280, 280), 255)
     ImageDraw.Draw(image).line((50, 60, 200, 230), fill=0, width=25)
@@ -257,6 +274,7 @@ def test_pieces_are_labeled_as_scipy_does_it(density):
     mask = np.random.default_rng(0).random((40, 30)) < density
     expected, count = scipy.ndimage.label(mask, np.ones((3, 3)))
     labels = label_pieces(mask)
+    assert count_holes(mask) == scipy.ndimage.label(~np.pad(mask, 1))[1] - 1
     assert count_pieces(mask) == count
     assert np.array_equal(labels > 0, mask)
     assert len(set(zip(labels[mask].tolist(), expected[mask].tolist(), strict=True))) == count

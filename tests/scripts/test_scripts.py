@@ -22,6 +22,7 @@ import igpt_hf  # noqa: F401  registers the model
 from helpers.paths import EXAMPLES, SCRIPTS
 from helpers.scripts import FILES, LAUNCH, contents, results_of, run, run_python
 from igpt_hf import IGPTImageProcessor
+from igpt_hf.cli import run_main
 from igpt_hf.data.splits import load_splits
 from igpt_hf.evaluation.compatibility import seen_images_warning
 from igpt_hf.plots import UNKNOWN
@@ -983,6 +984,25 @@ def test_score_reads_images_unlike_the_data_by_themselves_and_leaves_out_bad_one
     assert "none of the 1 files" in refusal(script, *flags)
 
 
+@pytest.mark.parametrize("flags", [["--preset", "xss"], ["--image_size", "27"], ["--patch_size", "8"]], ids=" ".join)
+def test_flags_of_no_model_are_refused_before_the_data_is_read(script, tmp_path, flags):
+    message = refusal(script, "train.py", "--data", tmp_path / "nowhere", "--output_dir", tmp_path / "run", *flags)
+    assert "the flags describe no model" in message and flags[1] in message
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch, capfd):
+    def closed():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    kept = os.dup(1)
+    try:
+        with pytest.raises(SystemExit) as end:
+            run_main(closed)
+    finally:
+        os.dup2(kept, 1)
+    assert end.value.code == 141 and capfd.readouterr().err == ""
+
+
 @pytest.mark.slow
 def test_what_a_pipe_cannot_take_of_a_name_is_written_as_its_code(tmp_path):
     for name in ("الف", "ب"):
@@ -1120,6 +1140,7 @@ def test_a_finished_classifier_that_is_resumed_is_left_as_it_is(
 def test_a_classifier_is_no_generator(script, classifier_run, many_animals, tmp_path):
     message = refusal(script, "evaluate.py", classifier_run, "--data", many_animals, "--output", tmp_path / "r.json")
     assert "is a classifier" in message
+    assert "LOAD REPORT" not in message
 
 
 @pytest.mark.parametrize(

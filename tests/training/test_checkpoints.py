@@ -192,6 +192,9 @@ def settings_of(*flags) -> dict:
     return run_settings(*parse_arguments(list(flags)))
 
 
+ACCUMULATED = ("--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "6")
+
+
 def test_a_run_is_resumed_with_its_own_data_model_and_optimizer(tmp_path):
     settings = settings_of("--data", "here/a.cdb,there/b.cdb", "--preset", "xs", "--split_seed", "3")
     newest = write_checkpoint(tmp_path, 7)
@@ -209,8 +212,14 @@ def test_a_run_is_resumed_with_its_own_data_model_and_optimizer(tmp_path):
         prepare_output_dir(args, settings_of("--preset", "xs"))
     with pytest.raises(IGPTError, match="--labels_from was not given and is top"):
         prepare_output_dir(args, settings | {"labels_from": "top"})
+    for name, value in (("seed", 42), ("augment", None)):
+        with pytest.raises(IGPTError, match=f"--{name} was {value or 'not given'} and is 0.5"):
+            prepare_output_dir(args, settings | {name: 0.5})
+    batch = settings_of("--data", "a.cdb,b.cdb", "--preset", "xs", "--split_seed", "3", *ACCUMULATED)
+    with pytest.raises(IGPTError, match="--per_device_train_batch_size, times .*, was 32 and is 48"):
+        prepare_output_dir(args, batch)
     assert contents(tmp_path) == before  # the newer one is not set aside
-    moved = settings_of("--data", "a.cdb,b.cdb", "--preset", "xs", "--seed", "3", "--num_train_epochs", "90")
+    moved = settings_of("--data", "a.cdb,b.cdb", "--preset", "xs", "--split_seed", "3", "--num_train_epochs", "90")
     assert prepare_output_dir(args, moved) == str(older)
 
 
