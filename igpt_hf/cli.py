@@ -9,6 +9,7 @@ Nothing heavy is imported before a script runs: some set environment variables t
 import argparse
 import difflib
 import gc
+import io
 import logging
 import os
 import runpy
@@ -132,7 +133,8 @@ def run_main(main: Callable[[], Any]):
     Besides `IGPTError`: the model and its processor raise ValueError, files OSError, the Trainer FloatingPointError at
     a NaN or infinite loss, and a missing extra ModuleNotFoundError.
     """
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of classes that a pipe on Windows cannot take
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of classes that a pipe on Windows cannot take
     gc.freeze()  # what was imported is no garbage: looking through it takes seconds, most of them at the end
     gc.enable()
     try:
