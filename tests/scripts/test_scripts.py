@@ -124,7 +124,9 @@ def test_a_run_into_a_pipe_prints_a_line_for_each_epoch_and_a_short_table_withou
     results = results_of(animals_run)
     assert log.count("\nepoch ") == 2
     assert "\r" not in log and "it/s]" not in log and len(log.splitlines()) < 30
-    assert f"test {results['test_nats_per_image']:8.2f} nats/image given the class" in log
+    for split in ("train", "validation", "test"):
+        nats, error = (results[f"{split}_nats_per_image{end}"] for end in ("", "_stderr"))
+        assert f"{split} {nats:8.2f} ± {error:.2f} nats/image given the class" in log
     assert "best epoch 2 of 2" in log and "all epochs are done" in log
     assert f"next: igpt sample {animals_run}; igpt evaluate {animals_run} --data " in log
 
