@@ -11,6 +11,7 @@ import difflib
 import gc
 import io
 import logging
+import math
 import os
 import runpy
 import subprocess
@@ -131,7 +132,8 @@ def run_main(main: Callable[[], Any]):
     """Call a script's `main`; what a user can fix becomes one line on stderr and exit status 1.
 
     Besides `IGPTError`: the model and its processor raise ValueError, files OSError, the Trainer FloatingPointError at
-    a NaN or infinite loss, and a missing extra ModuleNotFoundError.
+    a NaN or infinite loss, and a missing extra ModuleNotFoundError. Numbers out of range end in OverflowError or
+    MemoryError, and optimizers of other packages in ImportError.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of classes that a pipe on Windows cannot take
@@ -147,7 +149,7 @@ def run_main(main: Callable[[], Any]):
     except BrokenPipeError:  # the reader has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
         sys.exit(141)  # as a shell has it: 128 and the number of the signal
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, ArithmeticError, MemoryError, ImportError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -221,10 +223,10 @@ def check_sampling(args: argparse.Namespace):
     Raises:
         IGPTError: It names the flag and its value.
     """
-    if not args.temperature > 0:
+    if not 0 < args.temperature < math.inf:
         raise IGPTError(f"--temperature must be positive, got {args.temperature}.")
-    if not args.guidance_scale >= 0:
-        raise IGPTError(f"--guidance_scale must not be negative, got {args.guidance_scale}.")
+    if not 0 <= args.guidance_scale < math.inf:
+        raise IGPTError(f"--guidance_scale must be a number from 0 on, got {args.guidance_scale}.")
 
 
 def check_output(

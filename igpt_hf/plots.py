@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 
 BLUE, RED, GRAY = "#3b6ea5", "#c44e52", "#8c8c8c"
@@ -256,7 +256,8 @@ def data_sheet(images: Sequence[Image.Image], pixels: np.ndarray, side: int = 11
     for image, binary in zip(images[: 8 * columns], pixels, strict=False):
         canvas = Image.new("L", (side, side), 128)  # transparent pixels look gray
         shown = image.convert("I").convert("L") if image.mode.startswith("I;") else image
-        shown = ImageOps.contain(shown.convert("RGBA"), (side, side), Image.Resampling.BILINEAR)
+        width, height = (max(1, round(length * side / max(shown.size))) for length in shown.size)
+        shown = shown.convert("RGBA").resize((width, height), Image.Resampling.BILINEAR)
         canvas.paste(
             shown.convert("L"), ((side - shown.width) // 2, (side - shown.height) // 2), shown.getchannel("A")
         )

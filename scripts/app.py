@@ -19,6 +19,8 @@ from igpt_hf.hub.loading import load_pretrained
 
 def check_port(port: int):
     """Raise IGPTError unless `port` is free."""
+    if port < 1:
+        raise IGPTError(f"--port {port} cannot be used: name one from 1 to 65535, such as --port 7861.")
     with socket.socket() as test:
         test.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
         try:
@@ -40,7 +42,7 @@ def main():
     hide_library_bars()
     if args.space is None:
         check_port(args.port)
-    model, processor = load_pretrained(args.model or bundled(DEFAULT_MODEL))
+    model, processor = load_pretrained(bundled(DEFAULT_MODEL) if args.model is None else args.model)
     if args.space is not None:
         from igpt_hf.hub.space import write_space
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from transformers import ImageGPTConfig
 
 from igpt_hf import IGPTError, IGPTForCausalImageModeling, IGPTForImageClassification
-from igpt_hf.cli import command_parser, run_main
+from igpt_hf.cli import command_parser, hide_library_bars, run_main
 from igpt_hf.hub.loading import load_pretrained
 from igpt_hf.hub.push import push_folder
 
@@ -34,6 +34,7 @@ def parse_arguments():
 def main():
     args = parse_arguments()
     logging.basicConfig(format="%(message)s")
+    hide_library_bars()
     if not args.model.is_dir():
         raise IGPTError(f"{args.model} is not a folder.")
     if not is_imagegpt(args.model):

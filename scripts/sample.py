@@ -184,7 +184,7 @@ def sample_grid(images: list, names: list[str], picture: Image.Image | None) -> 
 def main():
     args = parse_arguments()
     hide_library_bars()
-    model, processor = load_pretrained(args.model or bundled(DEFAULT_MODEL))
+    model, processor = load_pretrained(bundled(DEFAULT_MODEL) if args.model is None else args.model)
     labels = None if args.labels is None else [class_index(name, model.config) for name in args.labels]
     if args.model is None and args.complete is None and args.labels is None:  # the first look: one image of each class
         labels = list(range(model.config.num_labels))

@@ -42,6 +42,7 @@ from igpt_hf.distributed import (
     on_first_process,
     use_all_cores,
 )
+from igpt_hf.errors import IGPTError
 from igpt_hf.evaluation.compatibility import seen_images_warning
 from igpt_hf.plots import sample_sheet
 from igpt_hf.training.arguments import parse_arguments, unused_flags
@@ -97,6 +98,9 @@ def train(script_args, model_args, args):
     inspection = look_at(images, start, script_args.streaming)
     script_args.augment = choose_augmentation(images, start.processor, script_args)
     splits, tokens = make_tokens(images, start.processor, script_args, split_seed, args)
+    batch, count = args.train_batch_size * args.world_size, len(splits["train"])
+    if args.dataloader_drop_last and count < batch:
+        raise IGPTError(f"--dataloader_drop_last leaves nothing of {count} training images in batches of {batch}.")
 
     # 3. Trainer.
     trainer = wire_trainer(start, tokens, splits["train"], script_args, args)

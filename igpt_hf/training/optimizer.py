@@ -93,7 +93,8 @@ class MuonAdamW(Optimizer):
             self.parts.append(Muon(matrices, muon_lr, weight_decay=weight_decay))
         if others:
             self.parts.append(AdamW(others, lr=lr, betas=betas, eps=eps, weight_decay=0.0, fused=True))
-        super().__init__([group for part in self.parts for group in part.param_groups], defaults={})
+        groups = [group for part in self.parts for group in part.param_groups]
+        super().__init__(groups, defaults={"lr": lr})  # which a schedule may ask for
         self._share()
 
     def _share(self):

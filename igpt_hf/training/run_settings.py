@@ -31,6 +31,7 @@ def run_settings(script_args: ScriptArguments, model_args, args) -> dict:
         IMAGES_PER_STEP: args.images_per_step,
         **vars(model_args),
         "use_muon": args.use_muon,
+        "optim": None if args.use_muon else args.optim.value,
         "ema_decay": "above 0" if args.ema_decay > 0 else 0,
     }
 

@@ -89,6 +89,12 @@ def test_without_a_model_the_script_shows_the_bundled_one(monkeypatch, unused_po
     assert shown[0].name_or_path == bundled("persian-digits")
 
 
+def test_port_0_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["app.py", "--port", "0"])
+    with pytest.raises(SystemExit, match="--port 0 cannot be used: name one from 1 to 65535"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
 def test_a_busy_port_is_answered_with_the_flag(monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -13,6 +13,7 @@ from helpers.scripts import run_python
 from igpt_hf import DataError, IGPTImageProcessor, load_splits
 from igpt_hf.data import decoding
 from igpt_hf.data.inspection import count_images, doubts_of, image_facts, inspect_images, sample_images
+from igpt_hf.plots import data_sheet
 
 
 def square(dark: bool = False, corner: int = 0) -> Image.Image:
@@ -84,6 +85,12 @@ def test_inverted_images_are_found_though_they_are_shrunk_with_a_margin():
     bar = Image.new("L", (40, 90), 255)  # a 1 that is cropped to its ink
     bar.paste(0, (0, 60, 15, 90))
     assert inspect_images([bar] * 8 + [glyph(False)] * 8, processor, None).warnings == []
+
+
+def test_a_line_a_thousand_times_as_wide_as_high_has_its_place_in_the_figure():
+    line = Image.new("L", (2000, 2), 255)
+    sheet = data_sheet([line], np.ones((1, 28, 28), bool))
+    assert sheet.rows[0][0].size == (112, 112)
 
 
 def test_a_data_set_that_comes_out_empty_is_refused_with_the_remedy():

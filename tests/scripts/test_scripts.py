@@ -619,7 +619,9 @@ def test_a_completion_keeps_the_pixels_that_the_mask_does_not_mark(sample, anima
         (["--temperature", "0"], ["--temperature must be positive, got 0"]),
         (["--top_p", "-1"], ["--top_p must be above 0 and at most 1, got -1"]),
         (["--top_p", "2"], ["--top_p must be above 0 and at most 1, got 2"]),
-        (["--guidance_scale", "-1"], ["--guidance_scale must not be negative, got -1"]),
+        (["--guidance_scale", "-1"], ["--guidance_scale must be a number from 0 on, got -1"]),
+        (["--guidance_scale", "inf"], ["--guidance_scale must be a number from 0 on, got inf"]),
+        (["--temperature", "inf"], ["--temperature must be positive, got inf"]),
         (["--min_posterior", "1.5"], ["--min_posterior is a probability, got 1.5"]),
         (["--output", "samples.xyz"], ["--output samples.xyz", ".png"]),
         (["--output", "samples"], ["--output samples", ".png"]),
@@ -1003,6 +1005,24 @@ def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch, capfd):
     finally:
         os.dup2(kept, 1)
     assert end.value.code == 141 and capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", [OverflowError("too large"), MemoryError("too large"), ImportError("too large")])
+def test_numbers_out_of_range_and_packages_that_are_not_there_are_one_line(error):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit, match="error: too large"):
+        run_main(fail)
+
+
+@pytest.mark.parametrize("length", [["--num_train_epochs", "1"], ["--max_steps", "4"]], ids=" ".join)
+def test_a_training_without_a_batch_is_refused(script, animals, tmp_path, length):
+    flags = ["--data", animals, "--output_dir", tmp_path / "run", "--skip_bad_images", "--image_size", "12"]
+    flags += ["--num_hidden_layers", "1", "--dataloader_drop_last", "true", *length]
+    message = refusal(script, "train.py", *flags, "--per_device_train_batch_size", "500")
+    assert "--dataloader_drop_last leaves nothing of 51 training images in batches of 500" in message
+    assert not (tmp_path / "run" / "data.png").exists()
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from transformers import get_polynomial_decay_schedule_with_warmup
 
 from igpt_hf.training.optimizer import Muon, MuonAdamW, average_weights, orthogonalize, swap_average
 
@@ -43,6 +44,15 @@ def test_muon_takes_the_steps_of_the_library(weight_decay):
     take_steps(torch.optim.Muon(theirs, lr=0.02, weight_decay=weight_decay), theirs)
     for a, b, start in zip(ours, theirs, random_parameters(), strict=True):
         assert (a - b).norm() < 0.02 * (a - start).norm()  # theirs works in bfloat16: 8 bits
+
+
+def test_a_schedule_that_asks_for_the_learning_rate_finds_it(tiny_model):
+    optimizer = MuonAdamW(tiny_model(), lr=0.02, muon_lr=0.01)
+    schedule = get_polynomial_decay_schedule_with_warmup(optimizer, 0, 10)
+    for _ in range(5):
+        optimizer.step()
+        schedule.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.005, 0.01], rel=1e-4)
 
 
 def test_a_matrix_without_a_gradient_stays():
