@@ -149,7 +149,7 @@ def run_main(main: Callable[[], Any]):
     except BrokenPipeError:  # the reader has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
         sys.exit(141)  # as a shell has it: 128 and the number of the signal
-    except (ValueError, OSError, ArithmeticError, MemoryError, ImportError) as error:
+    except (ValueError, OSError, FloatingPointError, OverflowError, MemoryError, ImportError) as error:
         sys.exit(f"error: {error}")
 
 
