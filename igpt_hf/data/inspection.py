@@ -90,16 +90,17 @@ def inspect_images(images: list[PIL.Image.Image], processor: IGPTImageProcessor,
     """
     decided = processor.decide(images)
     read = [read_image(image, index) for index, image in enumerate(images)]
-    pixels = np.stack([decided.fit_binary(image) for image in read])  # (n, size, size)
+    inks = [decided.to_ink(image) for image in read]
+    pixels = np.stack([decided.fit_ink(ink) for ink in inks])  # (n, size, size)
     inked = pixels.mean(axis=(1, 2))
     empty, full = int((inked == 0).sum()), int((inked == 1).sum())
     summary = (
         f"{'' if num_images is None else f'{num_images:,} '}images, {_sizes(images)}: {_decision(decided)}\n"
-        f"{_fraction_kept(decided, read, pixels):.0%} of the ink kept, {empty} of {len(images):,} images empty"
+        f"{_fraction_kept(decided, inks, pixels):.0%} of the ink kept, {empty} of {len(images):,} images empty"
         f"{f', {full} nothing but ink' if full else ''}"
     )
     inspection = Inspection(decided, summary, data_sheet(images, pixels))
-    inspection.warnings = _doubts(decided, read)
+    inspection.warnings = _doubts(decided, read, inks)
     if empty + full > MAX_EMPTY * len(images):
         what = f"{empty} of {len(images)} images have no ink once they are binary" if empty >= full else (
             f"{full} of {len(images)} images are nothing but ink once they are binary"
@@ -124,11 +125,10 @@ def _decision(processor: IGPTImageProcessor) -> str:
     return ", ".join(parts + ["thin strokes widened"] * processor.widen_strokes)
 
 
-def _fraction_kept(processor: IGPTImageProcessor, read, pixels: np.ndarray) -> float:
+def _fraction_kept(processor: IGPTImageProcessor, inks: list[PIL.Image.Image], pixels: np.ndarray) -> float:
     """Area of the ink that the model sees, by that of the images, as far as it became less."""
     before = after = 0.0
-    for image, binary in zip(read, pixels, strict=True):
-        ink = processor.to_ink(image)
+    for ink, binary in zip(inks, pixels, strict=True):
         room = processor.image_size - 2 * processor.margin * processor.is_crop(ink)
         before += (np.asarray(ink) >= 128).sum() * min(1.0, room / max(ink.size)) ** 2
         after += binary.sum()
@@ -139,7 +139,7 @@ def doubts_of(split: Dataset, processor: IGPTImageProcessor) -> list[str]:
     """What looks as if a split were of another polarity than the data that a processor was decided for."""
     images = sample_images(split, MAX_DOUBTED)
     decided = processor.decide(images)
-    inverted = sum(_is_inverted(decided, read_image(image, index)) for index, image in enumerate(images))
+    inverted = sum(_is_inverted(decided, decided.to_ink(read_image(image, i))) for i, image in enumerate(images))
     if inverted <= DOUBTFUL * len(images):
         return []
     return [
@@ -148,19 +148,19 @@ def doubts_of(split: Dataset, processor: IGPTImageProcessor) -> list[str]:
     ]
 
 
-def _is_inverted(processor: IGPTImageProcessor, image: GrayImage) -> bool:
+def _is_inverted(processor: IGPTImageProcessor, ink_image: PIL.Image.Image) -> bool:
     """Whether an image's border is mostly ink, and what it surrounds less so, unlike a bar that is cropped."""
-    ink = np.asarray(processor.to_ink(image)) >= processor.level * 255
+    ink = np.asarray(ink_image) >= processor.level * 255
     if min(ink.shape) < 3:
         return False
     border, inside = np.concatenate([ink[0], ink[-1], ink[:, 0], ink[:, -1]]), ink[1:-1, 1:-1]
     return bool(border.mean() > 0.5 and np.mean(~inside) > 2 * np.mean(~border))
 
 
-def _doubts(processor: IGPTImageProcessor, read: list[GrayImage]) -> list[str]:
+def _doubts(processor: IGPTImageProcessor, read: list[GrayImage], inks: list[PIL.Image.Image]) -> list[str]:
     """What looks as if the images were of two kinds."""
     count, warnings = len(read), []
-    inverted = sum(_is_inverted(processor, image) for image in read)
+    inverted = sum(_is_inverted(processor, ink) for ink in inks)
     if inverted > DOUBTFUL * count:
         warnings.append(
             f"{inverted} of {count} images have a background of ink, as if they were inverted. {REMEDY}; if both "

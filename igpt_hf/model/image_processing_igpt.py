@@ -162,7 +162,10 @@ class IGPTImageProcessor(TokenGrid, BaseImageProcessor):
 
     def fit_binary(self, image: GrayImage) -> np.ndarray:
         """Fit one image that was read -> (image_size, image_size), booleans, by threshold."""
-        ink = self.to_ink(image)
+        return self.fit_ink(self.to_ink(image))
+
+    def fit_ink(self, ink: Image.Image) -> np.ndarray:
+        """`fit_binary` of what `to_ink` returns."""
         return self.fit(ink, self.is_crop(ink)) >= self.level * 255
 
     @property
