@@ -16,7 +16,8 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Container
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ COMMANDS = {
 }
 ALSO_KNOWN_AS = {"complete": "sample --complete", "generate": "sample", "eval": "evaluate", "demo": "export demo"}
 HELP = ("-h", "--help")
+IMAGE_KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pdf", ".svg")  # to be written
+JSON_KINDS = (".json", ".txt", "")
+OF_A_MODEL = {"config.json", "generation_config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
+OF_A_MODEL |= {"all_results.json", "trainer_state.json", "training_args.bin", "manifest.json"}
+EXTRAS = {"gradio": "demo", "constriction": "codec", "onnx": "onnx", "onnxscript": "onnx"}  # of pyproject.toml
+EXTRAS |= dict.fromkeys(["torchmetrics", "prdc", "sklearn"], "eval")
 
 
 def script_path(name: str) -> Path:
@@ -144,13 +151,23 @@ def run_main(main: Callable[[], Any]):
     except KeyboardInterrupt as stop:
         print(f"\n{stop or 'stopped'}", file=sys.stderr)
         sys.exit(130)  # as a shell has it: 128 and the number of the signal
+    except PackageNotFoundError as error:  # transformers looks for a package before it imports it
+        sys.exit(f"error: {str(error.name).strip('. ')}. Install it, or leave out what needs it.")
     except ModuleNotFoundError as error:
-        sys.exit(f"error: {error}. `make install` brings it, or pip install 'igpt_hf[eval]' (checkout: '.[eval]').")
+        sys.exit(f"error: {error}. {_how_to_install(error.name)}")
     except BrokenPipeError:  # the reader has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
         sys.exit(141)  # as a shell has it: 128 and the number of the signal
     except (ValueError, OSError, FloatingPointError, OverflowError, MemoryError, ImportError) as error:
         sys.exit(f"error: {error}")
+
+
+def _how_to_install(module: str | None) -> str:
+    package = (module or "").partition(".")[0]
+    if package in EXTRAS:
+        extra = EXTRAS[package]
+        return f"`make install` brings it, or pip install 'igpt_hf[{extra}]' (checkout: '.[{extra}]')."
+    return f"Run pip install {package}, or leave out what needs it." if package else "Install it."
 
 
 def hide_library_bars():
@@ -217,6 +234,16 @@ def check_positive(args: argparse.Namespace, *names: str):
             raise IGPTError(f"--{name} must be at least 1, got {value}.")
 
 
+def check_seed(args: argparse.Namespace):
+    """Refuse a seed that numpy does not take.
+
+    Raises:
+        IGPTError: It names the flag and its value.
+    """
+    if not 0 <= args.seed < 2**32:
+        raise IGPTError(f"--seed must be from 0 to {2**32 - 1}, got {args.seed}.")
+
+
 def check_sampling(args: argparse.Namespace):
     """Refuse a temperature or a guidance scale that no sampling has.
 
@@ -230,30 +257,58 @@ def check_sampling(args: argparse.Namespace):
 
 
 def check_output(
-    path: str | Path | None, flag: str = "--output", has_figure: bool = False, suffixes: Container[str] | None = None
+    path: str | Path | None,
+    flag: str = "--output",
+    *,
+    suffixes: Sequence[str] | None = None,
+    reads: Iterable[str | Path | None] = (),
+    has_figure: bool = False,
+    replaces: bool = True,
 ):
-    """Refuse an output file that cannot be written, before any work.
+    """Refuse an output file that cannot be written, or would cost what it is not meant to cost, before any work.
 
     Args:
         path: Of the file; None: there is none.
         flag: That names it.
+        suffixes: Those that it may have, lower case; None: any.
+        reads: The files, folders and sources that the command reads.
         has_figure: A figure goes beside it, under the same name with .png.
-        suffixes: Those that can be written, lower case; None: any.
+        replaces: Whether it may take the place of an earlier file; an empty one always may be filled.
 
     Raises:
-        IGPTError: Its folder does not exist, it is a folder itself, the figure would overwrite it, or its suffix is
-            none of those.
+        IGPTError: It names the flag, the file and the remedy.
     """
     if path is None:
         return
-    if not Path(path).absolute().parent.is_dir():
+    path = Path(path)
+    if not path.absolute().parent.is_dir():
         raise IGPTError(f"the folder of {flag} {path} does not exist.")
-    if Path(path).is_dir():
+    if path.is_dir():
         raise IGPTError(f"{flag} {path} is a folder: name a file in it.")
-    if suffixes is not None and Path(path).suffix.lower() not in suffixes:
-        raise IGPTError(f"{flag} {path} has no suffix of a kind of image that can be written: take .png, for example.")
-    if has_figure and (suffix := Path(path).suffix.lower()) in (".png", ".pdf", ".svg"):
+    if has_figure and (suffix := path.suffix.lower()) in (".png", ".pdf", ".svg"):
         raise IGPTError(f"{flag} {path} is the JSON file; the figure beside it gets its name with {suffix}.")
+    if suffixes is not None and path.suffix.lower() not in suffixes:
+        kinds = ", ".join(filter(None, suffixes))
+        raise IGPTError(f"{flag} {path} has no suffix of a kind that can be written: {kinds}.")
+    if not replaces and path.exists() and path.stat().st_size > 0:
+        raise IGPTError(f"{flag} {path} exists: name another file, or delete it.")
+    for file in [path, *([path.with_suffix(".png")] if has_figure else [])]:
+        _check_spares(file, flag, reads)
+
+
+def _check_spares(file: Path, flag: str, reads: Iterable[str | Path | None]):
+    """Refuse to overwrite a model's own files and what is read, and to put a picture among the images of a folder."""
+    if file.name in OF_A_MODEL:
+        raise IGPTError(f"{flag} {file} has the name of a file of a trained model: name another.")
+    for source in reads:
+        for part in [] if source is None else [Path(source), *map(Path, str(source).split(","))]:
+            if part.exists() and file.exists() and part.samefile(file):
+                raise IGPTError(f"{flag} {file} is what the command reads: name another file.")
+            if part.is_dir() and part.resolve() in file.resolve().parents and file.suffix.lower() in IMAGE_KINDS:
+                raise IGPTError(
+                    f"{flag} {file} would be one of the images in {part}, which the command reads: name a file "
+                    "elsewhere."
+                )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from igpt_hf.codec.coder import BATCH_SIZE, compress, import_range_coder
 from igpt_hf.codec.images import read_images
 from igpt_hf.data.sources.parts import ReadOptions
 from igpt_hf.distributed import use_all_cores
-from igpt_hf.errors import IGPTError
 from igpt_hf.hub.loading import load_pretrained
 
 
@@ -39,9 +38,7 @@ def parse_arguments():
     parser.add_argument("--output", default="images.igc", help="the compressed file")
     args = parser.parse_args()
     check_positive(args, "batch_size")
-    check_output(args.output)
-    if Path(args.output).exists() and Path(args.output).stat().st_size > 0:  # perhaps the only copy of its images
-        raise IGPTError(f"--output {args.output} exists: name another file, or delete it.")
+    check_output(args.output, reads=args.images, replaces=False)  # it may be the only copy of its images
     return args
 
 

@@ -12,7 +12,15 @@ from collections import Counter
 from functools import partial
 
 from igpt_hf import IGPTImageProcessor, load_splits
-from igpt_hf.cli import add_reading_arguments, check_output, command_parser, hide_library_bars, run_main
+from igpt_hf.cli import (
+    IMAGE_KINDS,
+    add_reading_arguments,
+    check_output,
+    check_seed,
+    command_parser,
+    hide_library_bars,
+    run_main,
+)
 from igpt_hf.data.inspection import count_images, image_facts, inspect_images, parse_threshold, sample_images
 from igpt_hf.data.splits import describe_splits
 
@@ -34,7 +42,8 @@ def parse_arguments():
     parser.add_argument("--margin", type=int, help="pixels kept free around tight crops; default: image_size / 14")
     parser.add_argument("--output", default="data.png", help="the figure")
     args = parser.parse_args()
-    check_output(args.output)
+    check_output(args.output, suffixes=IMAGE_KINDS, reads=[args.data])
+    check_seed(args)
     return args
 
 

@@ -23,11 +23,13 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as scripts/train.py does
 
 from igpt_hf import load_splits
 from igpt_hf.cli import (
+    JSON_KINDS,
     add_data_arguments,
     add_model_argument,
     check_output,
     check_positive,
     check_sampling,
+    check_seed,
     command_parser,
     hide_library_bars,
     run_main,
@@ -63,7 +65,8 @@ def parse_arguments():
     args = parser.parse_args()
     check_positive(args, "max_images", "draws", "samples", "batch_size")
     check_sampling(args)
-    check_output(args.output, has_figure=True)
+    check_seed(args)
+    check_output(args.output, suffixes=JSON_KINDS, reads=[args.data], has_figure=True)
     return args
 
 

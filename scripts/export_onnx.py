@@ -25,7 +25,7 @@ def main():
     add_model_argument(parser, is_optional=False)
     parser.add_argument("--output", type=Path, default=Path("step.onnx"))
     args = parser.parse_args()
-    check_output(args.output)
+    check_output(args.output, suffixes=(".onnx", ""))
     hide_library_bars()
     model, _ = load_pretrained(args.model)
     for name in ("torch.onnx", "onnxscript"):

@@ -20,10 +20,12 @@ import numpy as np
 
 from igpt_hf import load_splits, tokenize
 from igpt_hf.cli import (
+    JSON_KINDS,
     add_data_arguments,
     add_model_argument,
     check_output,
     check_positive,
+    check_seed,
     command_parser,
     hide_library_bars,
     run_main,
@@ -46,7 +48,8 @@ def parse_arguments():
     parser.add_argument("--figures", default="png", choices=["png", "pdf", "svg"], help="write the plot also as this")
     args = parser.parse_args()
     check_positive(args, "batch_size")
-    check_output(args.output, has_figure=True)
+    check_seed(args)
+    check_output(args.output, suffixes=JSON_KINDS, reads=[args.data], has_figure=True)
     return args
 
 

@@ -13,6 +13,7 @@ Writes a figure of all samples: their classes above the columns, what was given 
 """
 
 import contextlib
+import sys
 
 import numpy as np
 import torch
@@ -22,10 +23,12 @@ from transformers import set_seed
 
 from igpt_hf import IGPTError
 from igpt_hf.cli import (
+    IMAGE_KINDS,
     add_model_argument,
     check_output,
     check_positive,
     check_sampling,
+    check_seed,
     command_parser,
     hide_library_bars,
     run_main,
@@ -79,9 +82,12 @@ def parse_arguments():
     parser.add_argument("--npz", help="the samples as arrays")
     args = parser.parse_args()
     check_positive(args, "num", "num_particles", "batch_size")
-    kinds = Image.registered_extensions()
-    check_output(args.output, suffixes={suffix for suffix, kind in kinds.items() if kind in Image.SAVE})
-    check_output(args.npz, "--npz")
+    if args.npz is not None and not args.npz.endswith(".npz"):
+        args.npz += ".npz"  # as numpy would name it
+    reads = [args.complete, args.mask]
+    check_output(args.output, suffixes=IMAGE_KINDS, reads=reads)
+    check_output(args.npz, "--npz", suffixes=[".npz"], reads=reads)
+    check_seed(args)
     check_sampling(args)
     if not 0 < args.top_p <= 1:
         raise IGPTError(f"--top_p must be above 0 and at most 1, got {args.top_p}.")
@@ -95,6 +101,11 @@ def parse_arguments():
         raise IGPTError("--mask and --keep_rows both say how much of the image is kept: leave out one of the two.")
     if args.num_particles is not None and args.mask is None:
         raise IGPTError("--num_particles goes with --mask.")
+    draws_each_class = args.model is None and args.complete is None
+    if args.labels is None and not draws_each_class:
+        for name, unused in (("guidance_scale", 1.0), ("min_posterior", None)):
+            if getattr(args, name) != unused:
+                print(f"warning: --{name} has no effect without --labels.", file=sys.stderr)
     return args
 
 
@@ -211,13 +222,12 @@ def main():
     grid.save(args.output, args.figures)
     print(f"{num} images -> {args.output}")
     if args.npz is not None:
-        path = args.npz if args.npz.endswith(".npz") else f"{args.npz}.npz"  # as numpy would name it
         nats = -model.log_likelihood(ids)
         shown = np.full(num, -1) if labels is None else np.array(labels)
         np.savez_compressed(
-            path, images=processor.decode_pixels(ids), labels=shown, ids=ids.numpy(), nats=nats.numpy()
+            args.npz, images=processor.decode_pixels(ids), labels=shown, ids=ids.numpy(), nats=nats.numpy()
         )
-        print(f"arrays -> {path}; {nats.mean():.2f} nats/image")
+        print(f"arrays -> {args.npz}; {nats.mean():.2f} nats/image")
 
 
 if __name__ == "__main__":

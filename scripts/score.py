@@ -41,13 +41,16 @@ COLUMNS = ("file", "nats", "bits_per_pixel", "label", "posterior", "percentile",
 def parse_arguments():
     parser = command_parser("score", __doc__)
     add_model_argument(parser, is_optional=False)
-    parser.add_argument("images", nargs="+", type=Path, help="image files, and folders of them")
+    parser.add_argument("images", nargs="+", help="image files, and folders of them")
     parser.add_argument("--skip_bad_images", action="store_true", help="leave out files that cannot be read")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--output", default="scores.csv", help="the table as CSV")
     args = parser.parse_args()
+    if "" in args.images:  # pathlib would take it for this folder
+        raise DataError("'' does not exist: the name of an image or a folder is empty.")
+    args.images = [Path(name) for name in args.images]
     check_positive(args, "batch_size")
-    check_output(args.output)
+    check_output(args.output, suffixes=(".csv", ".tsv", ".txt", ""), reads=args.images)
     return args
 
 

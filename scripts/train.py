@@ -46,10 +46,10 @@ from igpt_hf.errors import IGPTError
 from igpt_hf.evaluation.compatibility import seen_images_warning
 from igpt_hf.plots import sample_sheet
 from igpt_hf.training.arguments import parse_arguments, unused_flags
-from igpt_hf.training.callbacks import SampleSheetCallback
+from igpt_hf.training.callbacks import AfterFirstStep, SampleSheetCallback
 from igpt_hf.training.checkpoints import RESULTS, report_last_checkpoint
 from igpt_hf.training.initial_model import InitialModel, check_model_flags, make_initial_model
-from igpt_hf.training.output_dir import delete_overwritten, only_run_in, prepare_output_dir
+from igpt_hf.training.output_dir import delete_overwritten, only_run_in, overwritten_files, prepare_output_dir
 from igpt_hf.training.preemption import Preempted, SaveOnSigterm
 from igpt_hf.training.results import format_results, keep_nats_quantiles, next_command, write_run
 from igpt_hf.training.run_settings import run_settings
@@ -111,9 +111,13 @@ def train(script_args, model_args, args):
     if (hint := few_steps_hint(args, len(splits["train"]))) is not None:
         logger.warning("hint: %s", hint)
 
-    on_first_process(lambda: delete_overwritten(args, checkpoint))
-    if trainer.is_world_process_zero():
+    overwritten = overwritten_files(args, checkpoint)
+
+    def begin_folder():
+        delete_overwritten(args, overwritten)
         inspection.sheet.save(Path(args.output_dir) / "data.png", script_args.figures)
+
+    trainer.add_callback(AfterFirstStep(lambda: on_first_process(begin_folder)))
 
     # 4. Train, and read the test split once, with the best model.
     try:

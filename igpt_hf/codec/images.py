@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from ..data.decoding import check_images
 from ..data.image_files import read_image_files
-from ..data.inspection import doubts_of
+from ..data.inspection import MAX_EMPTY, doubts_of
 from ..data.sources.columns import ONE_CLASS
 from ..data.sources.folder import IMAGE_SUFFIXES, visible_files
 from ..data.sources.parts import ReadOptions, split_name
@@ -74,6 +74,7 @@ def _read_source(config, processor, source, options: ReadOptions, skip_bad_image
         logger.warning("%s: %s", name, doubt)
     tokens = TokenDataset(tokenize(DatasetDict({name: dataset}), processor)[name], config)
     ids = tokens.__getitems__(list(range(len(tokens))))["input_ids"]
+    _check_lost(dataset, ids, name)
     class_names = dataset.features["label"].names
     prompts = [config.start_token_id] * len(class_names)
     for label, class_name in enumerate(class_names):
@@ -85,6 +86,21 @@ def _read_source(config, processor, source, options: ReadOptions, skip_bad_image
     if others:
         logger.warning("%s: the %d images in no class folder are stored without a class", name, len(others))
     return torch.cat([ids, _read_files(config, processor, others, skip_bad_images)])
+
+
+def _check_lost(dataset: Dataset, ids: torch.Tensor, name: str):
+    """Refuse to store nothing in the place of what is on many images."""
+    empty = (ids[:, 1:] == 0).all(dim=1).nonzero()[:, 0].tolist()
+    lost = sum(_is_drawn_on(image) for image in dataset.select(empty)["image"])
+    if lost > MAX_EMPTY * len(ids):
+        raise DataError(
+            f"{name}: to the model, {lost} of {len(ids)} images are empty, and what is on them would be lost. It was "
+            "trained on images of another kind: change these, or train on such images."
+        )
+
+
+def _is_drawn_on(image) -> bool:
+    return any(low < high for low, high in image.convert("RGBA").getextrema())
 
 
 def _beside_class_folders(source, dataset: Dataset) -> list[Path]:

@@ -194,7 +194,7 @@ def _warn_of_empty_images(split: Dataset, name: str):
     empty = int((split.with_format("numpy")["tokens"][:].max(axis=1) == 0).sum())
     if empty:
         logger.warning(
-            "%d of %d %s images are black after binarization: lower --threshold, or set --invert",
+            "%d of %d %s images are empty once they are binary: igpt data shows them beside what the model sees",
             empty,
             len(split),
             name,

@@ -170,6 +170,7 @@ def parse_arguments(argv: list[str] | None = None):
         sys.stdout.write(parser.format_help())
         sys.exit()
     known = parser.parse_known_args(flags + argv)[0]
+    _check_evaluates(known)
     preset = preset_of_checkpoint(known.model_name_or_path) if known.model_name_or_path else known.preset
     parser.set_defaults(**LEARNING_RATES.get(preset, {}))  # flags win
     *arguments, namespace, unknown = parser.parse_args_into_dataclasses(flags + argv, return_remaining_strings=True)
@@ -188,6 +189,7 @@ def parse_arguments(argv: list[str] | None = None):
         if args.metric_for_best_model == type(args).metric_for_best_model:  # the one of generation
             args.metric_for_best_model, args.greater_is_better = "eval_validation_accuracy", True
     _check_numbers(vars(script_args) | vars(args))
+    _check_fixed(args)
     _check_length(args)
     _check_loggers(args)
     if args.push_to_hub and args.hub_strategy != "end":
@@ -204,7 +206,7 @@ def _read_yaml(path: Path) -> dict:
         raise IGPTError(f"--config {path}: no such file.")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise IGPTError(f"--config {path} must be lines of `flag: value`: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict) or any(isinstance(value, dict) for value in settings.values()):
         raise IGPTError(f"--config {path} must be lines of `flag: value`, without dashes and nesting.")
@@ -307,8 +309,13 @@ AT_LEAST = {  # smallest value -> flags
     1: """per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_threads
         shuffle_buffer max_eval_images built_in_guidance""".split(),
     0: """early_stopping_patience eval_steps save_steps logging_steps warmup_steps eval_delay save_total_limit
-        learning_rate muon_learning_rate weight_decay max_grad_norm ema_decay dataloader_num_workers seed data_seed
-        split_seed augment""".split(),
+        learning_rate muon_learning_rate weight_decay max_grad_norm ema_decay label_smoothing_factor
+        dataloader_num_workers seed data_seed split_seed augment""".split(),
+}
+AT_MOST = {  # largest value -> flags; all but max_grad_norm, whose infinity clips nothing, are finite
+    2**32 - 1: ["seed", "data_seed", "split_seed"],  # as numpy takes it
+    1024: ["num_threads"],  # of which processes can have so many
+    1: ["label_smoothing_factor"],
 }
 
 
@@ -325,8 +332,24 @@ def _check_numbers(values: dict):
         for name in names:
             if values[name] is not None and not values[name] >= minimum:  # NaN is refused, too
                 raise IGPTError(f"--{name} must be at least {minimum}, got {values[name]}")
+            if values[name] == math.inf and name != "max_grad_norm":
+                raise IGPTError(f"--{name} must be finite, got {values[name]}")
+    for maximum, names in AT_MOST.items():
+        for name in names:
+            if values[name] is not None and values[name] > maximum:
+                raise IGPTError(f"--{name} must be at most {maximum}, got {values[name]}")
     if values["ema_decay"] >= 1:
         raise IGPTError(f"--ema_decay must be below 1, or the average never moves; got {values['ema_decay']}")
+
+
+def _check_fixed(args):
+    """Refuse flags of the Trainer that the model or the folder of a run cannot do with."""
+    if not args.output_dir.strip():
+        raise IGPTError("--output_dir is empty: name a folder.")
+    if args.remove_unused_columns:
+        raise IGPTError("--remove_unused_columns true would remove what `collate` makes batches of: leave it out.")
+    if args.label_names is not None:
+        raise IGPTError(f"--label_names {' '.join(args.label_names)} names no part of a batch here: leave it out.")
 
 
 def _check_length(args):
@@ -349,10 +372,14 @@ def _check_loggers(args):
         raise IGPTError(f"--report_to {name}: {name} is not installed. Run pip install {name}, or leave it out.")
 
 
+def _check_evaluates(namespace: argparse.Namespace):
+    """Refuse a run without evaluations, before transformers asks for another `--save_strategy`."""
+    if namespace.eval_strategy == "no":
+        raise IGPTError("--eval_strategy no leaves nothing to choose the best model by: take epoch or steps.")
+
+
 def _check_selection(task: str, args):
     """Refuse what leaves nothing to choose the best model by, or names what is not measured."""
-    if args.eval_strategy == "no":
-        raise IGPTError("--eval_strategy no leaves nothing to choose the best model by: take epoch or steps.")
     if args.prediction_loss_only:
         raise IGPTError("--prediction_loss_only true leaves nothing to choose the best model by: leave it out.")
     is_by_steps = args.eval_strategy == IntervalStrategy.STEPS

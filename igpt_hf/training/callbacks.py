@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,8 @@ class PatientEarlyStopping(EarlyStoppingCallback):
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
+        if args.load_best_model_at_end:  # else transformers warns that this was asked for
+            super().on_train_begin(args, state, control, **kwargs)
         if state.global_step == 0:  # not resumed, perhaps the second `train()` of one Trainer
             self.early_stopping_patience_counter = 0
         self.early_stopping_patience = args.early_stopping_patience  # not the checkpoint's, which may be another
@@ -97,6 +99,20 @@ class Stopwatch(TrainerCallback, ExportableState):
     def state(self) -> dict:
         """What a checkpoint keeps, in transformers' form."""
         return {"args": {}, "attributes": {"seconds_before": self.seconds}}
+
+
+class AfterFirstStep(TrainerCallback):
+    """Call a function once, in all processes: after the first step, or at the end of a training without one."""
+
+    def __init__(self, function: Callable[[], None]):
+        self.function, self.is_done = function, False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if not self.is_done:
+            self.is_done = True
+            self.function()
+
+    on_train_end = on_step_end
 
 
 class EpochCallback(TrainerCallback):

@@ -152,6 +152,8 @@ def sealed_checkpoint(trainer: Trainer):
             trainer.accelerator.wait_for_everyone()
             if args.should_save:
                 write_manifest(folder)
-                rotate_checkpoints(args.output_dir, limit, trainer.state.best_model_checkpoint, use_mtime=True)
+                times = [path.stat().st_mtime for path in list_checkpoints(args.output_dir)]
+                differ = max(times) - min(times) >= 1  # of less, transformers warns, and goes by the steps
+                rotate_checkpoints(args.output_dir, limit, trainer.state.best_model_checkpoint, use_mtime=differ)
     finally:
         args.save_total_limit = limit

@@ -20,6 +20,7 @@ from .imagegpt_baseline import BASELINE_PRESET, baseline_layout, baseline_model,
 
 
 logger = logging.getLogger(__name__)
+MAX_TOKENS = 2**16  # of an image: 256x256 patches, whose attention has 2**31 weights in each head
 MODELS = {"generation": IGPTForCausalImageModeling, "classification": IGPTForImageClassification}
 
 
@@ -56,7 +57,12 @@ def check_model_flags(script_args: ScriptArguments, model_args):
     """
     if script_args.model_name_or_path is None and model_args.preset != BASELINE_PRESET:
         with _flags_of_a_model():
-            IGPTConfig.from_preset(model_args.preset, **_settings(model_args))
+            config = IGPTConfig.from_preset(model_args.preset, **_settings(model_args))
+        if config.num_image_tokens > MAX_TOKENS:
+            raise IGPTError(
+                f"--image_size {config.image_size} with --patch_size {config.patch_size} makes "
+                f"{config.num_image_tokens:,} tokens an image, and {MAX_TOKENS:,} are the most: take smaller images."
+            )
 
 
 def _settings(model_args) -> dict:

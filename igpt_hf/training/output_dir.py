@@ -136,24 +136,32 @@ def resumes_from_the_end(args) -> bool:
     return resume.lower() == "true" or (bool(found) and found[-1].resolve() == Path(resume).resolve())
 
 
-def delete_overwritten(args, checkpoint: str | None):
-    """With `--overwrite_output_dir`, delete the run that was there, unless it is the one that is resumed.
-
-    Called right before the first step, since a mistake in a flag should not cost the old run.
+def overwritten_files(args, checkpoint: str | None) -> list[Path]:
+    """The files and checkpoints of the run that `--overwrite_output_dir` starts anew; none of one that is resumed.
 
     Args:
         args: `IGPTTrainingArguments`.
         checkpoint: From `prepare_output_dir`.
     """
     folder = Path(args.output_dir)
-    if args.overwrite_output_dir and not (checkpoint is not None and _is_of_run(checkpoint, folder)):
-        aside = [path for name in (INCOMPLETE, LEFT) for path in folder.glob(f"{name}{PREFIX_CHECKPOINT_DIR}-*")]
-        logs = [path for pattern in LOGS for path in folder.glob(pattern)]
-        for path in [*_run_files(folder), *aside, *logs]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        for path in sorted({path for log in logs for path in log.parents if folder in path.parents}, reverse=True):
-            with contextlib.suppress(OSError):  # it is not empty
-                path.rmdir()
+    if not args.overwrite_output_dir or (checkpoint is not None and _is_of_run(checkpoint, folder)):
+        return []
+    aside = [path for name in (INCOMPLETE, LEFT) for path in folder.glob(f"{name}{PREFIX_CHECKPOINT_DIR}-*")]
+    logs = [path for pattern in LOGS for path in folder.glob(pattern)]
+    return [*_run_files(folder), *aside, *logs]
+
+
+def delete_overwritten(args, files: list[Path]):
+    """Delete what `overwritten_files` found before the training began, and the folders that this empties.
+
+    Called after the first step, since a mistake in a flag, which only a step may show, should not cost the old run.
+    """
+    folder = Path(args.output_dir)
+    for path in files:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in sorted({path for file in files for path in file.parents if folder in path.parents}, reverse=True):
+        with contextlib.suppress(OSError):  # it is not empty
+            path.rmdir()
 
 
 def _run_files(folder: Path) -> list[Path]:
@@ -173,6 +181,17 @@ def _check_whole(checkpoint: str, problem: str | None):
         )
     if problem is not None:
         raise IGPTError(f"--resume_from_checkpoint {checkpoint} is not a complete checkpoint: {problem}.")
+    _check_has_optimizer(checkpoint)
+
+
+def _check_has_optimizer(checkpoint: str):
+    """Refuse a checkpoint of the model alone: the Trainer would begin optimizer, schedule and averages anew."""
+    names = ("optimizer*", "global_step*")  # of torch and FSDP, and of DeepSpeed
+    if not any(path for name in names for path in Path(checkpoint).glob(name)):
+        raise IGPTError(
+            f"{checkpoint} holds a model without its optimizer (--save_only_model true), and cannot be resumed. Begin "
+            f"another run with its weights: --model_name_or_path {checkpoint}, another --output_dir."
+        )
 
 
 def _resume_from(folder: Path, resume: str, settings: dict | None) -> str:
@@ -183,6 +202,7 @@ def _resume_from(folder: Path, resume: str, settings: dict | None) -> str:
         if not whole:
             raise IGPTError(f"{folder} holds no complete checkpoint to resume from. Start anew without that flag.")
         chosen, resume = whole[-1], str(whole[-1])
+        _check_has_optimizer(resume)
     else:
         chosen = next((path for path in problems if path.resolve() == Path(resume).resolve()), None)
         _check_whole(resume, verify_checkpoint(Path(resume)) if chosen is None else problems[chosen])

@@ -41,7 +41,9 @@ def _seconds(state: TrainerState) -> float:
 
 def interrupted_message(trainer) -> str:
     """Say how far a run came that Ctrl-C stopped, and how to go on."""
-    checkpoints = list_checkpoints(trainer.args.output_dir)
+    args = trainer.args
+    of_old_run = args.overwrite_output_dir and trainer.state.global_step == 0
+    checkpoints = [] if of_old_run else list_checkpoints(args.output_dir)
     how = (
         "go on with the same command and --resume_from_checkpoint true"
         if checkpoints

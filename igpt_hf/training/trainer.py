@@ -101,10 +101,11 @@ class IGPTTrainer(Trainer):
         norm = super()._get_grad_norm(*args, **kwargs)
         scales = self.accelerator.scaler is not None  # fp16: the scaler leaves out steps of infinite gradients
         if not (math.isfinite(self.last_loss) and (scales or math.isfinite(norm))):
+            step = self.state.global_step + 1
+            last = last_complete_checkpoint(self.args.output_dir) if step > 1 else None  # at first, another run's
             raise FloatingPointError(
-                f"the training loss is {float(self.last_loss)} and the gradient's norm {float(norm)} at step "
-                f"{self.state.global_step + 1}. Last complete checkpoint: "
-                f"{last_complete_checkpoint(self.args.output_dir) or 'none'}. Lower --learning_rate; resume or start "
+                f"the training loss is {float(self.last_loss)} and the gradient's norm {float(norm)} at step {step}. "
+                f"Last complete checkpoint: {last or 'none'}. Lower --learning_rate; resume or start "
                 "anew."
             )
         return norm

@@ -1,14 +1,17 @@
 """The command `igpt`: each of its commands is a script, with its flags, its messages and its exit status."""
 
+import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 import transformers
 
 from helpers.paths import ROOT
 from helpers.scripts import load_utility
-from igpt_hf import __version__, cli
+from igpt_hf import IGPTError, __version__, cli
 from igpt_hf.help import TEXTS
 from igpt_hf.training.arguments import make_parser
 
@@ -136,3 +139,69 @@ def test_train_runs_through_the_launcher_whose_own_flags_come_first(igpt, launch
 def test_train_ends_with_the_status_of_the_training(igpt, launched, status, expected):
     launched["status"] = status
     assert igpt("train") == expected
+
+
+# --- outputs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawings(tmp_path, monkeypatch):
+    """A folder of images, and a model's card, where a user stands."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("drawings/a.png", "README.md", "report.png"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("mine")
+    return Path("drawings")
+
+
+@pytest.mark.parametrize(
+    ("path", "settings", "message"),
+    [
+        ("drawings/a.png", {"reads": ["drawings/a.png"]}, "--output drawings/a.png is what the command reads"),
+        ("./drawings/../drawings/a.png", {"reads": [None, "b.png,drawings/a.png"]}, "is what the command reads"),
+        ("drawings/new.png", {"reads": ["drawings"]}, "would be one of the images in drawings"),
+        ("drawings/r.json", {"reads": ["drawings"], "has_figure": True}, "r.png would be one of the images in draw"),
+        ("report.json", {"reads": ["report.png"], "has_figure": True}, "report.png is what the command reads"),
+        ("README.md", {}, "README.md has the name of a file of a trained model"),
+        ("config.json", {"has_figure": True}, "config.json has the name of a file of a trained model"),
+        ("drawings/a.png", {"replaces": False}, "exists: name another file, or delete it"),
+        ("table.png", {"suffixes": (".csv", "")}, "no suffix of a kind that can be written: .csv"),
+    ],
+)
+def test_an_output_costs_neither_what_is_read_nor_a_model(drawings, path, settings, message):
+    with pytest.raises(IGPTError, match=message):
+        cli.check_output(path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("path", "settings"),
+    [
+        ("drawings/scores.csv", {"reads": ["drawings"]}),
+        ("report.png", {"reads": ["drawings", "user/data", "synthetic"]}),
+        ("report.json", {"reads": ["drawings"], "has_figure": True}),
+        ("drawings", None),
+        (None, {}),
+    ],
+)
+def test_other_outputs_are_written_and_replaced(drawings, path, settings):
+    if settings is None:
+        path, settings = os.devnull, {"suffixes": (".csv", ""), "replaces": False}
+    cli.check_output(path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ModuleNotFoundError("No module named 'prdc'", name="prdc"), "pip install 'igpt_hf[eval]'"),
+        (ModuleNotFoundError("No module named 'onnx.x'", name="onnx.x"), "pip install 'igpt_hf[onnx]'"),
+        (ModuleNotFoundError("No module named 'lomo'", name="lomo"), "Run pip install lomo, or leave out"),
+        (PackageNotFoundError("The 'deepspeed>=0.9.3' distribution was not found. "), "not found. Install it"),
+    ],
+)
+def test_what_is_not_installed_is_answered_with_how_to_install_it(error, message):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        cli.run_main(main)
+    assert message in str(end.value.code)

@@ -433,16 +433,32 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(script, animals_
 
 
 @pytest.mark.parametrize(
-    "logger, reason",
-    [("clearml", "--report_to clearml: clearml is not installed"), ("paper", "paper is not supported")],
+    "flags, reason",
+    [
+        (["--report_to", "clearml"], "--report_to clearml: clearml is not installed"),
+        (["--report_to", "paper"], "paper is not supported"),
+        (["--use_muon", "false", "--optim", "adamw_torch", "--lr_scheduler_type", "cosine_with_min_lr"], "min_lr"),
+    ],
 )
 def test_a_flag_that_is_refused_late_does_not_cost_the_run_that_was_to_be_overwritten(
-    script, animals_flags, animals_run, logger, reason
+    script, animals_flags, animals_run, flags, reason
 ):
     before = contents(animals_run)
-    flags = ["--output_dir", animals_run, "--overwrite_output_dir", "true", "--report_to", logger]
-    assert reason in refusal(script, "train.py", *animals_flags, *flags)
+    flags = ["--output_dir", animals_run, "--overwrite_output_dir", "true", *flags]
+    message = refusal(script, "train.py", *animals_flags, *flags)
+    assert reason in message
+    assert "checkpoint-" not in message  # the old run's are not this one's
     assert contents(animals_run) == before
+
+
+def test_the_old_run_is_overwritten_once_the_new_one_has_begun(script, animals_flags, animals_run, tmp_path):
+    shutil.copytree(animals_run, tmp_path / "run")
+    (tmp_path / "run" / "checkpoint-99").mkdir()
+    flags = ["--output_dir", tmp_path / "run", "--overwrite_output_dir", "true", "--max_steps", "2"]
+    script("train.py", *animals_flags, *flags, "--eval_strategy", "steps", "--eval_steps", "2", "--save_steps", "2")
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert [path.name for path in (tmp_path / "run" / "samples").iterdir()] == ["step-000002.png"]
+    assert (tmp_path / "run" / "data.png").is_file()
 
 
 @pytest.mark.slow
@@ -625,6 +641,10 @@ def test_a_completion_keeps_the_pixels_that_the_mask_does_not_mark(sample, anima
         (["--min_posterior", "1.5"], ["--min_posterior is a probability, got 1.5"]),
         (["--output", "samples.xyz"], ["--output samples.xyz", ".png"]),
         (["--output", "samples"], ["--output samples", ".png"]),
+        (["--output", "samples.h5"], ["--output samples.h5", ".png"]),
+        (["--output", "{animals}/cat/0.png", "--complete", "{animals}/cat/0.png"], ["is what the command reads"]),
+        (["--npz", "README.md"], ["--npz README.md.npz"]),
+        (["--seed", "-1"], ["--seed must be from 0 to 4294967295, got -1"]),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -634,6 +654,15 @@ def test_a_bad_wish_is_answered_with_an_error(script, animals, animals_run, tmp_
     message = refusal(script, "sample.py", animals_run, *flags)
     assert [word for word in words if word.replace("{animals}", str(animals)) not in message] == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flags", [["--guidance_scale", "2"], ["--min_posterior", "0.5"]])
+def test_what_needs_a_class_is_said_to_have_no_effect_without_one(script, animals_run, tmp_path, capsys, flags):
+    command = ["sample.py", animals_run, "--num", "1", "--output", tmp_path / "a.png", *flags]
+    script(*command)
+    assert f"warning: {flags[0]} has no effect without --labels." in capsys.readouterr().err
+    script(*command, "--labels", "cat")
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_a_misspelled_model_of_the_package_is_answered_with_those_that_there_are(script):
@@ -1070,6 +1099,23 @@ def test_what_is_compressed_comes_back_from_the_same_model_alone(script, animals
         assert existing.read_bytes() == before
     message = refusal(script, "decompress.py", animals_run, tmp_path / "no.igc", "--output", tmp_path / "other")
     assert "no.igc" in message
+
+
+def test_an_archive_that_would_hold_nothing_of_what_is_on_the_images_is_refused(script, animals_run, tmp_path):
+    pytest.importorskip("constriction")
+    folder = tmp_path / "faint" / "cat"
+    folder.mkdir(parents=True)
+    for number in range(8):
+        picture = Image.new("L", (20, 20), 0)
+        picture.paste(9, (number, 4, number + 8, 14))  # far below the level of the animals
+        picture.save(folder / f"{number}.png")
+    message = refusal(script, "compress.py", animals_run, folder.parent, "--output", tmp_path / "a.igc")
+    assert "faint: to the model, 8 of 8 images are empty, and what is on them would be lost" in message
+    assert not (tmp_path / "a.igc").exists()
+    for path in folder.iterdir():
+        Image.new("L", (20, 20), 0).save(path)  # nothing is on them
+    script("compress.py", animals_run, folder.parent, "--output", tmp_path / "a.igc")
+    assert (tmp_path / "a.igc").stat().st_size > 0
 
 
 # --- probe.py -------------------------------------------------------------------------------------------------------

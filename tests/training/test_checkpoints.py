@@ -35,7 +35,7 @@ from igpt_hf.training import checkpoints
 from igpt_hf.training.arguments import parse_arguments
 from igpt_hf.training.callbacks import SampleSheetCallback
 from igpt_hf.training.checkpoints import MANIFEST, last_complete_checkpoint, verify_checkpoint, write_manifest
-from igpt_hf.training.output_dir import LOCK, delete_overwritten, only_run_in, prepare_output_dir
+from igpt_hf.training.output_dir import LOCK, delete_overwritten, only_run_in, overwritten_files, prepare_output_dir
 from igpt_hf.training.preemption import Preempted, SaveOnSigterm
 from igpt_hf.training.run_settings import SETTINGS, run_settings
 
@@ -172,7 +172,13 @@ def test_overwriting_deletes_the_run_and_nothing_else(tmp_path):
     args = arguments(tmp_path, overwrite_output_dir=True)
     assert prepare_output_dir(args) is None
     assert contents(tmp_path) == before  # a mistake in the other flags costs nothing
-    delete_overwritten(args, None)
+    overwritten = overwritten_files(args, None)
+    new_log = tmp_path / "runs" / "Nov29_host" / "events.out.tfevents.4.host"
+    new_log.parent.mkdir()
+    new_log.write_text("of the new run, whose first step comes after it")
+    delete_overwritten(args, overwritten)
+    assert new_log.exists()
+    shutil.rmtree(new_log.parent)
     assert contents(tmp_path) == dict.fromkeys(foreign, b"mine")
     assert not (tmp_path / "runs" / "Nov28_host").exists()
 
@@ -223,6 +229,21 @@ def test_a_run_is_resumed_with_its_own_data_model_and_optimizer(tmp_path):
     assert prepare_output_dir(args, moved) == str(older)
 
 
+def test_a_checkpoint_without_its_optimizer_is_not_resumed(tmp_path):
+    """The Trainer would begin optimizer, schedule and averages anew, in silence."""
+    checkpoint = write_checkpoint(tmp_path, 5)
+    for name in ("optimizer.pt", MANIFEST):
+        (checkpoint / name).unlink()
+    write_manifest(checkpoint)
+    before = contents(tmp_path)
+    for resume in ("true", str(checkpoint)):
+        with pytest.raises(IGPTError, match="checkpoint-5 holds a model without its optimizer .*--model_name_or_path"):
+            prepare(tmp_path, resume_from_checkpoint=resume)
+    with pytest.raises(IGPTError, match="without its optimizer"):
+        prepare(tmp_path / "new", resume_from_checkpoint=str(checkpoint))
+    assert contents(tmp_path) == before
+
+
 def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path):
     with pytest.raises(IGPTError, match="typo/checkpoint-5: there is no such folder"):
         prepare(tmp_path / "new", resume_from_checkpoint=str(tmp_path / "typo" / "checkpoint-5"))
@@ -235,7 +256,7 @@ def test_the_run_that_is_resumed_is_not_deleted(tmp_path):
     write_checkpoint(tmp_path, 5)
     before = contents(tmp_path)
     args = arguments(tmp_path, overwrite_output_dir=True, resume_from_checkpoint="true")
-    delete_overwritten(args, prepare_output_dir(args))
+    delete_overwritten(args, overwritten_files(args, prepare_output_dir(args)))
     assert contents(tmp_path) == before
 
 
@@ -261,7 +282,8 @@ def test_what_is_newer_than_the_named_checkpoint_is_kept_aside_so_that_the_run_g
     assert contents(tmp_path / "left-checkpoint-15") == before
     with pytest.raises(IGPTError, match="left-checkpoint-15 was set aside: give it back its name"):
         prepare(tmp_path, resume_from_checkpoint=str(tmp_path / "left-checkpoint-15"))
-    delete_overwritten(arguments(tmp_path, overwrite_output_dir=True), None)
+    args = arguments(tmp_path, overwrite_output_dir=True)
+    delete_overwritten(args, overwritten_files(args, None))
     assert contents(tmp_path) == {}
 
 
@@ -276,7 +298,7 @@ def test_going_on_from_another_runs_checkpoint_spares_the_run_that_is_there(tmp_
         prepare(tmp_path / "b", resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-6"), overwrite_output_dir=True)
     assert contents(tmp_path) == before
     args = arguments(tmp_path / "b", resume_from_checkpoint=other, overwrite_output_dir=True)
-    delete_overwritten(args, prepare_output_dir(args))
+    delete_overwritten(args, overwritten_files(args, prepare_output_dir(args)))
     assert contents(tmp_path / "b") == {}
 
 

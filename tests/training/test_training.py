@@ -499,6 +499,16 @@ def test_patience_0_never_stops(splits, tiny_processor, tmp_path):
     assert trainer.state.epoch == 4
 
 
+def test_a_run_is_not_warned_of_what_was_asked_for(splits, tiny_processor, tmp_path, library_warnings):
+    """transformers warns where the best model is not loaded, and where epochs are shorter than a second."""
+    settings = {"load_best_model_at_end": False, "save_total_limit": 1, "num_train_epochs": 3}
+    trainer = new_trainer(tmp_path, splits, tiny_processor, **settings)
+    trainer.train()
+    left = {path.name for path in tmp_path.glob("checkpoint-*")}
+    assert f"checkpoint-{trainer.state.global_step}" in left and len(left) < 3  # the best one is kept, too
+    assert library_warnings.text == ""
+
+
 @pytest.mark.parametrize("length", [{"max_steps": 5}, {"num_train_epochs": 1.5}], ids=str)
 def test_a_run_that_has_taken_its_last_step_takes_no_other_when_it_is_resumed(
     splits, tiny_processor, tmp_path, length
@@ -687,6 +697,17 @@ def test_flags_are_not_to_be_shortened_and_evaluation_not_to_be_left_out(tmp_pat
         ("--num_threads 0", "--num_threads must be at least 1, got 0"),
         ("--eval_delay 3 --num_train_epochs 2", "--eval_delay 3.0 is later than the end"),
         ("--eval_delay 9 --eval_strategy steps --save_strategy steps --max_steps 8", "--eval_delay 9.0 is later"),
+        ("--eval_strategy no", "--eval_strategy no leaves nothing to choose"),
+        ("--seed -1", "--seed must be at least 0, got -1"),
+        ("--split_seed 4294967296", "--split_seed must be at most 4294967295, got 4294967296"),
+        ("--num_threads 100000", "--num_threads must be at most 1024, got 100000"),
+        ("--label_smoothing_factor 1.5", "--label_smoothing_factor must be at most 1, got 1.5"),
+        ("--augment inf", "--augment must be finite, got inf"),
+        ("--built_in_guidance inf", "--built_in_guidance must be finite, got inf"),
+        ("--warmup_steps inf", "--warmup_steps must be finite, got inf"),
+        ("--remove_unused_columns true", "--remove_unused_columns true would remove what"),
+        ("--label_names foo bar", "--label_names foo bar names no part of a batch"),
+        ("--output_dir=", "--output_dir is empty: name a folder"),
         ("--push_to_hub true --hub_strategy every_save", "--hub_strategy every_save would upload the whole folder"),
         ("--report_to clearml", "--report_to clearml: clearml is not installed"),
         ("--prediction_loss_only true", "nothing to choose the best model by"),
