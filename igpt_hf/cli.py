@@ -300,15 +300,15 @@ def _check_spares(file: Path, flag: str, reads: Iterable[str | Path | None]):
     """Refuse to overwrite a model's own files and what is read, and to put a picture among the images of a folder."""
     if file.name in OF_A_MODEL:
         raise IGPTError(f"{flag} {file} has the name of a file of a trained model: name another.")
-    for source in reads:
-        for part in [] if source is None else [Path(source), *map(Path, str(source).split(","))]:
-            if part.exists() and file.exists() and part.samefile(file):
-                raise IGPTError(f"{flag} {file} is what the command reads: name another file.")
-            if part.is_dir() and part.resolve() in file.resolve().parents and file.suffix.lower() in IMAGE_KINDS:
-                raise IGPTError(
-                    f"{flag} {file} would be one of the images in {part}, which the command reads: name a file "
-                    "elsewhere."
-                )
+    sources = [str(source) for source in reads if source is not None]
+    parts = [part.strip() for source in sources for part in [source, *source.split(",")]]  # as load_splits has them
+    for part in filter(os.path.exists, map(os.path.expanduser, parts)):
+        if file.exists() and file.samefile(part):
+            raise IGPTError(f"{flag} {file} is what the command reads: name another file.")
+        if Path(part).resolve() in file.resolve().parents and file.suffix.lower() in IMAGE_KINDS:
+            raise IGPTError(
+                f"{flag} {file} would be one of the images in {part}, which the command reads: name a file elsewhere."
+            )
 
 
 if __name__ == "__main__":

@@ -373,9 +373,15 @@ def _check_loggers(args):
 
 
 def _check_evaluates(namespace: argparse.Namespace):
-    """Refuse a run without evaluations, before transformers asks for another `--save_strategy`."""
-    if namespace.eval_strategy == "no":
+    """Refuse a run whose evaluations choose no checkpoint, before transformers does it at length."""
+    evaluates, saves = namespace.eval_strategy, namespace.save_strategy
+    if evaluates == "no":
         raise IGPTError("--eval_strategy no leaves nothing to choose the best model by: take epoch or steps.")
+    if namespace.load_best_model_at_end and saves not in (evaluates, "best"):
+        raise IGPTError(
+            f"--eval_strategy {evaluates} and --save_strategy {saves}: the best model is a checkpoint, so that both "
+            "must be the same. Or choose no best model: --load_best_model_at_end false."
+        )
 
 
 def _check_selection(task: str, args):

@@ -177,7 +177,7 @@ def test_an_output_costs_neither_what_is_read_nor_a_model(drawings, path, settin
     ("path", "settings"),
     [
         ("drawings/scores.csv", {"reads": ["drawings"]}),
-        ("report.png", {"reads": ["drawings", "user/data", "synthetic"]}),
+        ("report.png", {"reads": ["drawings", "user/data", "synthetic", ",".join(["drawings/many.cdb"] * 99), "a,"]}),
         ("report.json", {"reads": ["drawings"], "has_figure": True}),
         ("drawings", None),
         (None, {}),

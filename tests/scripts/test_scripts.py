@@ -455,7 +455,8 @@ def test_the_old_run_is_overwritten_once_the_new_one_has_begun(script, animals_f
     shutil.copytree(animals_run, tmp_path / "run")
     (tmp_path / "run" / "checkpoint-99").mkdir()
     flags = ["--output_dir", tmp_path / "run", "--overwrite_output_dir", "true", "--max_steps", "2"]
-    script("train.py", *animals_flags, *flags, "--eval_strategy", "steps", "--eval_steps", "2", "--save_steps", "2")
+    every_two = ["--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "steps", "--save_steps", "2"]
+    script("train.py", *animals_flags, *flags, *every_two)
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
     assert [path.name for path in (tmp_path / "run" / "samples").iterdir()] == ["step-000002.png"]
     assert (tmp_path / "run" / "data.png").is_file()
@@ -643,7 +644,6 @@ def test_a_completion_keeps_the_pixels_that_the_mask_does_not_mark(sample, anima
         (["--output", "samples"], ["--output samples", ".png"]),
         (["--output", "samples.h5"], ["--output samples.h5", ".png"]),
         (["--output", "{animals}/cat/0.png", "--complete", "{animals}/cat/0.png"], ["is what the command reads"]),
-        (["--npz", "README.md"], ["--npz README.md.npz"]),
         (["--seed", "-1"], ["--seed must be from 0 to 4294967295, got -1"]),
     ],
     ids=lambda value: " ".join(value),

@@ -501,11 +501,11 @@ def test_patience_0_never_stops(splits, tiny_processor, tmp_path):
 
 def test_a_run_is_not_warned_of_what_was_asked_for(splits, tiny_processor, tmp_path, library_warnings):
     """transformers warns where the best model is not loaded, and where epochs are shorter than a second."""
-    settings = {"load_best_model_at_end": False, "save_total_limit": 1, "num_train_epochs": 3}
+    settings = {"load_best_model_at_end": False, "save_total_limit": 2, "num_train_epochs": 4}
     trainer = new_trainer(tmp_path, splits, tiny_processor, **settings)
     trainer.train()
     left = {path.name for path in tmp_path.glob("checkpoint-*")}
-    assert f"checkpoint-{trainer.state.global_step}" in left and len(left) < 3  # the best one is kept, too
+    assert f"checkpoint-{trainer.state.global_step}" in left and len(left) == 2
     assert library_warnings.text == ""
 
 
@@ -698,6 +698,7 @@ def test_flags_are_not_to_be_shortened_and_evaluation_not_to_be_left_out(tmp_pat
         ("--eval_delay 3 --num_train_epochs 2", "--eval_delay 3.0 is later than the end"),
         ("--eval_delay 9 --eval_strategy steps --save_strategy steps --max_steps 8", "--eval_delay 9.0 is later"),
         ("--eval_strategy no", "--eval_strategy no leaves nothing to choose"),
+        ("--eval_strategy steps", "--eval_strategy steps and --save_strategy epoch: .* both must be the same"),
         ("--seed -1", "--seed must be at least 0, got -1"),
         ("--split_seed 4294967296", "--split_seed must be at most 4294967295, got 4294967296"),
         ("--num_threads 100000", "--num_threads must be at most 1024, got 100000"),
