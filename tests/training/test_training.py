@@ -506,7 +506,7 @@ def test_a_run_is_not_warned_of_what_was_asked_for(splits, tiny_processor, tmp_p
     trainer.train()
     left = {path.name for path in tmp_path.glob("checkpoint-*")}
     assert f"checkpoint-{trainer.state.global_step}" in left and len(left) == 2
-    assert library_warnings.text == ""
+    assert [record for record in library_warnings.records if record.name.startswith("transformers")] == []
 
 
 @pytest.mark.parametrize("length", [{"max_steps": 5}, {"num_train_epochs": 1.5}], ids=str)
