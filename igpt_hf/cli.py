@@ -25,6 +25,7 @@ from . import __version__
 from .errors import IGPTError
 from .help import CommandParser, print_help
 from .hub.bundled import DEFAULT_MODEL, bundled
+from .training.file_names import MANIFEST, MODEL_FILES, OF_A_RUN
 
 
 # Command -> its script, and what `igpt --help` says.
@@ -46,8 +47,6 @@ ALSO_KNOWN_AS = {"complete": "sample --complete", "generate": "sample", "eval": 
 HELP = ("-h", "--help")
 IMAGE_KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pdf", ".svg")  # to be written
 JSON_KINDS = (".json", ".txt", "")
-OF_A_MODEL = {"config.json", "generation_config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
-OF_A_MODEL |= {"all_results.json", "trainer_state.json", "training_args.bin", "manifest.json"}
 EXTRAS = {"gradio": "demo", "constriction": "codec", "onnx": "onnx", "onnxscript": "onnx"}  # of pyproject.toml
 EXTRAS |= dict.fromkeys(["torchmetrics", "prdc", "sklearn"], "eval")
 
@@ -298,7 +297,7 @@ def check_output(
 
 def _check_spares(file: Path, flag: str, reads: Iterable[str | Path | None]):
     """Refuse to overwrite a model's own files and what is read, and to put a picture among the images of a folder."""
-    if file.name in OF_A_MODEL:
+    if file.name in (*MODEL_FILES, *OF_A_RUN, MANIFEST):
         raise IGPTError(f"{flag} {file} has the name of a file of a trained model: name another.")
     sources = [str(source) for source in reads if source is not None]
     parts = [part.strip() for source in sources for part in [source, *source.split(",")]]  # as load_splits has them

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from igpt_hf import IGPTError
 from igpt_hf.cli import add_model_argument, command_parser, hide_library_bars, run_main
-from igpt_hf.hub.bundled import DEFAULT_MODEL, bundled
 from igpt_hf.hub.loading import load_pretrained
 
 
@@ -42,7 +41,7 @@ def main():
     hide_library_bars()
     if args.space is None:
         check_port(args.port)
-    model, processor = load_pretrained(bundled(DEFAULT_MODEL) if args.model is None else args.model)
+    model, processor = load_pretrained(args.model)
     if args.space is not None:
         from igpt_hf.hub.space import write_space
 

@@ -12,6 +12,7 @@ Writes a figure of all samples: their classes above the columns, what was given 
 `nats` (n; -ln p of the whole image given its prompt).
 """
 
+import argparse
 import contextlib
 import sys
 
@@ -33,7 +34,7 @@ from igpt_hf.cli import (
     hide_library_bars,
     run_main,
 )
-from igpt_hf.hub.bundled import DEFAULT_MODEL, SURE, bundled
+from igpt_hf.hub.bundled import SURE
 from igpt_hf.hub.loading import load_pretrained
 from igpt_hf.model.masks import transparent_pixels
 from igpt_hf.plots import UNKNOWN, ImageGrid, class_names
@@ -101,12 +102,16 @@ def parse_arguments():
         raise IGPTError("--mask and --keep_rows both say how much of the image is kept: leave out one of the two.")
     if args.num_particles is not None and args.mask is None:
         raise IGPTError("--num_particles goes with --mask.")
-    draws_each_class = args.model is None and args.complete is None
-    if args.labels is None and not draws_each_class:
+    if args.labels is None and not is_first_look(args):
         for name, unused in (("guidance_scale", 1.0), ("min_posterior", None)):
             if getattr(args, name) != unused:
                 print(f"warning: --{name} has no effect without --labels.", file=sys.stderr)
     return args
+
+
+def is_first_look(args: argparse.Namespace) -> bool:
+    """Whether neither a model nor an image nor a class is named: then one image of each class is drawn."""
+    return args.model is None and args.complete is None and args.labels is None
 
 
 def class_index(name: str, config) -> int:
@@ -195,9 +200,9 @@ def sample_grid(images: list, names: list[str], picture: Image.Image | None) -> 
 def main():
     args = parse_arguments()
     hide_library_bars()
-    model, processor = load_pretrained(bundled(DEFAULT_MODEL) if args.model is None else args.model)
+    model, processor = load_pretrained(args.model)
     labels = None if args.labels is None else [class_index(name, model.config) for name in args.labels]
-    if args.model is None and args.complete is None and args.labels is None:  # the first look: one image of each class
+    if is_first_look(args):
         labels = list(range(model.config.num_labels))
         args.min_posterior = SURE if args.min_posterior is None else args.min_posterior
     num = args.num if args.num is not None else len(labels or [0] * 10)

@@ -47,7 +47,8 @@ from igpt_hf.evaluation.compatibility import seen_images_warning
 from igpt_hf.plots import sample_sheet
 from igpt_hf.training.arguments import parse_arguments, unused_flags
 from igpt_hf.training.callbacks import AfterFirstStep, SampleSheetCallback
-from igpt_hf.training.checkpoints import RESULTS, report_last_checkpoint
+from igpt_hf.training.checkpoints import report_last_checkpoint
+from igpt_hf.training.file_names import RESULTS
 from igpt_hf.training.initial_model import InitialModel, check_model_flags, make_initial_model
 from igpt_hf.training.output_dir import delete_overwritten, only_run_in, overwritten_files, prepare_output_dir
 from igpt_hf.training.preemption import Preempted, SaveOnSigterm

@@ -19,7 +19,7 @@ from ..errors import IGPTError
 from ..model.configuration_igpt import IGPTConfig
 from ..model.image_processing_igpt import IGPTImageProcessor
 from ..model.modeling_igpt import IGPTForCausalImageModeling, IGPTForImageClassification, IGPTPreTrainedModel
-from .bundled import bundled, find_bundled
+from .bundled import DEFAULT_MODEL, bundled, find_bundled
 
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -37,15 +37,17 @@ LOADING_ERRORS = (
 
 
 def load_pretrained(
-    name: str, model_class: type[IGPTPreTrainedModel] = IGPTForCausalImageModeling
+    name: str | None, model_class: type[IGPTPreTrainedModel] = IGPTForCausalImageModeling
 ) -> tuple[IGPTPreTrainedModel, IGPTImageProcessor]:
     """Load the model and the processor of a folder, of a model in the box by its name, or of a model id on the Hub.
+
+    Without a name, those of the package's default model.
 
     Raises:
         IGPTError: There is no such folder or id, it holds no Image GPT of this package, a classifier where a model
             that generates is wanted, NaN or infinite weights, or a processor of other images than the model's.
     """
-    name = find_bundled(name)
+    name = bundled(DEFAULT_MODEL) if name is None else find_bundled(name)
     is_in_reach = _find(name)
     where: dict[str, Any] = {"local_files_only": not is_in_reach}
     try:

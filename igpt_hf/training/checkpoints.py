@@ -18,11 +18,11 @@ from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from .file_names import MANIFEST
+
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
-RESULTS = "all_results.json"  # written last: where it is, the run is complete
 INCOMPLETE, LEFT = "incomplete-", "left-"  # the Trainer, which deletes old checkpoints, takes such names for none
 
 

@@ -14,7 +14,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..distributed import on_first_process
 from ..errors import IGPTError
 from ..plots import VECTOR_FORMATS
-from .checkpoints import INCOMPLETE, LEFT, RESULTS, list_checkpoints, quarantine, verify_checkpoint
+from .checkpoints import INCOMPLETE, LEFT, list_checkpoints, quarantine, verify_checkpoint
+from .file_names import MODEL_FILES, OF_A_RUN
 from .run_settings import check_same_run
 
 
@@ -25,10 +26,7 @@ LOCK = "_train.lock"  # transformers pushes no file whose name begins with an un
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # what disks without file locks answer
 FIGURES = ("loss_curve", "samples", "completions", "accuracy_curve", "data")
 IMAGES = tuple(f"{name}.{form}" for name in FIGURES for form in ("png", *VECTOR_FORMATS))
-CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json")
-RUN_FILES = ("model.safetensors", *CONFIGS, "README.md", RESULTS, *IMAGES, "trainer_state.json", "training_args.bin")
-# Files that only a run writes; the others also lie in a project's folder, or in a model's from elsewhere.
-OF_A_RUN = (RESULTS, "trainer_state.json", "training_args.bin")
+RUN_FILES = (*MODEL_FILES, *OF_A_RUN, *IMAGES)
 # Sheets of samples and TensorBoard's events, where the Trainer writes them; other runs may lie beside them.
 LOGS = ("samples/step-*.png", "runs/*/events.out.tfevents*", "runs/*/[0-9]*.[0-9]*/events.out.tfevents*")
 

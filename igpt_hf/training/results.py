@@ -19,7 +19,7 @@ from ..model.modeling_igpt import IGPTForCausalImageModeling
 from ..plots import accuracy_curve, completion_sheet, loss_curve, parts_sheet, sample_sheet, save_figure
 from .arguments import ScriptArguments
 from .callbacks import Stopwatch
-from .checkpoints import RESULTS
+from .file_names import RESULTS
 from .metrics import LossHistory
 from .stopping import end_reached
 from .trainer import GUIDED_FROM

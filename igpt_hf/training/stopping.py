@@ -7,7 +7,8 @@ from transformers.trainer_callback import TrainerState
 
 from .arguments import IGPTTrainingArguments
 from .callbacks import PatientEarlyStopping, Stopwatch
-from .checkpoints import RESULTS, list_checkpoints
+from .checkpoints import list_checkpoints
+from .file_names import RESULTS
 from .output_dir import resumes_from_the_end
 
 

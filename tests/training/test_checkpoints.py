@@ -34,7 +34,8 @@ from igpt_hf.hub.push import push_folder
 from igpt_hf.training import checkpoints
 from igpt_hf.training.arguments import parse_arguments
 from igpt_hf.training.callbacks import SampleSheetCallback
-from igpt_hf.training.checkpoints import MANIFEST, last_complete_checkpoint, verify_checkpoint, write_manifest
+from igpt_hf.training.checkpoints import last_complete_checkpoint, verify_checkpoint, write_manifest
+from igpt_hf.training.file_names import MANIFEST
 from igpt_hf.training.output_dir import LOCK, delete_overwritten, only_run_in, overwritten_files, prepare_output_dir
 from igpt_hf.training.preemption import Preempted, SaveOnSigterm
 from igpt_hf.training.run_settings import SETTINGS, run_settings
