@@ -979,6 +979,7 @@ def test_score_names_the_file_that_is_not_an_image(script, animals, animals_run,
         (tmp_path / "no", "does not exist"),
         (tmp_path, "holds no images"),
         (tmp_path / "a.npy", "igpt evaluate and igpt compress take arrays"),
+        ("", "the name of an image or a folder is empty"),
     ):
         message = refusal(script, "score.py", animals_run, path, "--output", tmp_path / "scores.csv")
         assert str(path) in message and words in message
@@ -1021,6 +1022,12 @@ def test_score_reads_images_unlike_the_data_by_themselves_and_leaves_out_bad_one
 def test_flags_of_no_model_are_refused_before_the_data_is_read(script, tmp_path, flags):
     message = refusal(script, "train.py", "--data", tmp_path / "nowhere", "--output_dir", tmp_path / "run", *flags)
     assert "the flags describe no model" in message and flags[1] in message
+
+
+def test_images_of_more_tokens_than_attention_has_room_for_are_refused_before_the_data_is_read(script, tmp_path):
+    flags = ["--data", tmp_path / "nowhere", "--output_dir", tmp_path / "run", "--image_size", 514]
+    message = refusal(script, "train.py", *flags)
+    assert "--image_size 514 with --patch_size 2 makes 66,049 tokens" in message and "65,536 are the most" in message
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch, capfd):
