@@ -20,14 +20,18 @@ from .synthetic import draw_digit
 FADE = (0.6, 0.9)  # parts of the training between which the transforms become smaller, from full strength to none
 DEFAULT_STRENGTH = 0.04
 MAX_LOOKED_AT = 100  # images, to tell whether they are crops
+MAX_KEPT_PIXELS = 2**27  # of images that each process keeps as they were read, a byte each
 SHAPES = 0.5  # part of the gray images that are transformed as shapes: their edges are not quite those of the others
 SUPERSAMPLING = 8  # pixels of a shape for each pixel of a small image, in both directions
+SHARPEN = [255 * (level > 127) for level in range(256)]  # gray level -> that of a shape
 _STREAM = 2  # second word of the random key; `synthetic_digits` has 0 and 1
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class NewImages:
     """The training images of every epoch, made when they are asked for.
+
+    Images of the split are read once and kept, as long as all of them have no more than `MAX_KEPT_PIXELS`.
 
     Args:
         split: The training split, as `load_splits` returns it.
@@ -47,7 +51,10 @@ class NewImages:
 
     def __post_init__(self):
         if not self.processor.is_decided:
-            object.__setattr__(self, "processor", self.processor.decide(sample_images(self.split)))
+            self.processor = self.processor.decide(sample_images(self.split))
+        self.labels = self.split.with_format("numpy")["label"][:] if self.draws_digits else None
+        self.kept, self.room = {}, MAX_KEPT_PIXELS  # index -> what `_read` returns of it; pixels that may be added
+        self.ink_levels = [255 * (level >= self.processor.level * 255) for level in range(256)]
 
     def tokens(self, epoch: int, indices: list[int]) -> np.ndarray:
         """Tokens of the epoch's images: (n,) indices -> (n, num_image_tokens), unsigned integers."""
@@ -55,12 +62,14 @@ class NewImages:
 
     def tokens_and_gray(self, epoch: int, indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """The same, and the gray levels before binarization, (n, image_size, image_size), 0 to 255."""
-        column, strength = "label" if self.draws_digits else "image", self.strength_in(epoch)
-        rows = self.split.select_columns(column)[indices][column]
+        strength = self.strength_in(epoch)
+        generators = [np.random.default_rng([self.seed, _STREAM, epoch, index]) for index in indices]
+        images = self._draw(indices, generators) if self.draws_digits else self._read(indices)
         gray, pixels = [], []
-        for index, row in zip(indices, rows, strict=True):
-            generator = np.random.default_rng([self.seed, _STREAM, epoch, index])
-            gray.append(self._gray(row, strength, generator))
+        for (image, is_crop), generator in zip(images, generators, strict=True):
+            if strength > 0:
+                image = self._transform(image, is_crop, strength, generator)
+            gray.append(self.processor.fit(image, is_crop))
             pixels.append(self.processor.binarize_gray(gray[-1], generator))
         return pixels_to_tokens(np.stack(pixels), self.processor.patch_size), np.stack(gray)
 
@@ -68,13 +77,22 @@ class NewImages:
         """Strength of the transforms in an epoch, or how many there are: in the end, images are as they are."""
         return self.strength if self.num_epochs is None else self.strength * fading(epoch, self.num_epochs)
 
-    def _gray(self, row, strength: float, generator: np.random.Generator) -> np.ndarray:
-        """One image, or the digit to draw -> gray levels (image_size, image_size)."""
-        image = self.processor.read(draw_digit(row, generator) > 0 if self.draws_digits else row)
-        is_crop = self.processor.is_crop(image)
-        if strength > 0:
-            image = self._transform(image, is_crop, strength, generator)
-        return self.processor.fit(image, is_crop)
+    def _draw(self, indices: list[int], generators: list[np.random.Generator]) -> list[tuple[Image.Image, bool]]:
+        """New digits of the classes of these images, as `_read` returns images."""
+        pairs = zip(self.labels[indices], generators, strict=True)
+        images = [self.processor.read(draw_digit(label, generator) > 0) for label, generator in pairs]
+        return [(image, self.processor.is_crop(image)) for image in images]
+
+    def _read(self, indices: list[int]) -> list[tuple[Image.Image, bool]]:
+        """These images of the split, in their own size, and whether they are crops."""
+        read, missing = {}, [index for index in indices if index not in self.kept]
+        for index, row in zip(missing, self.split.select_columns("image")[missing]["image"], strict=True):
+            image = self.processor.read(row).copy()  # without its file
+            read[index] = image, self.processor.is_crop(image)
+            if self.room >= (num_pixels := image.width * image.height):
+                self.kept[index] = read[index]
+                self.room -= num_pixels
+        return [self.kept[index] if index in self.kept else read[index] for index in indices]
 
     def _transform(self, image: Image.Image, is_crop: bool, strength: float, generator) -> Image.Image:
         """Transform an image as its kind wants it."""
@@ -87,11 +105,8 @@ class NewImages:
 
     def _crop(self, image: Image.Image) -> Image.Image:
         """Cut off what lies around the ink."""
-        ink = np.asarray(image) >= self.processor.level * 255
-        rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
-        if len(rows) == 0:  # strokes thinner than a pixel may fade
-            return image
-        return image.crop((int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1))
+        box = image.point(self.ink_levels).getbbox()
+        return image if box is None else image.crop(box)  # strokes thinner than a pixel may fade
 
 
 def fading(done: float, whole: float) -> float:
@@ -116,9 +131,10 @@ def random_matrix(strength: float, generator: np.random.Generator) -> np.ndarray
     The rotation in radians, the shear, and the logarithms of the stretches in width and height are normal with the
     standard deviation `strength`, cut off at two deviations: at 0.04, about 2 degrees and 4%.
     """
-    angle, shear, *stretch = (strength * np.clip(generator.standard_normal(4), -2, 2)).tolist()
+    angle, shear, *stretch = (strength * generator.standard_normal(4).clip(-2, 2)).tolist()
     cos, sin = math.cos(angle), math.sin(angle)
-    return np.array([[cos, -sin], [sin, cos]]) @ np.array([[1, shear], [0, 1]]) @ np.diag(np.exp(stretch))
+    turned_and_sheared = np.array([[cos, cos * shear - sin], [sin, sin * shear + cos]])
+    return turned_and_sheared * np.exp(stretch)  # each column by its stretch
 
 
 def random_affine(image: Image.Image, strength: float, generator: np.random.Generator, expand: bool) -> Image.Image:
@@ -151,22 +167,41 @@ def random_shape(image: Image.Image, strength: float, generator: np.random.Gener
         generator: Of the random numbers.
     """
     large = (SUPERSAMPLING * image.width, SUPERSAMPLING * image.height)
-    shape = image.resize(large, Image.Resampling.BILINEAR).point(lambda level: 255 * (level > 127))
-    points = np.stack(np.nonzero(np.asarray(shape)))[::-1] + 0.5  # (2, n) columns and rows of the ink
-    if points.shape[1] == 0:
+    shape = image.resize(large, Image.Resampling.BILINEAR).point(SHARPEN)
+    is_ink = np.asarray(shape) > 0
+    if not is_ink.any():
         return image
-    center = points.mean(axis=1, keepdims=True)
+    center, edges = _center_and_edges(is_ink)
     matrix = random_matrix(strength, generator)
-    matrix *= _longest_side(points) / _longest_side(matrix @ points)
-    return _apply(matrix, shape, center[:, 0], large, center[:, 0]).resize(image.size, Image.Resampling.HAMMING)
+    matrix *= _longest_side(edges) / _longest_side(matrix @ edges)
+    moved = matrix @ (edges - center[:, None]) + center[:, None]
+    low = np.maximum(np.floor(moved.min(axis=1)) - 2, 0).astype(int)  # all else stays black
+    high = np.minimum(np.ceil(moved.max(axis=1)) + 2, large).astype(int)
+    transformed = Image.new("L", large)
+    transformed.paste(_apply(matrix, shape, center, high - low, center - low), tuple(low.tolist()))
+    return transformed.resize(image.size, Image.Resampling.HAMMING)
 
 
 def _apply(matrix: np.ndarray, image: Image.Image, center: np.ndarray, new_size, new_center: np.ndarray):
     """Transform an image by a matrix (2, 2) about a center (x, y), which comes to `new_center` of the new image."""
-    inverse = np.linalg.inv(matrix)  # Pillow asks for it: from a place in the new image to one in the old
-    entries = np.column_stack([inverse, center - inverse @ new_center]).ravel().tolist()
+    (a, b), (c, d) = matrix.tolist()
+    (x, y), (new_x, new_y) = center, new_center
+    det = a * d - b * c
+    a, b, c, d = d / det, -b / det, -c / det, a / det  # Pillow's is from a place in the new image to one in the old
+    entries = (a, b, x - a * new_x - b * new_y, c, d, y - c * new_x - d * new_y)
     width, height = map(int, new_size)
     return image.transform((width, height), Image.Transform.AFFINE, entries, Image.Resampling.BILINEAR)
+
+
+def _center_and_edges(is_ink: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ink (h, w) -> its center of mass (2,), and the first and last of it in each row (2, n), as (x, y)."""
+    height, width = is_ink.shape
+    x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
+    in_rows, in_columns = is_ink.sum(axis=1), is_ink.sum(axis=0)
+    center = np.array([in_columns @ x, in_rows @ y]) / in_rows.sum()
+    rows = in_rows.nonzero()[0]
+    first, last = is_ink[rows].argmax(axis=1), width - 1 - is_ink[rows, ::-1].argmax(axis=1)
+    return center, np.stack([x[np.concatenate([first, last])], y[np.concatenate([rows, rows])]])
 
 
 def _longest_side(points: np.ndarray) -> float:

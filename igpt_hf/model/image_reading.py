@@ -145,7 +145,7 @@ def _read_array(array: np.ndarray, index: int) -> GrayImage:
     top = 1 if array.dtype == bool or np.issubdtype(array.dtype, np.floating) else 255
     if not (0 <= low and high <= top):  # also true for NaN
         raise ValueError(f"image {index} has values from {low} to {high}; {array.dtype} pixels lie in [0, {top}].")
-    is_mask = bool(np.isin(array, (0, 1)).all())
+    is_mask = bool(((array == 0) | (array == 1)).all())
     if is_mask or top == 1:
         array = np.rint(array.astype(np.float32) * 255)
     gray, opacity = _pil_to_gray(Image.fromarray(array.astype(np.uint8)))

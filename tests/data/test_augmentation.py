@@ -1,5 +1,6 @@
 """Images that are new in each epoch: determined by seed, epoch and index, and never those of another split."""
 
+import dataclasses
 import math
 import runpy
 from types import SimpleNamespace
@@ -46,9 +47,21 @@ def test_an_image_depends_on_seed_epoch_and_index_alone(new_images):
     assert tokens.shape == (4, 196)
     assert np.array_equal(new_images.tokens(3, [2, 0]), tokens[[2, 0]])
     assert len(np.unique(tokens, axis=0)) == 4
-    other_seed = NewImages(**{**vars(new_images), "seed": 2})
+    other_seed = dataclasses.replace(new_images, seed=2)
     for other in (new_images.tokens(4, [0, 1, 2, 3]), other_seed.tokens(3, [0, 1, 2, 3])):
         assert (other != tokens).any(axis=1).all()
+
+
+@pytest.mark.parametrize("room", [0, 3 * 20 * 29, 2**20])
+def test_images_are_read_once_as_far_as_there_is_room_for_them(monkeypatch, room):
+    new_images = NewImages(crops(), IGPTImageProcessor(margin=2), seed=1, strength=0.04)
+    expected = [new_images.tokens(epoch, [5, 0, 2, 9]) for epoch in range(3)]
+    monkeypatch.setattr("igpt_hf.data.augmentation.MAX_KEPT_PIXELS", room)
+    again, num_read = dataclasses.replace(new_images), []
+    read = again.processor.read
+    monkeypatch.setattr(again.processor, "read", lambda image: num_read.append(1) or read(image), raising=False)
+    np.testing.assert_array_equal([again.tokens(epoch, [5, 0, 2, 9]) for epoch in range(3)], expected)
+    assert len(num_read) == {0: 12, 3 * 20 * 29: 6, 2**20: 4}[room]
 
 
 def test_digits_drawn_anew_are_those_of_no_split_whatever_the_epoch(digits):
