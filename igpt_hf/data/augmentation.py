@@ -31,7 +31,7 @@ _STREAM = 2  # second word of the random key; `synthetic_digits` has 0 and 1
 class NewImages:
     """The training images of every epoch, made when they are asked for.
 
-    Images of the split are read once and kept, as long as all of them have no more than `MAX_KEPT_PIXELS`.
+    Images of the split are read once and kept, up to `MAX_KEPT_PIXELS` in all.
 
     Args:
         split: The training split, as `load_splits` returns it.
@@ -86,7 +86,8 @@ class NewImages:
     def _read(self, indices: list[int]) -> list[tuple[Image.Image, bool]]:
         """These images of the split, in their own size, and whether they are crops."""
         read, missing = {}, [index for index in indices if index not in self.kept]
-        for index, row in zip(missing, self.split.select_columns("image")[missing]["image"], strict=True):
+        rows = self.split.select_columns("image")[missing]["image"] if missing else []
+        for index, row in zip(missing, rows, strict=True):
             image = self.processor.read(row).copy()  # without its file
             read[index] = image, self.processor.is_crop(image)
             if self.room >= (num_pixels := image.width * image.height):
