@@ -20,9 +20,9 @@ from igpt_hf import IGPTError
 from igpt_hf.cli import run_main
 from igpt_hf.hub import bundled
 from igpt_hf.hub.loading import load_pretrained
+from igpt_hf.training.file_names import CONFIGS, MODEL_FILES
 
 
-SETTINGS = ("config.json", "generation_config.json", "preprocessor_config.json")
 POINTERS_TO_CODE = ("auto_map", "custom_pipelines")
 USE = """\
 ## Use
@@ -63,13 +63,13 @@ def make_bundled(checkpoint: Path, folder: Path, data: str | None = None):
     model, _ = load_pretrained(str(checkpoint))
     if model.dtype != torch.float32:
         raise IGPTError(f"{checkpoint} has weights of {model.dtype}: save them as float32.")
-    missing = [name for name in (*SETTINGS, "model.safetensors", "README.md") if not (checkpoint / name).is_file()]
+    missing = [name for name in MODEL_FILES if not (checkpoint / name).is_file()]
     if missing:
         raise IGPTError(f"{checkpoint} has no {', '.join(missing)}: name the output_dir of a finished run.")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     shutil.copyfile(checkpoint / "model.safetensors", folder / "model.safetensors")  # not its mode
-    for name in SETTINGS:
+    for name in CONFIGS:
         settings = json.loads((checkpoint / name).read_text(encoding="utf-8"))
         settings = {key: value for key, value in settings.items() if key not in POINTERS_TO_CODE}
         (folder / name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
