@@ -70,7 +70,11 @@ def _images_of_array(array: np.ndarray | torch.Tensor, image_size: int) -> list:
 def _has_binary_integers(array: np.ndarray | torch.Tensor) -> bool:
     """Whether an array holds booleans, or whole numbers that are all 0 or 1."""
     is_fraction = array.dtype.is_floating_point if isinstance(array, torch.Tensor) else array.dtype.kind == "f"
-    return not is_fraction and bool(((array == 0) | (array == 1)).all())
+    return not is_fraction and _are_zeros_and_ones(array)
+
+
+def _are_zeros_and_ones(array: np.ndarray | torch.Tensor) -> bool:
+    return bool(((array == 0) | (array == 1)).all())
 
 
 def to_marked_image(pixels: np.ndarray) -> Image.Image:
@@ -145,7 +149,7 @@ def _read_array(array: np.ndarray, index: int) -> GrayImage:
     top = 1 if array.dtype == bool or np.issubdtype(array.dtype, np.floating) else 255
     if not (0 <= low and high <= top):  # also true for NaN
         raise ValueError(f"image {index} has values from {low} to {high}; {array.dtype} pixels lie in [0, {top}].")
-    is_mask = bool(((array == 0) | (array == 1)).all())
+    is_mask = _are_zeros_and_ones(array)
     if is_mask or top == 1:
         array = np.rint(array.astype(np.float32) * 255)
     gray, opacity = _pil_to_gray(Image.fromarray(array.astype(np.uint8)))
@@ -179,7 +183,7 @@ def _white_level(levels: np.ndarray, mode: str) -> int:
     """
     high = levels.max()
     if high <= 1:
-        return 1 if mode == "F" or np.isin(levels, (0, 1)).all() else 255
+        return 1 if mode == "F" or _are_zeros_and_ones(levels) else 255
     if mode.startswith("I;16") and not np.isin(levels, (0, 255)).all():
         return 65535
     return 65535 if mode.startswith("I") and high > 255 else 255
