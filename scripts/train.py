@@ -210,7 +210,8 @@ def new_images(split, processor, script_args, args) -> NewImages | None:
     num_epochs = args.num_train_epochs
     if args.max_steps != -1:
         num_epochs = args.max_steps * args.images_per_step / len(split)
-    return NewImages(split, processor, args.seed, script_args.draws_digits, script_args.augment, num_epochs)
+    strength, fade_from = script_args.augment, script_args.augment_fade_from
+    return NewImages(split, processor, args.seed, script_args.draws_digits, strength, num_epochs, fade_from)
 
 
 def save_model(trainer):

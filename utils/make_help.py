@@ -21,7 +21,7 @@ from igpt_hf.training.arguments import make_parser
 WIDTH = 100
 TRAIN_GROUPS = {
     "data": "data image_column label_column labels_from splits max_images split_seed skip_bad_images ink invert "
-    "threshold widen_strokes margin binarize augment streaming",
+    "threshold widen_strokes margin binarize augment augment_fade_from streaming",
     "model": "preset model_name_or_path task image_size patch_size hidden_size num_hidden_layers num_attention_heads "
     "class_conditional_norm class_dropout_prob num_grids",
     "training": "num_train_epochs max_steps max_minutes early_stopping_patience per_device_train_batch_size "

@@ -17,7 +17,8 @@ from .inspection import sample_images
 from .synthetic import draw_digit
 
 
-FADE = (0.6, 0.9)  # parts of the training between which the transforms become smaller, from full strength to none
+FADE_FROM = 0.6  # part of the training after which the transforms become smaller, unless another is asked for
+FADED = 0.9  # part of the training after which there are none
 DEFAULT_STRENGTH = 0.04
 MAX_LOOKED_AT = 100  # images, to tell whether they are crops
 MAX_KEPT_PIXELS = 2**27  # of images that each process keeps as they were read, a byte each
@@ -40,6 +41,7 @@ class NewImages:
         draws_digits: Whether the images are synthetic digits, drawn anew; else they are those of `split`.
         strength: Of the random affine transform, `random_affine`; 0: none.
         num_epochs: Of the whole training; None: the transforms do not fade.
+        fade_from: Part of the training after which they do, below 0.9, from which on there are none.
     """
 
     split: Dataset
@@ -48,6 +50,7 @@ class NewImages:
     draws_digits: bool = False
     strength: float = 0.0
     num_epochs: float | None = None
+    fade_from: float = FADE_FROM
 
     def __post_init__(self):
         if not self.processor.is_decided:
@@ -75,7 +78,8 @@ class NewImages:
 
     def strength_in(self, epoch: int) -> float:
         """Strength of the transforms in an epoch, or how many there are: in the end, images are as they are."""
-        return self.strength if self.num_epochs is None else self.strength * fading(epoch, self.num_epochs)
+        done = 0.0 if self.num_epochs is None else epoch / self.num_epochs
+        return self.strength * fading(done, self.fade_from)
 
     def _draw(self, indices: list[int], generators: list[np.random.Generator]) -> list[tuple[Image.Image, bool]]:
         """New digits of the classes of these images, as `_read` returns images."""
@@ -110,10 +114,9 @@ class NewImages:
         return image if box is None else image.crop(box)  # strokes thinner than a pixel may fade
 
 
-def fading(done: float, whole: float) -> float:
-    """Factor of the transforms when so much of a training is done: 1 at first, 0 in the end."""
-    first, last = (part * whole for part in FADE)
-    return min(max((last - done) / (last - first), 0.0), 1.0)
+def fading(done: float, fade_from: float) -> float:
+    """Factor of the transforms when this part of a training is done: 1 up to `fade_from`, 0 from `FADED` on."""
+    return min(max((FADED - done) / (FADED - fade_from), 0.0), 1.0)
 
 
 def default_strength(split: Dataset, processor: IGPTImageProcessor) -> float:

@@ -16,6 +16,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from ..data.augmentation import FADE_FROM, FADED
 from ..errors import IGPTError
 from ..help import CommandParser, print_help
 from ..hub.bundled import find_bundled
@@ -83,6 +84,13 @@ class ScriptArguments:
         metadata={
             "help": "Standard deviation of a random rotation, shear and stretch of each training image, anew in each "
             "epoch, fading out before the end; 0: none; default: 0.04 for images that are cropped to their ink."
+        },
+    )
+    augment_fade_from: float = field(
+        default=FADE_FROM,
+        metadata={
+            "help": "Part of the training after which the transforms of --augment fade; there are none after "
+            f"{FADED} of it; default: {FADE_FROM}."
         },
     )
     streaming: bool = field(default=False, metadata={"help": "Parquet and Hub: tokenize into a cache, train from it."})
@@ -310,12 +318,13 @@ AT_LEAST = {  # smallest value -> flags
         shuffle_buffer max_eval_images built_in_guidance""".split(),
     0: """early_stopping_patience eval_steps save_steps logging_steps warmup_steps eval_delay save_total_limit
         learning_rate muon_learning_rate weight_decay max_grad_norm ema_decay label_smoothing_factor
-        dataloader_num_workers seed data_seed split_seed augment""".split(),
+        dataloader_num_workers seed data_seed split_seed augment augment_fade_from""".split(),
 }
 AT_MOST = {  # largest value -> flags; all but max_grad_norm, whose infinity clips nothing, are finite
     2**32 - 1: ["seed", "data_seed", "split_seed"],  # as numpy takes it
     1024: ["num_threads"],  # of which processes can have so many
     1: ["label_smoothing_factor"],
+    0.85: ["augment_fade_from"],  # a fade takes a while
 }
 
 

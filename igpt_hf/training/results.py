@@ -38,6 +38,7 @@ def _about_data(args, script_args: ScriptArguments, given: tuple[str, ...]) -> d
         "streaming": script_args.streaming,
         "new_digits_each_epoch": script_args.draws_digits,
         "augment": script_args.augment,
+        "augment_fade_from": script_args.augment_fade_from if script_args.augment else None,
     }
 
 

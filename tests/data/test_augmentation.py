@@ -84,6 +84,8 @@ def test_transforms_fade_until_the_images_are_those_of_the_split():
     processor, split = IGPTImageProcessor(margin=2), crops(12)
     images = NewImages(split, processor, seed=1, strength=0.04, num_epochs=20)
     assert [images.strength_in(epoch) for epoch in (0, 12, 15, 18, 19)] == pytest.approx([0.04, 0.04, 0.02, 0, 0])
+    early = dataclasses.replace(images, fade_from=0.1)
+    assert [early.strength_in(epoch) for epoch in (2, 10, 18)] == pytest.approx([0.04, 0.02, 0])
     as_they_are = NewImages(split, processor, seed=1).tokens(0, range(12))
     changed = [(images.tokens(epoch, range(12)) != as_they_are).sum() for epoch in (12, 15, 18)]
     assert changed[0] > changed[1] > changed[2] == 0

@@ -704,6 +704,7 @@ def test_flags_are_not_to_be_shortened_and_evaluation_not_to_be_left_out(tmp_pat
         ("--num_threads 100000", "--num_threads must be at most 1024, got 100000"),
         ("--label_smoothing_factor 1.5", "--label_smoothing_factor must be at most 1, got 1.5"),
         ("--augment inf", "--augment must be finite, got inf"),
+        ("--augment_fade_from 0.9", "--augment_fade_from must be at most 0.85, got 0.9"),
         ("--built_in_guidance inf", "--built_in_guidance must be finite, got inf"),
         ("--warmup_steps inf", "--warmup_steps must be finite, got inf"),
         ("--remove_unused_columns true", "--remove_unused_columns true would remove what"),
