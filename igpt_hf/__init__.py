@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .model.pipeline_igpt import BinaryImageGenerationPipeline
 
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 _MODULES = {
     "PRESETS": "model.configuration_igpt",

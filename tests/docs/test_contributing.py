@@ -1,9 +1,10 @@
-"""CONTRIBUTING.md and benchmarks/README.md name the files that there are."""
+"""CONTRIBUTING.md and benchmarks/README.md name the files that there are, and each version is in all its places."""
 
 import re
 from pathlib import Path
 
 from helpers.paths import BENCHMARKS, ROOT
+from igpt_hf import __version__
 
 
 def named_files(text: str) -> dict[str, str]:
@@ -40,3 +41,11 @@ def test_every_results_file_and_benchmark_is_explained():
     assert set(re.findall(r"`results/([\w.]+)`", text)) == results
     scripts = {path.name for path in BENCHMARKS.glob("*.py")}
     assert scripts <= {Path(name).name for name in re.findall(r"[\w/]+\.py", text)}
+
+
+def test_the_changelog_and_the_citation_have_the_version_of_the_package():
+    changelog, citation = ((ROOT / name).read_text("utf-8") for name in ("CHANGELOG.md", "CITATION.cff"))
+    released = re.search(r"^## \[(\d.*?)\] - (\d{4}-\d\d-\d\d)$", changelog, re.MULTILINE)
+    cited = dict(re.findall(r"^([a-z-]+): (.*)$", citation, re.MULTILINE))
+    assert released.groups() == (cited["version"], cited["date-released"])
+    assert cited["version"] == __version__
