@@ -43,7 +43,7 @@ from igpt_hf.training.arguments import IGPTTrainingArguments, ModelArguments, Sc
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TABLES = ROOT / "utils" / "tables"
-ABLATIONS = ("ablations", "ablations_before_rotary")  # tables that benchmarks/ablations.py makes
+ABLATIONS = ("ablations", "ablations_of_today", "ablations_before_rotary")  # tables that benchmarks/ablations.py makes
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]  # whose commands are checked, but not figures
 DASH = "—"
